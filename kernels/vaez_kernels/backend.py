@@ -1,0 +1,101 @@
+"""Which implementation runs an op: the Triton kernel or its PyTorch twin (the fallback)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # macOS and Windows: the fallback alone
+    triton = None
+    tl = None
+
+BACKENDS = ("torch", "triton")
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+_forced: list[str] = []
+
+
+def jit(function: _F) -> _F:
+    """`triton.jit` where triton is installed; elsewhere the function itself, never to be run."""
+    return triton.jit(function) if triton is not None else function
+
+
+def interpreting() -> bool:
+    """Whether kernels run in Triton's interpreter (TRITON_INTERPRET=1 at the first import)."""
+    return triton is not None and not isinstance(_probe, triton.runtime.JITFunction)
+
+
+@jit
+def _probe() -> None:
+    pass
+
+
+def launcher(kernel: Any) -> Any:
+    """The kernel in the form that a traced op body launches (kernel[grid](…))."""
+    if isinstance(kernel, triton.runtime.JITFunction):
+        return torch.library.wrap_triton(kernel)
+    return kernel  # the interpreter's functions are not traceable, nor does torch 2.11 wrap them
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Force every op inside the block to `"torch"` (the fallback) or `"triton"` (the kernels).
+
+    It outranks the environment variable VAEZ_BACKEND. A `torch.compile`d function keeps the
+    backend that was in force when it was compiled.
+
+    Raises:
+        ValueError: another name.
+    """
+    if name not in BACKENDS:
+        raise ValueError(f"use_backend: name must be one of {', '.join(BACKENDS)}, got {name!r}")
+    _forced.append(name)
+    try:
+        yield
+    finally:
+        _forced.pop()
+
+
+def uses_triton(tensor: Tensor) -> bool:
+    """Whether an op on `tensor` launches the Triton kernel.
+
+    CUDA tensors take it, all others the fallback; float64 always takes the fallback. `use_backend`
+    or VAEZ_BACKEND=torch|triton force either.
+
+    Raises:
+        ValueError: VAEZ_BACKEND is set to another word.
+        RuntimeError: triton is forced where it cannot run.
+    """
+    forced = _forced[-1] if _forced else os.environ.get("VAEZ_BACKEND", "")
+    if forced and forced not in BACKENDS:
+        raise ValueError(f"VAEZ_BACKEND must be one of {', '.join(BACKENDS)}, got {forced!r}")
+    if tensor.dtype == torch.float64 or forced == "torch":
+        return False
+    if forced != "triton":
+        return tensor.is_cuda and triton is not None
+    if triton is None:
+        raise RuntimeError("backend 'triton' was forced, but triton is not installed")
+    if not (tensor.is_cuda or interpreting()):
+        raise RuntimeError(
+            f"backend 'triton' was forced for a tensor on {tensor.device}: it needs a CUDA tensor, "
+            "or TRITON_INTERPRET=1 set before the first import of vaez_kernels"
+        )
+    return True
+
+
+def is_plain(*tensors: Tensor | None) -> bool:
+    """Whether the call can skip the dispatcher: no tracing, and ordinary tensors only.
+
+    Through the dispatcher a call on 128×20 costs 4 to 5 times the direct one (`bench`, row "op").
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return all(t is None or type(t) in (Tensor, torch.nn.Parameter) for t in tensors)

@@ -1,0 +1,46 @@
+"""`torch.compile` for the CPU where a C++ compiler is at hand, eager PyTorch where none is."""
+
+from __future__ import annotations
+
+import functools
+import types
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+
+@functools.cache
+def has_cpu_compiler() -> bool:
+    """Whether `torch.compile` can build CPU code here; warns once where it cannot."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except (InvalidCxxCompiler, RuntimeError):
+        warnings.warn(
+            "no C++ compiler found: torch.compile cannot build CPU code, so vaez_fast runs in eager"
+            " PyTorch (correct, several times slower). Install g++ or clang++, or set CXX.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        return False
+    return True
+
+
+@functools.cache
+def compiled(function: Callable[..., Any], variant: object = None, **options: Any) -> Any:
+    """`function` compiled for dynamic shapes, once per (function, variant).
+
+    Each variant (say, a dtype and the flags that go with it) is compiled as a code object of its
+    own: torch.compile counts recompilations per code object and gives up after eight.
+    """
+    import torch
+
+    own = types.FunctionType(
+        function.__code__.replace(co_name=f"{function.__name__}_{variant}"),
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+    )
+    return torch.compile(own, dynamic=True, fullgraph=True, options=options or None)

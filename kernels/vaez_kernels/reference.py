@@ -1,0 +1,88 @@
+"""The ops as textbook float64 formulas: the ground truth of every test. Slow, and plain to read.
+
+The noise is drawn with NumPy's unsigned 64-bit integers and library functions, sharing no code with
+the ops. Everything else is PyTorch in float64, differentiated by autograd.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def philox4x32(key: tuple[int, int], counter: np.ndarray) -> np.ndarray:
+    """Philox4x32-10 of Salmon et al. 2011; counter (..., 4) uint64 words → (..., 4)."""
+    mask, shift = np.uint64(0xFFFFFFFF), np.uint64(32)
+    k = [np.uint64(word) for word in key]
+    c = [counter[..., i].astype(np.uint64) for i in range(4)]
+    for _ in range(10):
+        product = (c[0] * np.uint64(0xD2511F53), c[2] * np.uint64(0xCD9E8D57))
+        c = [
+            (product[1] >> shift) ^ c[1] ^ k[0],
+            product[1] & mask,
+            (product[0] >> shift) ^ c[3] ^ k[1],
+            product[0] & mask,
+        ]
+        k = [(k[0] + np.uint64(0x9E3779B9)) & mask, (k[1] + np.uint64(0xBB67AE85)) & mask]
+    return np.stack(c, -1)
+
+
+def words(
+    noise: Tensor, S: int, B: int, D: int, row_offset: int = 0, sample_offset: int = 0
+) -> np.ndarray:
+    """The stream's integers, (S, B, ⌈D/4⌉, 4) uint64 below 2³²."""
+    key, step = (int(n) for n in noise)
+    quads = -(-D // 4)
+    s, r, q = np.meshgrid(
+        np.arange(S, dtype=np.uint64) + np.uint64(sample_offset),
+        np.arange(B, dtype=np.uint64) + np.uint64(row_offset),
+        np.arange(quads, dtype=np.uint64),
+        indexing="ij",
+    )
+    index = r * np.uint64(quads) + q
+    low, high = index & np.uint64(0xFFFFFFFF), index >> np.uint64(32)
+    counter = np.stack([low, high, s, np.full_like(s, step)], -1)
+    return philox4x32((key & 0xFFFFFFFF, key >> 32), counter)
+
+
+def uniform(
+    noise: Tensor, S: int, B: int, D: int, row_offset: int = 0, sample_offset: int = 0
+) -> Tensor:
+    """(S, B, D) float64: (x + ½)·2⁻³²."""
+    u = (words(noise, S, B, D, row_offset, sample_offset).astype(np.float64) + 0.5) * 2.0**-32
+    return torch.from_numpy(u.reshape(S, B, -1)[..., :D].copy())
+
+
+def normal(
+    noise: Tensor, S: int, B: int, D: int, row_offset: int = 0, sample_offset: int = 0
+) -> Tensor:
+    """(S, B, D) float64: Box–Muller of the uniforms of each quad."""
+    u = (words(noise, S, B, D, row_offset, sample_offset).astype(np.float64) + 0.5) * 2.0**-32
+    radius, angle = np.sqrt(-2.0 * np.log(u[..., 0::2])), 2.0 * np.pi * u[..., 1::2]
+    n = np.stack([radius * np.cos(angle), radius * np.sin(angle)], -1)  # (S, B, quads, 2, 2)
+    return torch.from_numpy(n.reshape(S, B, -1)[..., :D].copy())
+
+
+def rsample(mu: Tensor, logvar: Tensor, eps: Tensor) -> Tensor:
+    """z (S, B, D) float64 from mu, logvar (B, D) and eps (S, B, D)."""
+    return mu.double() + torch.exp(0.5 * logvar.double()) * eps.double()
+
+
+def kl_standard_normal(mu: Tensor, logvar: Tensor) -> Tensor:
+    """(B,) float64; expm1 keeps float64's digits at logvar → 0."""
+    mu, logvar = mu.double(), logvar.double()
+    return 0.5 * (mu.square() + torch.expm1(logvar) - logvar).sum(1)
+
+
+def kl_standard_normal_mc(
+    mu: Tensor, logvar: Tensor, eps: Tensor, estimator: str = "total-derivative"
+) -> Tensor:
+    """(B,) float64: mean over S of log q(z|x) − log p(z), from torch.distributions."""
+    mu, logvar = mu.double(), logvar.double()
+    z = rsample(mu, logvar, eps)
+    if estimator == "sticking-the-landing":
+        mu, logvar = mu.detach(), logvar.detach()
+    q = torch.distributions.Normal(mu, torch.exp(0.5 * logvar), validate_args=False)
+    p = torch.distributions.Normal(torch.zeros_like(mu), torch.ones_like(mu))
+    return (q.log_prob(z) - p.log_prob(z)).sum(2).mean(0)

@@ -8,6 +8,14 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
+# torch.compile guards on these dispatch keys and on the gradient mode, and would compile once more
+# for each kind of caller: eager code, a custom op, an autograd function, no_grad.
+_ABOVE_KERNELS = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView) | (
+    torch._C.DispatchKeySet(torch._C.DispatchKey.AutogradCPU)
+)
+
 
 @functools.cache
 def has_cpu_compiler() -> bool:
@@ -35,12 +43,16 @@ def compiled(function: Callable[..., Any], variant: object = None, **options: An
     Each variant (say, a dtype and the flags that go with it) is compiled as a code object of its
     own: torch.compile counts recompilations per code object and gives up after eight.
     """
-    import torch
-
     own = types.FunctionType(
         function.__code__.replace(co_name=f"{function.__name__}_{variant}"),
         function.__globals__,
         function.__name__,
         function.__defaults__,
     )
-    return torch.compile(own, dynamic=True, fullgraph=True, options=options or None)
+    run = torch.compile(own, dynamic=True, fullgraph=True, options=options or None)
+
+    def below_autograd(*args: Any) -> Any:
+        with torch._C._ExcludeDispatchKeyGuard(_ABOVE_KERNELS), torch.no_grad():
+            return run(*args)
+
+    return below_autograd

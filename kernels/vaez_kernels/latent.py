@@ -91,7 +91,7 @@ def latent_forward_kernel(  # type: ignore[no-untyped-def]
             sigma = tl.exp(0.5 * logvar)
             quads = start // 4 + tl.arange(0, BLOCK_D // 4)
             quad = (rows + row_offset)[:, None] * QUADS + quads[None, :]
-            for i in range(0, SAMPLES):
+            for i in range(SAMPLES):
                 s = sample_block * SAMPLES + i
                 eps = normal_jit(key, step, s + sample_offset, quad, BLOCK_ROWS, BLOCK_D)
                 z = mu + sigma * eps
@@ -154,7 +154,7 @@ def latent_backward_kernel(  # type: ignore[no-untyped-def]
             logvar = tl.load(logvar_at, mask=mask, other=0.0).to(tl.float32)
             sigma = tl.exp(0.5 * logvar)
         if GRAD_Z or KL > 1:
-            for s in range(0, num_samples):
+            for s in range(num_samples):
                 if DRAW:
                     quads = start // 4 + tl.arange(0, BLOCK_D // 4)
                     quad = (rows + row_offset)[:, None] * QUADS + quads[None, :]
@@ -355,8 +355,8 @@ def _twin_backward(
     )
 
 
-# From so many elements on, a compiled call (about 30 µs of guards) beats a handful of eager ones.
-COMPILE_FROM = 1 << 13
+# From so many elements on, a compiled call beats the eager ones: 32 against 79 µs at 128×20.
+COMPILE_FROM = 1 << 10
 
 
 def _run_twin(twin: Any, mu: Tensor, eps: Tensor | None, *args: Any, variant: object) -> Any:
@@ -465,7 +465,7 @@ class _Latent(torch.autograd.Function):
     """`latent_forward_op` past the dispatcher, its twin compiled: what an eager call runs."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         mu: Tensor,
         logvar: Tensor,
@@ -485,8 +485,9 @@ class _Latent(torch.autograd.Function):
         else:
             if noise is not None and _draws(write_z, kl):
                 eps = draw(noise, (num_samples, *mu.shape), row_offset, sample_offset, True)
-            args = (mu, logvar, eps, write_z, kl)
-            z, kl_rows = _run_twin(_twin_forward, mu, eps, *args, variant=(write_z, kl))
+            z, kl_rows = _run_twin(
+                _twin_forward, mu, eps, mu, logvar, eps, write_z, kl, variant=(write_z, kl)
+            )
         ctx.save_for_backward(mu, logvar, noise, eps)
         return z, kl_rows
 

@@ -208,9 +208,7 @@ def _launch(
     if out.numel() > 0:
         block = block_shape(columns)
         grid = (-(-rows // block["BLOCK_ROWS"]) * samples,)
-        kernel[grid](
-            noise, out, rows, row_offset, sample_offset, D=columns, NORMAL=normal, **block
-        )
+        kernel[grid](noise, out, rows, row_offset, sample_offset, D=columns, NORMAL=normal, **block)
     return out
 
 

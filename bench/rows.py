@@ -1,0 +1,91 @@
+"""From rivals to rows: check, time in turn, record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+import pytest
+import torch
+
+from bench.accuracy import Check
+from bench.measure import Work, how_timed, interleave, peak_memory, replay
+
+
+@dataclass
+class Rival:
+    """One provider of a group: the work to time and the result of its check."""
+
+    work: Work
+    check: Check
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Group:
+    """Rivals measured together, and what makes their rows comparable."""
+
+    title: str
+    rivals: Mapping[str, Rival]
+    unavailable: Mapping[str, str]  # provider → why it has no row here
+    floor_bytes: int | None
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+
+
+class Bench:
+    """What the rows of a session share: the device, the effort, the copy bandwidth, the groups."""
+
+    def __init__(self, device: torch.device, quick: bool, copy_bytes_per_second: float) -> None:
+        self.device, self.quick = device, quick
+        self.copy_bytes_per_second = copy_bytes_per_second
+        self._measured: tuple[object, Group] | None = None
+
+    def measured(self, key: object, make: Callable[[], Group], budget: float) -> Group:
+        """The group of `key`: made, checked and timed at its first row, then kept for the others.
+
+        Rivals that passed their check are timed in turn, for about `budget` seconds (a third of it
+        when quick). Only the latest group is kept, so that the tensors of the others are freed.
+        """
+        if self._measured is None or self._measured[0] != key:
+            self._measured = None
+            group = make()
+            works = {name: r.work for name, r in group.rivals.items() if r.check.passed}
+            if works:
+                seconds = budget / 3 if self.quick else budget
+                group.seconds = interleave(works, self.device, seconds)
+            self._measured = (key, group)
+        return self._measured[1]
+
+    def record(self, benchmark: Any, group: Group, provider: str) -> None:
+        """Fill in a row; a provider that is not here skips, one that failed its check fails."""
+        if provider in group.unavailable:
+            pytest.skip(f"{provider}: {group.unavailable[provider]}")
+        rival = group.rivals[provider]
+        benchmark.group = group.title
+        assert rival.check.passed, (
+            f"{group.title}, {provider}: off by {rival.check.error:.3g} times the tolerance "
+            f"against the {rival.check.against}; no time is reported"
+        )
+        seconds = group.seconds[provider]
+        info = benchmark.extra_info
+        info.update(
+            provider=provider,
+            timing=how_timed(self.device),
+            device=self.device.type,
+            check="passed",
+            check_error_over_tolerance=rival.check.error,
+            check_against=rival.check.against,
+            peak_memory_bytes=peak_memory(rival.work, self.device),
+            **rival.notes,
+        )
+        if group.floor_bytes is not None:
+            rate = group.floor_bytes / median(seconds)
+            info.update(
+                floor_bytes=group.floor_bytes,
+                gb_per_second=rate / 1e9,
+                copy_gb_per_second=self.copy_bytes_per_second / 1e9,
+                percent_of_copy=100 * rate / self.copy_bytes_per_second,
+            )
+        replay(benchmark, seconds)

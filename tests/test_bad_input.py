@@ -1,0 +1,155 @@
+"""Bad input to every public function and command gets one clear error that names the argument."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from vaez_fast.cli import main
+from vaez_fast.data import binarize, load
+from vaez_fast.model import VAE
+from vaez_kernels import (
+    kl_standard_normal,
+    kl_standard_normal_mc,
+    noise_key,
+    normal,
+    rsample,
+    rsample_kl,
+    uniform,
+    use_backend,
+)
+
+MU, LOGVAR = torch.zeros(3, 4), torch.zeros(3, 4)
+KEY = noise_key(0, "train")
+PIXELS = torch.zeros(2, 784, dtype=torch.uint8)
+
+
+def forced(backend: str) -> None:
+    with use_backend(backend):
+        rsample(MU, LOGVAR, KEY)
+
+
+# What is called, the error's type, and what its message must say.
+CALLS: list[tuple[Callable[[], object], type[Exception], str]] = [
+    (lambda: noise_key(-1, "train"), ValueError, "seed must be at least 0"),
+    (lambda: noise_key(2**32, "train"), ValueError, "seed must be below 4294967296"),
+    (lambda: noise_key(0.5, "train"), TypeError, "seed must be an integer"),  # type: ignore[arg-type]
+    (lambda: noise_key(0, "test"), ValueError, "purpose must be one of train, binarize"),
+    (lambda: noise_key(0, "train", 2**32), ValueError, "step must be below"),
+    (lambda: normal(KEY, -1, 2, 3), ValueError, "S must be at least 0, got -1"),
+    (lambda: normal(KEY, 1, 2.0, 3), TypeError, "B must be an integer"),  # type: ignore[arg-type]
+    (lambda: normal(KEY.int(), 1, 2, 3), TypeError, r"noise must be int64 \(key, step\)"),
+    (lambda: uniform(KEY[:1], 1, 2, 3), ValueError, r"noise must have shape \(2,\)"),
+    (lambda: uniform(7, 1, 2, 3), TypeError, r"noise must be a tensor made by noise_key"),  # type: ignore[arg-type]
+    (lambda: normal(KEY, 1, 2, 3, row_offset=-1), ValueError, "row_offset must be at least 0"),
+    (lambda: normal(KEY, 2, 1, 1, sample_offset=2**32 - 1), ValueError, "sample_offset must be"),
+    (lambda: rsample([0.0], LOGVAR, KEY), TypeError, "mu must be a tensor, got list"),  # type: ignore[arg-type]
+    (lambda: rsample(MU, LOGVAR[:2], KEY), ValueError, r"logvar must have mu's shape \(3, 4\)"),
+    (lambda: rsample(MU[0], LOGVAR[0], KEY), ValueError, r"mu must have shape \(B, D\)"),
+    (lambda: rsample(MU.int(), LOGVAR.int(), KEY), TypeError, "mu must be float32, bfloat16"),
+    (lambda: rsample(MU, LOGVAR.half(), KEY), TypeError, "logvar must have mu's dtype"),
+    (lambda: rsample(MU[:, :0], LOGVAR[:, :0], KEY), ValueError, "at least one column"),
+    (lambda: rsample(MU, LOGVAR, KEY, 0), ValueError, "num_samples must be at least 1"),
+    (lambda: rsample(MU, LOGVAR, KEY, True), TypeError, "num_samples must be an integer"),
+    (lambda: rsample(MU, LOGVAR.to("meta"), KEY), ValueError, "logvar must be on mu's device cpu"),
+    (lambda: rsample(MU, LOGVAR, KEY.to("meta")), ValueError, "noise must be on mu's device cpu"),
+    (lambda: kl_standard_normal(MU, None), TypeError, "logvar must be a tensor"),  # type: ignore[arg-type]
+    (lambda: kl_standard_normal_mc(MU, LOGVAR, KEY, 1, "stl"), ValueError, "estimator must be one"),
+    (lambda: rsample_kl(MU, LOGVAR, KEY, 1, "none"), ValueError, "kl must be one of analytic"),
+    (lambda: forced("cuda"), ValueError, "name must be one of torch, triton"),
+    (lambda: load("mnist-10k"), ValueError, "mnist-5k, mnist, fashion-mnist, kmnist"),
+    (lambda: binarize(PIXELS.float(), "threshold"), TypeError, "images must be uint8"),
+    (lambda: binarize(PIXELS, "static"), ValueError, "noise"),
+    (lambda: binarize(PIXELS, "otsu"), ValueError, "static, dynamic, threshold, none"),
+    (lambda: VAE("mlp"), ValueError, "model must be one of altosaar, lyeoni, burda"),
+]
+
+
+@pytest.mark.parametrize("case", CALLS, ids=lambda case: case[2])
+def test_a_call_is_refused_with_the_argument_named(
+    case: tuple[Callable[[], object], type[Exception], str],
+) -> None:
+    call, kind, message = case
+    with pytest.raises(kind, match=message):
+        call()
+
+
+COMMANDS: list[tuple[list[str], str]] = [
+    (["--data", "mnist-10k"], "data must be one of mnist-5k, mnist, fashion-mnist, kmnist"),
+    (["--binarize", "otsu"], "binarize must be one of static, dynamic, threshold, none"),
+    (["--model", "resnet"], "model must be one of altosaar, lyeoni, burda"),
+    (["--objective", "beta"], "objective must be one of elbo, kl, iwae"),
+    (["--objective", "iwae"], "objective 'iwae' is not built yet; choose elbo"),
+    (["--kl", "exact"], "kl must be one of analytic"),
+    (["--kl", "as-published"], "kl 'as-published' is not built yet; choose analytic, total"),
+    (["--decoder", "randn"], "decoder 'randn' is not built yet; choose joint"),
+    (["--epochs", "0"], "epochs must be a positive integer, got 0"),
+    (["--steps", "-5"], "steps must be a positive integer, got -5"),
+    (["--batch-size", "0"], "batch_size must be a positive integer"),
+    (["--batch-size", "4001", "--steps", "1"], "batch_size must be at most 4000"),
+    (["--lr", "0"], "lr must be a positive number, got 0.0"),
+    (["--lr", "nan"], "lr must be a positive number, got nan"),
+    (["--seed", "-1"], "seed must be an integer in [0, 2**32), got -1"),
+    (["--precision", "float16"], "precision must be one of float32, bfloat16, auto"),
+    (["--device", "tpu"], "device must be auto, cpu, cuda or cuda:N, got 'tpu'"),
+    (["--device", "cuda:99"], "device 'cuda:99' is not here"),
+]
+
+
+@pytest.mark.parametrize(("flags", "message"), COMMANDS, ids=lambda v: " ".join(v))
+def test_a_command_is_refused_in_one_line(
+    flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert main(["train", *flags, "--out", str(out)]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("vaez-fast train: error: ")
+    assert captured.err.count("\n") == 1
+    assert message in captured.err
+    assert captured.out == ""
+    assert not out.exists() or not any(out.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train"], "--out"),
+        (["train", "--epochs", "3", "--steps", "4", "--out", "x"], "not allowed with"),
+        (["train", "--epochs", "many", "--out", "x"], "invalid int value: 'many'"),
+        (["train", "--modle", "altosaar", "--out", "x"], "unrecognized arguments: --modle"),
+        (["fly"], "invalid choice: 'fly'"),
+        ([], "COMMAND"),
+    ],
+    ids=" ".join,
+)
+def test_a_command_line_that_does_not_parse_is_refused(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_triton_forced_where_it_cannot_run_is_refused() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("a CUDA device is here, and triton runs on it")
+    with pytest.raises(RuntimeError, match=r"backend 'triton' was forced"):
+        forced("triton")
+
+
+def test_an_unknown_backend_in_the_environment_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("VAEZ_BACKEND", "numpy")
+    with pytest.raises(ValueError, match="VAEZ_BACKEND must be one of torch, triton"):
+        rsample(MU, LOGVAR, KEY)
+
+
+def test_a_tensor_of_bad_values_is_not_an_error() -> None:
+    bad: Tensor = torch.full((1, 4), float("nan"))
+    assert kl_standard_normal(bad, bad).isnan().all()

@@ -1,0 +1,79 @@
+"""Held-out metrics against a float64 evaluation that shares no code with them."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench.baselines import TextbookVAE
+from vaez_fast import evaluate
+from vaez_fast.evaluate import Evaluator, Metrics
+from vaez_fast.model import VAE
+from vaez_kernels import noise_key, reference
+
+NOISE = noise_key(1, "evaluate", 1)
+
+
+@pytest.fixture(scope="module")
+def pixels() -> Tensor:
+    return (torch.rand(37, 784, generator=torch.Generator().manual_seed(1)) < 0.2).to(torch.uint8)
+
+
+@pytest.fixture(scope="module")
+def vae() -> VAE:
+    torch.manual_seed(0)
+    vae = VAE("altosaar", 2)
+    for p in vae.parameters():  # larger than at the start, so that q(z|x) depends on x
+        p.data.mul_(2.0)
+    return vae
+
+
+def float64_metrics(vae: VAE, pixels: Tensor, samples: int) -> Metrics:
+    textbook = TextbookVAE("altosaar")
+    textbook.load_state_dict(vae.state_dict())
+    textbook.double()
+    x = pixels.double()
+    with torch.no_grad():
+        q = textbook.posterior(x)
+        eps = reference.normal(NOISE, samples, *q.loc.shape)
+        z = q.loc + q.scale * eps
+        p = torch.distributions.Normal(torch.zeros_like(z), torch.ones_like(z))
+        log_px_z = torch.distributions.Bernoulli(logits=textbook.decoder(z)).log_prob(x).sum(-1)
+        log_weight = log_px_z + p.log_prob(z).sum(-1) - q.log_prob(z).sum(-1)
+        log_px = float((torch.logsumexp(log_weight, 0) - math.log(samples)).mean())
+        prior = torch.distributions.Normal(torch.zeros_like(q.loc), torch.ones_like(q.loc))
+        rate = float(torch.distributions.kl_divergence(q, prior).sum(-1).mean())
+        distortion = float(-log_px_z.mean())
+    return Metrics(-(rate + distortion), rate, distortion, log_px, samples)
+
+
+@pytest.mark.parametrize("samples", [1, 20])
+def test_metrics_agree_with_float64(vae: VAE, pixels: Tensor, samples: int) -> None:
+    ours = Evaluator(pixels, 1.0, NOISE)(vae, samples)
+    truth = float64_metrics(vae, pixels, samples)
+    assert truth.rate > 1  # the posterior is not the prior
+    for name in ("elbo", "rate", "distortion", "log_px"):
+        # float32 sums of 784 terms, near 600 nats
+        assert getattr(ours, name) == pytest.approx(getattr(truth, name), abs=2e-3), name
+    assert ours.elbo == pytest.approx(-(ours.rate + ours.distortion), abs=1e-12)
+    assert ours.log_px_samples == samples
+
+
+def test_metrics_do_not_depend_on_the_chunks(
+    vae: VAE, pixels: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Evaluator(pixels, 1.0, NOISE)(vae, 20)
+    monkeypatch.setitem(evaluate.DECODED_AT_ONCE, "cpu", 30)
+    monkeypatch.setattr(evaluate, "SAMPLES_AT_ONCE", 3)
+    chunked = Evaluator(pixels, 1.0, NOISE)(vae, 20)
+    assert chunked.log_px == pytest.approx(whole.log_px, abs=1e-3)
+    assert chunked.distortion == pytest.approx(whole.distortion, abs=1e-3)
+
+
+def test_log_px_is_above_the_elbo_and_grows_with_the_samples(vae: VAE, pixels: Tensor) -> None:
+    evaluator = Evaluator(pixels, 1.0, NOISE)
+    few, many = evaluator(vae, 2), evaluator(vae, 64)
+    assert few.elbo < few.log_px < many.log_px

@@ -1,0 +1,30 @@
+"""Runs tests/interpreted: the Triton kernels on the CPU, in Triton's interpreter.
+
+TRITON_INTERPRET is read where a kernel is decorated, hence the process of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="triton is not installed: there are no kernels to interpret")
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_kernels_pass_their_tests_in_the_interpreter() -> None:
+    environment = os.environ | {"TRITON_INTERPRET": "1", "VAEZ_BACKEND": "triton"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/interpreted"]
+    run = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
+    )
+    output = run.stdout + run.stderr
+    assert run.returncode == 0, f"{' '.join(command)} ended with {run.returncode}:\n{output}"
+    # All skipped would end with 0 too.
+    assert " passed" in output, output
+    assert " skipped" not in output, output

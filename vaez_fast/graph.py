@@ -1,0 +1,27 @@
+"""From a Python function to one compiled graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from vaez_kernels.compiler import has_cpu_compiler
+
+
+def compile_graph(
+    function: Callable[..., Any], *arguments: Any, device: torch.device
+) -> Callable[..., Any]:
+    """`function` as one graph for arguments of exactly these shapes, compiled at its first call.
+
+    It is traced below autograd, so a function that differentiates and updates in place becomes one
+    graph, and each trace is code of its own: torch.compile gives up on code that it has compiled
+    for eight shapes. On a CPU without a C++ compiler the graph runs uncompiled.
+    """
+    # The lambda, because make_fx miscounts the arguments of a bound method.
+    graph = make_fx(lambda *inputs: function(*inputs), tracing_mode="fake")(*arguments)
+    if device.type == "cpu" and not has_cpu_compiler():
+        return graph
+    return torch.compile(graph, fullgraph=True)

@@ -1,0 +1,93 @@
+"""The three VAEs of the study: multilayer perceptrons with a Gaussian q(z|x), Bernoulli pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+PIXELS = 784
+
+
+@dataclass(frozen=True)
+class Architecture:
+    hidden: tuple[int, ...]  # encoder widths; the decoder mirrors them
+    latent: int
+    activation: type[nn.Module]
+    scale: str  # what the encoder's second half is: "softplus" (of it is σ) or "logvar"
+
+
+MODELS = {
+    # github.com/altosaar/variational-autoencoder, the article's own; 632,848 parameters
+    "altosaar": Architecture((256, 256), 128, nn.ReLU, "softplus"),
+    # github.com/lyeoni/pytorch-mnist-VAE, the article's other reference
+    "lyeoni": Architecture((512, 256), 2, nn.ReLU, "logvar"),
+    # Burda et al. 2016, one stochastic layer
+    "burda": Architecture((200, 200), 50, nn.Tanh, "logvar"),
+}
+
+
+def log_softplus(raw: Tensor) -> Tensor:
+    """ln(ln(1 + e^raw)), finite for every finite input; float32 and its gradient stay accurate.
+
+    Far below zero softplus(r) = e^r (1 − e^r/2 + …), so the logarithm is r − e^r/2, with an error
+    below 5e-10 from r = −10 on.
+    """
+    far = raw < -10.0
+    # Each branch sees only what it can differentiate: an infinity in the other would become NaN.
+    tail, body = torch.where(far, raw, -10.0), torch.where(far, -10.0, raw)
+    return torch.where(far, tail - 0.5 * torch.exp(tail), torch.log(softplus(body)))
+
+
+class Linear(nn.Linear):
+    """x (…, in) → (…, out) float32: a product in the weight's dtype, the bias added in float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x.to(self.weight.dtype) @ self.weight.t()).float() + self.bias
+
+
+def _perceptron(widths: tuple[int, ...], activation: type[nn.Module]) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in pairwise(widths):
+        layers += [Linear(fan_in, fan_out), activation()]
+    return nn.Sequential(*layers[:-1])
+
+
+class VAE(nn.Module):
+    """q(z|x) and p(x|z). Weight matrices may be float32 or bfloat16; all else is float32.
+
+    Args:
+        name: one of `MODELS`.
+        seed: fixes the initial weights (PyTorch's default scheme), whatever the global generator.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+
+    def __init__(self, name: str, seed: int = 0) -> None:
+        super().__init__()
+        if name not in MODELS:
+            raise ValueError(f"model must be one of {', '.join(MODELS)}, got {name!r}")
+        self.name = name
+        self.architecture = a = MODELS[name]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.encoder = _perceptron((PIXELS, *a.hidden, 2 * a.latent), a.activation)
+            self.decoder = _perceptron((a.latent, *reversed(a.hidden), PIXELS), a.activation)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, 784) in [0, 1] → mu, logvar of q(z|x), each (B, D) float32."""
+        mu, scale = self.encoder(x).chunk(2, 1)
+        return mu, 2.0 * log_softplus(scale) if self.architecture.scale == "softplus" else scale
+
+    def decode(self, z: Tensor) -> Tensor:
+        """z (…, D) → logits of the Bernoulli pixels, (…, 784) float32."""
+        return self.decoder(z)
+
+
+def bernoulli_log_prob(logits: Tensor, x: Tensor) -> Tensor:
+    """log p(x|z) in nats, Σ_P x·l − softplus(l): logits (…, P), x broadcast to it → (…)."""
+    return (x * logits - softplus(logits)).sum(-1)

@@ -1,0 +1,23 @@
+"""The ops, under the name that users import: `from vaez_fast.ops import rsample_kl`."""
+
+from vaez_kernels import (
+    kl_standard_normal,
+    kl_standard_normal_mc,
+    noise_key,
+    normal,
+    rsample,
+    rsample_kl,
+    uniform,
+    use_backend,
+)
+
+__all__ = [
+    "kl_standard_normal",
+    "kl_standard_normal_mc",
+    "noise_key",
+    "normal",
+    "rsample",
+    "rsample_kl",
+    "uniform",
+    "use_backend",
+]

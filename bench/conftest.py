@@ -3,16 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
 from typing import Any
 
 import pytest
-
-# Where a CUDA toolkit but no GPU is installed, compiling for the CPU logs a warning about it.
-logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-# The profiler that counts memory greets on stderr, at its import with torch.
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-
 import torch
 
 from bench.measure import copy_bandwidth
@@ -43,6 +36,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # Our tables stand in for pytest-benchmark's own, whose columns know no bytes and no ratios;
     # --benchmark-verbose brings those back.
     config.option.benchmark_quiet = True
+    # Where a CUDA toolkit but no GPU is installed, compiling for the CPU logs a warning about it.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
 
 @pytest.fixture(scope="session")

@@ -54,6 +54,13 @@ def test_bernoulli_log_prob_is_that_of_torch_distributions() -> None:
     torch.testing.assert_close(bernoulli_log_prob(logits, x), truth)
 
 
+def test_the_gradient_of_bernoulli_log_prob_is_x_minus_sigmoid_at_zero_and_far_out() -> None:
+    logits = torch.tensor([0.0, -0.0, 1e-20, 3.0, -3.0, 90.0, -90.0], requires_grad=True)
+    x = torch.tensor([0.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0])
+    (gradient,) = torch.autograd.grad(bernoulli_log_prob(logits, x), logits)
+    torch.testing.assert_close(gradient, x - torch.sigmoid(logits.detach()), atol=1e-7, rtol=1e-6)
+
+
 def test_an_unknown_model_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match="altosaar, lyeoni, burda"):
         VAE("resnet")

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.library import triton_op
 
 from .backend import is_plain, jit, launcher, tl, uses_triton
@@ -359,12 +358,24 @@ def _twin_backward(
 COMPILE_FROM = 1 << 10
 
 
+def _canonical(x: Any) -> Any:
+    # What torch.compile guards on beyond sizes: gradients wanted, and the layout, of which rows
+    # apart (a chunk of (B, 2D)) is the one kind worth a compilation of its own.
+    if not isinstance(x, Tensor):
+        return x
+    x = x.detach()
+    rows_apart = x.dim() == 2 and x.stride(1) == 1 and x.stride(0) > x.shape[1]
+    return x if rows_apart else x.contiguous()
+
+
 def _run_twin(twin: Any, mu: Tensor, eps: Tensor | None, *args: Any, variant: object) -> Any:
     elements = mu.numel() if eps is None else eps.numel()
     worth_it = mu.device.type == "cpu" and elements >= COMPILE_FROM and 1 not in mu.shape
     if worth_it and mu.dtype != torch.float64 and has_cpu_compiler():
         samples = "several" if eps is not None and len(eps) > 1 else "one"
-        twin = compiled(twin, (variant, mu.dtype, samples))
+        args = tuple(_canonical(x) for x in args)
+        layouts = tuple(x.is_contiguous() for x in args if isinstance(x, Tensor))
+        twin = compiled(twin, (variant, mu.dtype, samples, layouts))
     return twin(*args)
 
 
@@ -427,9 +438,11 @@ def latent_backward_op(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    mu, logvar, noise, num_samples, _, kl, row_offset, sample_offset = inputs
-    eps = output[2]
-    ctx.mark_non_differentiable(eps)
+    mu, logvar, noise, num_samples, write_z, kl, row_offset, sample_offset = inputs
+    z, kl_rows, eps = output
+    # An output that was not asked for is an empty stand-in: no gradient may reach it.
+    asked_for = ((z, write_z), (kl_rows, kl != "none"), (eps, False))
+    ctx.mark_non_differentiable(*(output for output, asked in asked_for if not asked))
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(mu, logvar, noise, eps)
     ctx.args = (num_samples, kl, row_offset, sample_offset)
@@ -492,13 +505,17 @@ class _Latent(torch.autograd.Function):
         return z, kl_rows
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_z: Tensor | None, grad_kl: Tensor | None) -> tuple[Any, ...]:
         mu, logvar, noise, eps = ctx.saved_tensors
         needs = ctx.needs_input_grad[:2]
         if grad_z is None and grad_kl is None:
             return (None,) * 8
-        if uses_triton(mu):
+        if torch.is_grad_enabled():  # create_graph=True: through the op, whose backward refuses
+            eps = mu.new_empty((0,)) if eps is None else eps
+            grads = torch.ops.vaez.latent_backward(
+                grad_z, grad_kl, mu, logvar, noise, eps, *ctx.args, *needs
+            )
+        elif uses_triton(mu):
             grads = _launch_backward(
                 latent_backward_kernel, grad_z, grad_kl, mu, logvar, noise, *ctx.args, *needs
             )

@@ -15,6 +15,7 @@ from bench.measure import CLOCK
 from bench.rows import Bench, Group, Rival
 from bench.traffic import rsample_kl_floor
 from vaez_kernels import noise_key, rsample_kl, use_backend
+from vaez_kernels.compiler import has_cpu_compiler
 
 PROVIDERS = ("eager", "compiled", "fallback", "triton")
 LAUNCH_BOUND = ((128, 20), (128, 128))
@@ -81,13 +82,15 @@ def _compiled(device: torch.device) -> tuple[Any, dict[str, Any]]:
 def _group(shape: tuple[int, int], dtype: str, direction: str, device: torch.device) -> Group:
     case = _case(shape, DTYPES[dtype], device)
     backward = direction == "forward+backward"
-    compiled, options = _compiled(device)
     forwards: dict[str, tuple[Latent, dict[str, Any]]] = {
         "eager": (textbook, {}),
-        "compiled": (compiled, options),
         "fallback": (_with_backend("torch", case.noise), {}),
     }
     unavailable = {}
+    if device.type == "cuda" or has_cpu_compiler():
+        forwards["compiled"] = _compiled(device)
+    else:
+        unavailable["compiled"] = "torch.compile needs a C++ compiler on a CPU"
     if device.type == "cuda":
         forwards["triton"] = (_with_backend("triton", case.noise), {})
     else:

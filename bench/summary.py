@@ -1,8 +1,14 @@
-"""The tables printed after a run: providers side by side, ratios, the article's metrics."""
+"""The tables printed after a run: providers side by side, ratios, the article's metrics.
+
+`python -m bench.summary FILE` prints those of a --benchmark-json file.
+"""
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 Row = tuple[str, dict[str, Any], float, float]  # group, extra_info, median and IQR in seconds
@@ -74,3 +80,16 @@ def _size(count: int) -> str:
             return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024  # type: ignore[assignment]
     return f"{count:.2f} GiB"
+
+
+def rows_of_json(record: dict[str, Any]) -> list[Row]:
+    """The rows of a --benchmark-json file's content."""
+    return [
+        (b["group"], b["extra_info"], b["stats"]["median"], b["stats"]["iqr"])
+        for b in record["benchmarks"]
+    ]
+
+
+if __name__ == "__main__":
+    content = json.loads(Path(sys.argv[1]).read_text())
+    print("\n".join(summary(rows_of_json(content), content["machine_info"])))

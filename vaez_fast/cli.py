@@ -9,7 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import __version__
-from .config import DECODERS, KLS, OBJECTIVES, PRECISIONS, ConfigError, TrainConfig
+from .config import (
+    DECODERS,
+    KLS,
+    NOT_BUILT_YET,
+    OBJECTIVES,
+    PRECISIONS,
+    ConfigError,
+    TrainConfig,
+)
 from .data import BINARIZATIONS, DATA_SETS, DataError, load
 from .model import MODELS
 from .results import OutputError, prepare_folder, save
@@ -49,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         "train",
         help="train a VAE; write metrics.json and checkpoint.pt",
-        description="Train a VAE, choose its best state by validation ELBO, evaluate it on the "
+        description="Train a VAE, choose its best state by validation ELBO, evaluate it on the\n"
         "test split, and write DIR/metrics.json and DIR/checkpoint.pt.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -62,8 +70,8 @@ def _parser() -> argparse.ArgumentParser:
 def _add_train_options(parser: argparse.ArgumentParser) -> None:
     d = TrainConfig()
 
-    def choices(values: Sequence[str]) -> str:
-        return "|".join(values)
+    def choices(values: Sequence[str], setting: str = "") -> str:
+        return "|".join(v for v in values if v not in NOT_BUILT_YET.get(setting, ()))
 
     data = parser.add_argument_group("data")
     data.add_argument(
@@ -91,17 +99,18 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
     arm.add_argument(
         "--objective",
         default=d.objective,
-        help=f"what the encoder minimises: {choices(OBJECTIVES)} (default {d.objective})",
+        help=f"what the encoder minimises: {choices(OBJECTIVES, 'objective')}"
+        f" (default {d.objective})",
     )
     arm.add_argument(
-        "--kl", default=d.kl, help=f"how the KL is computed: {choices(KLS)} (default {d.kl})"
+        "--kl", default=d.kl, help=f"how the KL is computed: {choices(KLS, 'kl')} (default {d.kl})"
     )
     arm.add_argument(
         "--decoder",
         default=d.decoder,
-        help=f"how the decoder learns: {choices(DECODERS)} (default {d.decoder})",
+        help=f"how the decoder learns: {choices(DECODERS, 'decoder')} (default {d.decoder})",
     )
-    recipe = parser.add_argument_group("recipe (Adam, cosine schedule)")
+    recipe = parser.add_argument_group("recipe (Adam, 5 % of the steps warm-up, then a cosine)")
     length = recipe.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=int, help=f"passes over the data (default {d.epochs})")
     length.add_argument("--steps", type=int, help="length in steps instead")
@@ -109,7 +118,7 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
         "--batch-size", type=int, default=d.batch_size, help=f"images (default {d.batch_size})"
     )
     recipe.add_argument(
-        "--lr", type=float, default=d.lr, help=f"learning rate at the start (default {d.lr})"
+        "--lr", type=float, default=d.lr, help=f"highest learning rate (default {d.lr})"
     )
     recipe.add_argument(
         "--seed",

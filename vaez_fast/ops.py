@@ -1,6 +1,7 @@
 """The ops, under the name that users import: `from vaez_fast.ops import rsample_kl`."""
 
 from vaez_kernels import (
+    bernoulli_log_prob,
     kl_standard_normal,
     kl_standard_normal_mc,
     noise_key,
@@ -12,6 +13,7 @@ from vaez_kernels import (
 )
 
 __all__ = [
+    "bernoulli_log_prob",
     "kl_standard_normal",
     "kl_standard_normal_mc",
     "noise_key",

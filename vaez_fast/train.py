@@ -91,6 +91,7 @@ def train(config: TrainConfig, dataset: Dataset, *, show_progress: bool = False)
     )
     validate = _evaluator(config, dataset, "validation")
     validate(vae, 1)
+    epoch_order(config.seed, 0, size, device)  # its noise, too, is compiled at the first draw
     compile_seconds = time.perf_counter() - clock
 
     curve: list[dict[str, Any]] = []

@@ -23,6 +23,7 @@ __all__ = [
     "is_plain",
     "jit",
     "launcher",
+    "no_second_derivative",
     "tl",
     "triton",
     "use_backend",
@@ -111,3 +112,11 @@ def is_plain(*tensors: Tensor | None) -> bool:
     if torch.compiler.is_compiling():
         return False
     return all(t is None or type(t) in (Tensor, torch.nn.Parameter) for t in tensors)
+
+
+def no_second_derivative(*_: Any) -> None:
+    """The backward of every backward op: refuses, where silence would be taken for zero."""
+    raise RuntimeError(
+        "vaez_kernels: the ops have no second derivative; "
+        "differentiate the formulas of vaez_kernels.reference instead"
+    )

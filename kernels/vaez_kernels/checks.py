@@ -30,6 +30,32 @@ def check_latent(op: str, mu: Tensor, logvar: Tensor) -> None:
         raise ValueError(f"{op}: logvar must be on mu's device {mu.device}, got {logvar.device}")
 
 
+def check_pixels(op: str, logits: Tensor, x: Tensor) -> None:
+    for name, value in (("logits", logits), ("x", x)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{op}: {name} must be a tensor, got {type(value).__name__}")
+    if logits.dtype not in FLOATS:
+        raise TypeError(
+            f"{op}: logits must be float32, bfloat16, float16 or float64, got {logits.dtype}"
+        )
+    if x.dtype not in (torch.uint8, torch.bool, *FLOATS):
+        raise TypeError(
+            f"{op}: x must be uint8, bool, float32, bfloat16, float16 or float64, got {x.dtype}"
+        )
+    if logits.dim() != 3:
+        raise ValueError(f"{op}: logits must have shape (S, B, P), got {tuple(logits.shape)}")
+    if logits.shape[0] == 0 or logits.shape[2] == 0:
+        raise ValueError(
+            f"{op}: logits must have at least one sample and pixel, got {tuple(logits.shape)}"
+        )
+    if x.shape != logits.shape[1:]:
+        raise ValueError(
+            f"{op}: x must have shape (B, P) = {tuple(logits.shape[1:])}, got {tuple(x.shape)}"
+        )
+    if x.device != logits.device:
+        raise ValueError(f"{op}: x must be on logits' device {logits.device}, got {x.device}")
+
+
 def check_noise(op: str, noise: Tensor, device: torch.device | None = None) -> None:
     if not isinstance(noise, Tensor):
         raise TypeError(

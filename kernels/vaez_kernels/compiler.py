@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 # torch.compile guards on these dispatch keys and on the gradient mode, and would compile once more
 # for each kind of caller: eager code, a custom op, an autograd function, no_grad.
@@ -56,3 +57,15 @@ def compiled(function: Callable[..., Any], variant: object = None, **options: An
             return run(*args)
 
     return below_autograd
+
+
+def canonical(x: Any) -> Any:
+    """A tensor less what torch.compile guards on beyond sizes: gradients wanted, and the layout.
+
+    Of layouts rows apart (a chunk of (B, 2D)) is the one kind worth a compilation of its own.
+    """
+    if not isinstance(x, Tensor):
+        return x
+    x = x.detach()
+    rows_apart = x.dim() == 2 and x.stride(1) == 1 and x.stride(0) > x.shape[1]
+    return x if rows_apart else x.contiguous()

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.library import triton_op
 
-from .backend import is_plain, jit, launcher, tl, uses_triton
+from .backend import is_plain, jit, launcher, no_second_derivative, tl, uses_triton
 from .checks import check_choice, check_count, check_latent, check_noise
-from .compiler import compiled, has_cpu_compiler
+from .compiler import canonical, compiled, has_cpu_compiler
 from .noise import block_shape, check_offsets, draw, normal_jit
 
 MONTE_CARLO = ("total-derivative", "sticking-the-landing")
@@ -23,7 +23,7 @@ KLS = ("none", "analytic", *MONTE_CARLO)  # the kernels' KL flag is the index he
 SAMPLES_PER_PROGRAM = 8
 
 
-def excess_tail(logvar: Any) -> Any:
+def excess_tail(logvar):  # type: ignore[no-untyped-def]
     """(exp(l) − 1 − l) / l² for |l| ≤ ½: degree-4 minimax, relative error 9.3e-7 in float32.
 
     One body for Triton and PyTorch. The KL's variance term is exp(l) − 1 − l; as expm1(l) − l it
@@ -43,8 +43,14 @@ excess_tail_jit = jit(excess_tail)
 
 
 @jit
+def sigma_jit(logvar):  # type: ignore[no-untyped-def]  # exp(l / 2)
+    # exp2 saves four instructions: exp multiplies by log₂e first and keeps subnormal results.
+    return tl.exp2(0.7213475204444817 * logvar)
+
+
+@jit
 def excess_jit(logvar):  # type: ignore[no-untyped-def]  # exp(l) − 1 − l
-    direct = tl.exp(logvar) - 1.0 - logvar
+    direct = tl.exp2(1.4426950408889634 * logvar) - 1.0 - logvar
     return tl.where(tl.abs(logvar) < 0.5, logvar * logvar * excess_tail_jit(logvar), direct)
 
 
@@ -70,9 +76,10 @@ def latent_forward_kernel(  # type: ignore[no-untyped-def]
     BLOCK_D: tl.constexpr,
 ):
     QUADS: tl.constexpr = (D + 3) // 4
-    row_blocks = tl.cdiv(n_rows, BLOCK_ROWS)
-    sample_block = (tl.program_id(0) // row_blocks).to(tl.int64)
-    rows = (tl.program_id(0) % row_blocks).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    # Samples vary fastest: with one of them Triton knows, and all this arithmetic folds away.
+    sample_blocks = tl.cdiv(num_samples, SAMPLES)
+    sample_block = (tl.program_id(0) % sample_blocks).to(tl.int64)
+    rows = (tl.program_id(0) // sample_blocks).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     kl = tl.zeros((BLOCK_ROWS,), tl.float32)
     if WRITE_Z or KL > 1:
         key = tl.load(noise_ptr)
@@ -85,21 +92,27 @@ def latent_forward_kernel(  # type: ignore[no-untyped-def]
         mu = tl.load(mu_at, mask=mask, other=0.0).to(tl.float32)
         logvar = tl.load(logvar_at, mask=mask, other=0.0).to(tl.float32)
         if KL == 1:
-            kl += tl.sum(0.5 * (mu * mu + excess_jit(logvar)), 1)
+            kl += 0.5 * tl.sum(mu * mu + excess_jit(logvar), 1)
         if WRITE_Z or KL > 1:
-            sigma = tl.exp(0.5 * logvar)
+            sigma = sigma_jit(logvar)
             quads = start // 4 + tl.arange(0, BLOCK_D // 4)
             quad = (rows + row_offset)[:, None] * QUADS + quads[None, :]
-            for i in range(SAMPLES):
-                s = sample_block * SAMPLES + i
-                eps = normal_jit(key, step, s + sample_offset, quad, BLOCK_ROWS, BLOCK_D)
+            first = sample_block * SAMPLES
+            last = tl.minimum(first + SAMPLES, num_samples)
+            if KL > 1:
+                terms = (first - last).to(tl.float32) * logvar
+            for s in range(first, last):
+                sample = tl.to_tensor(s).to(tl.int64)
+                eps = normal_jit(key, step, sample + sample_offset, quad, BLOCK_ROWS, BLOCK_D)
                 z = mu + sigma * eps
                 if WRITE_Z:
-                    z_at = z_ptr + (s * n_rows + rows)[:, None] * D + columns[None, :]
-                    tl.store(z_at, z.to(z_ptr.dtype.element_ty), mask=mask & (s < num_samples))
+                    z_at = z_ptr + (sample * n_rows + rows)[:, None] * D + columns[None, :]
+                    tl.store(z_at, z.to(z_ptr.dtype.element_ty), mask=mask)
                 if KL > 1:
-                    term = 0.5 * (z - eps) * (z + eps) - 0.5 * logvar
-                    kl += scale * tl.sum(tl.where(mask & (s < num_samples), term, 0.0), 1)
+                    # Beyond the edge mu = logvar = 0, hence z = eps and the term is 0.
+                    terms += (z - eps) * (z + eps)
+            if KL > 1:
+                kl += (0.5 * scale) * tl.sum(terms, 1)
     if KL > 0:
         # Every block of samples has the same analytic KL: the first one writes it.
         mask = (rows < n_rows) & ((KL > 1) | (sample_block == 0))
@@ -151,29 +164,32 @@ def latent_backward_kernel(  # type: ignore[no-untyped-def]
         if READ_LOGVAR:
             logvar_at = logvar_ptr + rows[:, None] * LOGVAR_STRIDE + columns[None, :]
             logvar = tl.load(logvar_at, mask=mask, other=0.0).to(tl.float32)
-            sigma = tl.exp(0.5 * logvar)
+            sigma = sigma_jit(logvar)
+        if KL == 2:
+            slope = sigma
+        if KL == 3:
+            slope = sigma - 1.0 / sigma
         if GRAD_Z or KL > 1:
             for s in range(num_samples):
+                sample = tl.to_tensor(s).to(tl.int64)
+                along_z = tl.zeros((BLOCK_ROWS, BLOCK_D), tl.float32)
+                if GRAD_Z:
+                    row_at = (sample * n_rows + rows)[:, None] * D
+                    grad_z_at = grad_z_ptr + row_at + columns[None, :]
+                    along_z += tl.load(grad_z_at, mask=mask, other=0.0).to(tl.float32)
                 if DRAW:
                     quads = start // 4 + tl.arange(0, BLOCK_D // 4)
                     quad = (rows + row_offset)[:, None] * QUADS + quads[None, :]
-                    sample = tl.to_tensor(s).to(tl.int64)
                     eps = normal_jit(key, step, sample + sample_offset, quad, BLOCK_ROWS, BLOCK_D)
-                if GRAD_Z:
-                    row_at = tl.to_tensor(s).to(tl.int64) * n_rows + rows
-                    grad_z_at = grad_z_ptr + row_at[:, None] * D + columns[None, :]
-                    grad_z = tl.load(grad_z_at, mask=mask, other=0.0).to(tl.float32)
-                    grad_mu += grad_z
-                    if NEED_LOGVAR:
-                        grad_logvar += grad_z * (0.5 * sigma * eps)
-                if KL == 2:
-                    z = mu + sigma * eps
-                    grad_mu += (scale * grad_kl) * z
-                    grad_logvar += (scale * grad_kl) * (0.5 * (z * (sigma * eps) - 1.0))
-                if KL == 3:
-                    path = mu + sigma * eps - eps / sigma
-                    grad_mu += (scale * grad_kl) * path
-                    grad_logvar += (scale * grad_kl) * (path * (0.5 * sigma * eps))
+                if KL > 1:
+                    along_z += (scale * grad_kl) * (mu + slope * eps)
+                grad_mu += along_z
+                if DRAW:
+                    grad_logvar += along_z * eps
+        if NEED_LOGVAR:
+            grad_logvar *= 0.5 * sigma
+        if KL == 2:
+            grad_logvar -= 0.5 * grad_kl
         if KL == 1:
             if NEED_MU:
                 grad_mu += grad_kl * mu
@@ -203,9 +219,8 @@ def _launch_forward(
     sample_offset: int,
 ) -> tuple[Tensor, Tensor]:
     rows, columns = mu.shape
-    sampling = write_z or kl in MONTE_CARLO
-    samples = min(num_samples, SAMPLES_PER_PROGRAM) if sampling else 1
-    sample_blocks = -(-num_samples // samples) if sampling else 1
+    samples = min(num_samples, SAMPLES_PER_PROGRAM) if _draws(write_z, kl) else num_samples
+    sample_blocks = -(-num_samples // samples)
     mu, logvar = _with_contiguous_rows(mu), _with_contiguous_rows(logvar)
     z = mu.new_empty((num_samples, rows, columns) if write_z else (0,))
     kl_blocks = sample_blocks if kl in MONTE_CARLO else 1
@@ -358,22 +373,12 @@ def _twin_backward(
 COMPILE_FROM = 1 << 10
 
 
-def _canonical(x: Any) -> Any:
-    # What torch.compile guards on beyond sizes: gradients wanted, and the layout, of which rows
-    # apart (a chunk of (B, 2D)) is the one kind worth a compilation of its own.
-    if not isinstance(x, Tensor):
-        return x
-    x = x.detach()
-    rows_apart = x.dim() == 2 and x.stride(1) == 1 and x.stride(0) > x.shape[1]
-    return x if rows_apart else x.contiguous()
-
-
 def _run_twin(twin: Any, mu: Tensor, eps: Tensor | None, *args: Any, variant: object) -> Any:
     elements = mu.numel() if eps is None else eps.numel()
     worth_it = mu.device.type == "cpu" and elements >= COMPILE_FROM and 1 not in mu.shape
     if worth_it and mu.dtype != torch.float64 and has_cpu_compiler():
         samples = "several" if eps is not None and len(eps) > 1 else "one"
-        args = tuple(_canonical(x) for x in args)
+        args = tuple(canonical(x) for x in args)
         layouts = tuple(x.is_contiguous() for x in args if isinstance(x, Tensor))
         twin = compiled(twin, (variant, mu.dtype, samples, layouts))
     return twin(*args)
@@ -463,15 +468,7 @@ def _op_backward(
 
 latent_forward_op.register_autograd(_op_backward, setup_context=_setup_context)
 
-
-def _no_second_derivative(*_: Any) -> None:
-    raise RuntimeError(
-        "vaez_kernels: the latent ops have no second derivative; "
-        "differentiate the formulas of vaez_kernels.reference instead"
-    )
-
-
-latent_backward_op.register_autograd(_no_second_derivative)
+latent_backward_op.register_autograd(no_second_derivative)
 
 
 class _Latent(torch.autograd.Function):

@@ -86,3 +86,9 @@ def kl_standard_normal_mc(
     q = torch.distributions.Normal(mu, torch.exp(0.5 * logvar), validate_args=False)
     p = torch.distributions.Normal(torch.zeros_like(mu), torch.ones_like(mu))
     return (q.log_prob(z) - p.log_prob(z)).sum(2).mean(0)
+
+
+def bernoulli_log_prob(logits: Tensor, x: Tensor) -> Tensor:
+    """(S, B) float64 from logits (S, B, P) and x (B, P); log sigmoid(−l) is −softplus(l)."""
+    logits, x = logits.double(), x.double()
+    return (x * logits + torch.nn.functional.logsigmoid(-logits)).sum(2)

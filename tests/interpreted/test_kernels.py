@@ -141,6 +141,15 @@ def test_latent_kernels_draw_the_stream_bit_for_bit() -> None:
     assert torch.equal(z, normal(KEY, 9, 7, 19, row_offset=5, sample_offset=6))
 
 
+def test_backward_draws_the_noise_that_forward_drew() -> None:
+    # At mu = logvar = 0, z is eps and dz/dlogvar is eps/2, both without rounding.
+    mu, logvar = torch.zeros(2, 7, 19).unbind()
+    z = rsample(mu, logvar.requires_grad_(), KEY, 9, row_offset=5, sample_offset=6)
+    for sample in range(9):
+        (grad,) = torch.autograd.grad(z[sample].sum(), logvar, retain_graph=True)
+        assert torch.equal(grad, 0.5 * z[sample])
+
+
 @each_mode
 def test_offsets_address_rows_and_samples_of_the_whole(mode: str) -> None:
     check(mode, *latents(5, 20), KEY, 9, row_offset=2**33, sample_offset=2**32 - 9)

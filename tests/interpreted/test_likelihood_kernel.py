@@ -1,0 +1,189 @@
+"""The likelihood's Triton kernels, interpreted on the CPU, against the reference and the fallback.
+
+Run by tests/test_interpreter.py in a process of its own; pixels.py derives the tolerances.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.helpers import assert_within
+from tests.pixels import LAYOUTS, TARGETS, UNIT, bounds, check, expected, measured, pixels
+from vaez_kernels import bernoulli_log_prob, interpreting, likelihood, use_backend
+
+pytestmark = pytest.mark.skipif(
+    not interpreting(), reason="needs TRITON_INTERPRET=1: run by tests/test_interpreter.py"
+)
+
+SHAPES = [  # S, B, P
+    (1, 1, 1),
+    (3, 7, 3),
+    (8, 129, 3),
+    (9, 7, 19),
+    (1, 129, 19),
+    (3, 7, 784),
+    (9, 1, 784),
+    (8, 7, 1000),
+    (17, 2, 1027),
+]
+
+
+@pytest.fixture(autouse=True)
+def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Which kernels were launched; fresh memory is full of NaN, so that a gap shows."""
+    new_empty = Tensor.new_empty
+
+    def poisoned(*args: Any, **options: Any) -> Tensor:
+        out = new_empty(*args, **options)
+        return out.fill_(torch.nan) if out.is_floating_point() else out
+
+    monkeypatch.setattr(Tensor, "new_empty", poisoned)
+    seen: list[str] = []
+    for name in ("_launch_forward", "_launch_backward"):
+        monkeypatch.setattr(likelihood, name, _counted(getattr(likelihood, name), name, seen))
+    return seen
+
+
+def _counted(function: Any, name: str, seen: list[str]) -> Any:
+    def counted(*args: Any) -> Any:
+        seen.append(name)
+        return function(*args)
+
+    return counted
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("targets", [torch.uint8, torch.float32])
+def test_value_and_gradients_are_the_references(
+    shape: tuple[int, int, int], targets: torch.dtype, launches: list[str]
+) -> None:
+    check(*pixels(*shape, targets=targets))
+    assert launches == ["_launch_forward", "_launch_backward"]
+
+
+@pytest.mark.parametrize("targets", TARGETS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_every_pair_of_dtypes_is_the_references(dtype: torch.dtype, targets: torch.dtype) -> None:
+    # The interpreter cuts float32 down to bfloat16 where a GPU rounds: one ulp instead of half.
+    check(*pixels(9, 7, 19, dtype, targets), truncates=True)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("targets", [torch.uint8, torch.float32])
+def test_memory_layout_does_not_matter(layout: str, targets: torch.dtype) -> None:
+    check(*pixels(3, 9, 20, targets=targets, layout=layout))
+
+
+def test_targets_and_samples_that_are_broadcast_are_not_copied() -> None:
+    for layout in ("contiguous", "one-sample", "rows-first", "part"):
+        logits, x = pixels(3, 9, 20, layout=layout)
+        assert likelihood._readable(logits) is logits
+        assert layout == "one-sample" or likelihood._readable(x) is x
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 784), (9, 5, 20)])
+def test_kernels_and_fallback_agree(shape: tuple[int, int, int]) -> None:
+    logits, x = pixels(*shape, targets=torch.float32)
+    kernels = measured(logits, x)
+    with use_backend("torch"):
+        fallback = measured(logits, x)
+    names = ("log_prob", "grad_logits", "grad_x")
+    for name, one, two, bound in zip(names, kernels, fallback, bounds(logits, x), strict=True):
+        assert one is not None
+        assert two is not None
+        assert bound is not None
+        # Each is within the bound of the reference.
+        assert_within(name, one, two, 2.0 * bound)
+
+
+def test_results_are_repeatable_bit_for_bit() -> None:
+    logits, x = pixels(9, 7, 1000, targets=torch.float32)
+    for one, two in zip(measured(logits, x), measured(logits, x), strict=True):
+        assert one is not None
+        assert two is not None
+        assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("block", [(1, 4, 1), (2, 8, 2), (16, 16, 4)])
+def test_results_do_not_depend_on_the_launch_parameters(
+    block: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits, x = pixels(5, 3, 21, targets=torch.float32)
+    one = measured(logits, x)
+    rows, columns, samples = block
+    monkeypatch.setattr(
+        likelihood, "block_shape", lambda _: {"BLOCK_ROWS": rows, "BLOCK_D": columns}
+    )
+    monkeypatch.setattr(likelihood, "SAMPLES_PER_PROGRAM", samples)
+    other = measured(logits, x)
+    assert torch.equal(one.grad_logits, other.grad_logits)
+    assert one.grad_x is not None
+    assert other.grad_x is not None
+    assert torch.equal(one.grad_x, other.grad_x)
+    # Lane grouping reorders the row's sum, all of whose terms are negative: 4 ulp.
+    assert_within("log_prob", other.log_prob, one.log_prob, 8 * UNIT * one.log_prob.abs())
+
+
+@pytest.mark.parametrize("shape", [(3, 7, 20), (9, 2, 784)])
+def test_one_input_alone_may_require_a_gradient(
+    shape: tuple[int, int, int], launches: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits, x = pixels(*shape, targets=torch.float32)
+    both = measured(logits, x)
+    sizes: list[tuple[int, ...]] = []
+    launch: Callable[..., tuple[Tensor, Tensor]] = likelihood._launch_backward
+
+    def watched(*args: Any) -> tuple[Tensor, Tensor]:
+        grads = launch(*args)
+        sizes.append(tuple(grad.numel() for grad in grads))
+        return grads
+
+    monkeypatch.setattr(likelihood, "_launch_backward", watched)
+    alone = measured(logits, x.detach())
+    assert torch.equal(alone.grad_logits, both.grad_logits)
+    assert alone.grad_x is None
+    upstream = torch.ones(shape[:2])
+    (grad,) = torch.autograd.grad(bernoulli_log_prob(logits.detach(), x), x, upstream)
+    (wanted,) = torch.autograd.grad(bernoulli_log_prob(logits, x), x, upstream)
+    assert torch.equal(grad, wanted)
+    assert sizes[:2] == [(logits.numel(), 0), (0, x.numel())]
+
+
+def test_no_rows_launch_nothing() -> None:
+    empty = measured(*pixels(9, 0, 20, targets=torch.float32))
+    assert empty.log_prob.shape == (9, 0)
+    assert empty.grad_logits.shape == (9, 0, 20)
+    assert empty.grad_x is not None
+    assert empty.grad_x.shape == (0, 20)
+
+
+@pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")  # NumPy's, on infinity
+@pytest.mark.parametrize("target", [0.0, 0.25, 1.0, torch.nan])
+def test_nan_and_infinity_propagate_as_the_formula_says(target: float) -> None:
+    values = torch.tensor([0.0, 1.0, 200.0, -200.0, torch.inf, -torch.inf, torch.nan])
+    logits = values[None, :, None].repeat(2, 1, 3).requires_grad_()
+    x = torch.full((len(values), 3), target, requires_grad=True)
+    for value, want in zip(measured(logits, x), expected(logits, x), strict=True):
+        assert value is not None
+        assert want is not None
+        # Sums of three terms, each a few u; up to 200 and times |g| below 3.
+        torch.testing.assert_close(value.double(), want, rtol=1e-6, atol=1e-6, equal_nan=True)
+
+
+def test_a_nan_stays_in_its_row() -> None:
+    logits, x = pixels(9, 7, 20)
+    clean = measured(logits, x)
+    with torch.no_grad():
+        logits[1, 2, 5] = torch.nan
+    dirty = measured(logits, x)
+    spoilt = torch.zeros(9, 7, dtype=torch.bool)
+    spoilt[1, 2] = True
+    assert torch.equal(dirty.log_prob.isnan(), spoilt)
+    assert torch.equal(dirty.log_prob[~spoilt], clean.log_prob[~spoilt])
+    assert dirty.grad_logits.isnan().sum() == 1
+    assert torch.equal(dirty.grad_logits[~spoilt], clean.grad_logits[~spoilt])

@@ -1,0 +1,188 @@
+"""Compiles kernels for GPUs that are not here, as a launch would, and reads what came out.
+
+The launchers of vaez_kernels take the kernel as an argument. `specialisation` hands them a
+recorder instead, so what is compiled is what they would launch: their flags, their block shape,
+and the facts on which Triton specialises (16-byte aligned pointers, integers that are 1 or
+divisible by 16).
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vaez_kernels.backend import triton
+
+TARGETS = {
+    "sm_80": ("cuda", 80, 32),
+    "sm_90": ("cuda", 90, 32),
+    "sm_100": ("cuda", 100, 32),
+    "gfx942": ("hip", "gfx942", 64),
+}
+TYPES = {
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.int64: "*i64",
+    torch.uint8: "*u8",
+    torch.bool: "*i1",
+}
+DIVISIBLE = (("tt.divisibility", 16),)
+
+
+def reason_to_skip(target: str) -> str:
+    """Why nothing can be compiled for `target` here; empty where it can."""
+    if triton is None:
+        return "triton is not installed: there are no kernels to compile"
+    from triton.backends import backends
+
+    name = "amd" if TARGETS[target][0] == "hip" else "nvidia"
+    return "" if name in backends else f"this triton has no {name} backend"
+
+
+class Specialisation(NamedTuple):
+    """What Triton compiles once: types and constants by name, attributes by position."""
+
+    kernel: Any
+    signature: tuple[tuple[str, str], ...]
+    constants: tuple[tuple[str, Any], ...]
+    aligned: tuple[int, ...]
+    options: tuple[tuple[str, Any], ...]  # num_warps and the like
+
+
+class _Recorder:
+    def __init__(self, kernel: Any) -> None:
+        self.kernel = kernel
+        self.seen: list[Specialisation] = []
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        return self.record
+
+    def record(self, *args: Any, **constants: Any) -> None:
+        values = dict(zip(self.kernel.arg_names, args, strict=False)) | constants
+        constexpr = set(constants)
+        signature: dict[str, str] = {}
+        aligned = []
+        for position, name in enumerate(self.kernel.arg_names):
+            value = values[name]
+            if isinstance(value, Tensor):
+                signature[name] = TYPES[value.dtype]
+                if value.data_ptr() % 16 == 0:
+                    aligned.append(position)
+            elif name in constexpr or value is None or (type(value) is int and value == 1):
+                signature[name] = "constexpr"
+                constexpr.add(name)
+            elif isinstance(value, int):
+                signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+                if value % 16 == 0:
+                    aligned.append(position)
+            else:
+                signature[name] = "fp32"
+        fixed = tuple((name, values[name]) for name in self.kernel.arg_names if name in constexpr)
+        options = tuple(item for item in constants.items() if item[0] not in signature)
+        self.seen.append(
+            Specialisation(self.kernel, tuple(signature.items()), fixed, tuple(aligned), options)
+        )
+
+
+def specialisation(launch: Callable[..., Any], kernel: Any, *args: Any) -> Specialisation:
+    """What `launch(kernel, *args)` would have Triton compile."""
+    recorder = _Recorder(kernel)
+    launch(recorder, *args)
+    (seen,) = recorder.seen
+    return seen
+
+
+class Binary(NamedTuple):
+    """A compiled kernel. Instructions leave NOPs out; AMD's bytes of spills are registers."""
+
+    ir: str  # PTX or AMD assembly
+    registers: int
+    spills: int
+    stack: int
+    shared: int
+    instructions: Counter[str]
+
+    @property
+    def length(self) -> int:
+        return sum(self.instructions.values())
+
+    def count(self, pattern: str) -> int:
+        matches = (n for name, n in self.instructions.items() if re.match(pattern, name))
+        return sum(matches)
+
+
+@functools.cache
+def build(what: Specialisation, target: str) -> Binary:
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names = what.kernel.arg_names
+    source = ASTSource(
+        fn=what.kernel,
+        signature=dict(what.signature),
+        constexprs={(names.index(name),): value for name, value in what.constants},
+        attrs={(position,): [list(pair) for pair in DIVISIBLE] for position in what.aligned},
+    )
+    built = triton.compile(source, target=GPUTarget(*TARGETS[target]), options=dict(what.options))
+    read = _read_amd if TARGETS[target][0] == "hip" else _read_nvidia
+    return read(built)
+
+
+def _read_nvidia(built: Any) -> Binary:
+    from triton import knobs
+
+    ptx = built.asm["ptx"]
+    with tempfile.TemporaryDirectory() as folder:
+        cubin, source = Path(folder, "kernel.cubin"), Path(folder, "kernel.ptx")
+        cubin.write_bytes(built.asm["cubin"])
+        source.write_text(ptx)
+        usage = _run(knobs.nvidia.cuobjdump.path, "--dump-resource-usage", cubin)
+        sass = _run(knobs.nvidia.nvdisasm.path, "-c", cubin)
+    line = r"^\s+/\*[0-9a-f]{4,6}\*/\s+(?:@!?U?P\w+ )?([A-Z][A-Z0-9_.]*)"
+    instructions = Counter(name for name in re.findall(line, sass, re.M) if name != "NOP")
+    return Binary(
+        ir=ptx,
+        registers=_number(r"REG:(\d+)", usage),
+        # Spilled registers live in local memory, which only these two instructions reach.
+        spills=sum(n for name, n in instructions.items() if name.startswith(("STL", "LDL"))),
+        stack=_number(r"STACK:(\d+)", usage),
+        shared=built.metadata.shared,
+        instructions=instructions,
+    )
+
+
+def _read_amd(built: Any) -> Binary:
+    text = built.asm["amdgcn"]
+    body = text[: text.index(".section", text.index("s_endpgm"))]
+    names = re.findall(
+        r"^\s+([sv]_\w+|global_\w+|buffer_\w+|ds_\w+|scratch_\w+|flat_\w+)", body, re.M
+    )
+    return Binary(
+        ir=text,
+        registers=_number(r"\.vgpr_count:\s+(\d+)", text),
+        spills=sum(_number(rf"\.{kind}_spill_count:\s+(\d+)", text) for kind in ("vgpr", "sgpr")),
+        stack=_number(r"\.private_segment_fixed_size:\s+(\d+)", text),
+        shared=built.metadata.shared,
+        instructions=Counter(name for name in names if name != "s_nop"),
+    )
+
+
+def _number(pattern: str, text: str) -> int:
+    found = re.search(pattern, text)
+    assert found, f"no {pattern} in:\n{text[-2000:]}"
+    return int(found[1])
+
+
+def _run(*command: str | os.PathLike[str]) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout

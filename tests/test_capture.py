@@ -1,0 +1,178 @@
+"""The graphs that a CUDA machine would run, captured without one.
+
+Triton's driver is replaced by a stub that claims to be an H100, the ops take their kernel branch on
+CPU tensors, and the graphs of forward and backward are looked at, never run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
+from torch.fx import GraphModule, Node
+
+from tests.helpers import MODES, call, latents
+from vaez_kernels import interpreting, latent, noise, noise_key, normal, uniform
+from vaez_kernels.backend import triton
+
+pytestmark = [
+    pytest.mark.skipif(triton is None, reason="triton is not installed: no kernels to launch"),
+    pytest.mark.skipif(interpreting(), reason="interpreted kernels cannot be captured"),
+]
+
+LAUNCH = torch.ops.higher_order.triton_kernel_wrapper_functional
+KEY = noise_key(1, "train")
+each_mode = pytest.mark.parametrize("mode", list(MODES))
+
+
+class _Driver:
+    """As much of a GPU driver as capturing a launch asks for: its compiler's target."""
+
+    launcher_cls = None
+    binary_ext = "cubin"
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int | None = None) -> int:
+        return 0
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def get_device_interface(self) -> Any:
+        return torch.cpu
+
+    def map_python_to_cpp_type(self, name: str) -> str:
+        return name
+
+    def is_active(self) -> bool:
+        return True
+
+
+class _CapturedError(Exception):
+    """Ends the run where the first kernel would be launched."""
+
+
+Capture = Callable[..., list[GraphModule]]
+
+
+@pytest.fixture
+def capture(monkeypatch: pytest.MonkeyPatch) -> Iterator[Capture]:
+    """capture(function, *args): its graphs, forward first; a graph break would be an error."""
+
+    def captured(function: Any, *args: Any) -> list[GraphModule]:
+        graphs: list[GraphModule] = []
+
+        def keep(graph: GraphModule, _: Any) -> Any:
+            graphs.append(graph)
+
+            def refuse(*_: Any) -> Any:
+                raise _CapturedError
+
+            return refuse
+
+        backend = aot_autograd(fw_compiler=keep, bw_compiler=keep, inference_compiler=keep)
+        compiled = torch.compile(function, backend=backend, fullgraph=True, dynamic=True)
+        with pytest.raises(_CapturedError):
+            compiled(*args)
+        return graphs
+
+    for module in (latent, noise):
+        monkeypatch.setattr(module, "uses_triton", lambda _: True)
+    torch._dynamo.reset()
+    # Without a driver the analysis of what a kernel writes fails, and every argument is cloned.
+    monkeypatch.setattr(triton.runtime.driver, "_active", _Driver())
+    yield captured
+    torch._dynamo.reset()
+
+
+def launches(graph: GraphModule) -> list[Node]:
+    return [node for node in graph.graph.nodes if node.target is LAUNCH]
+
+
+def assert_writes_only(launch: Node, outputs: set[str]) -> None:
+    """The kernel's writes were seen to be these alone, into memory made for them: no copies."""
+    assert set(launch.kwargs["tensors_to_clone"]) == outputs  # type: ignore[arg-type]
+    arguments: Any = launch.kwargs["kwargs"]
+    for name in outputs:
+        assert arguments[name].target is torch.ops.aten.new_empty.default or (
+            arguments[name].target is torch.ops.aten.empty.memory_format
+        )
+        assert list(arguments[name].users) == [launch]
+
+
+def assert_symbolic(launch: Node) -> None:
+    """One graph for all batch sizes: rows and grid are computed in it; D is specialised."""
+    arguments: Any = launch.kwargs["kwargs"]
+    grid: Any = launch.kwargs["grid"]
+    assert isinstance(arguments["n_rows"], Node)
+    assert isinstance(grid[0][0], Node)
+    assert arguments["D"] == 20
+
+
+def assert_nothing_but(graph: GraphModule, *allowed: str) -> None:
+    """Beside launches and fresh memory, the graph calls these operators of aten at most."""
+    called = {
+        node.target.overloadpacket.__name__
+        for node in graph.graph.nodes
+        if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "aten"
+    }
+    assert called <= {"new_empty", "empty", "sym_size", *allowed}
+
+
+@each_mode
+@pytest.mark.parametrize("layout", ["contiguous", "chunk"])
+def test_each_op_is_one_launch_forward_and_one_backward(
+    mode: str, layout: str, capture: Capture
+) -> None:
+    write_z, kl = MODES[mode]
+    mu, logvar = latents(7, 20, layout=layout)
+    forward, backward = capture(lambda m, v, key: call(mode, m, v, key, 3), mu, logvar, KEY)
+    (launch,) = launches(forward)
+    written = (("z_ptr", write_z), ("kl_ptr", kl != "none"))
+    assert_writes_only(launch, {name for name, is_written in written if is_written})
+    assert_symbolic(launch)
+    assert_nothing_but(forward, "select")  # the KL of the only block of samples
+    (launch,) = launches(backward)
+    assert_symbolic(launch)
+    assert_writes_only(launch, {"grad_mu_ptr", "grad_logvar_ptr"})
+    assert_nothing_but(backward)
+
+
+def test_backward_saves_nothing_the_size_of_z(capture: Capture) -> None:
+    mode = "rsample_kl/total-derivative"
+    _, backward = capture(lambda m, v, key: call(mode, m, v, key, 3), *latents(7, 20), KEY)
+    inputs = [node.meta["val"] for node in backward.graph.nodes if node.op == "placeholder"]
+    tensors = [tuple(x.shape) for x in inputs if isinstance(x, Tensor)]
+    # mu, logvar and the key; the gradients of z and of the KL.
+    assert sorted(len(shape) for shape in tensors) == [1, 1, 2, 2, 3]
+
+
+def test_many_samples_are_one_launch_and_a_sum_of_their_blocks(capture: Capture) -> None:
+    mode = "rsample_kl/total-derivative"
+    forward, backward = capture(lambda m, v, key: call(mode, m, v, key, 17), *latents(7, 20), KEY)
+    assert len(launches(forward)) == len(launches(backward)) == 1
+    assert_nothing_but(forward, "sum")
+    assert_nothing_but(backward)
+
+
+@pytest.mark.parametrize("draw", [normal, uniform])
+def test_a_draw_is_one_launch(draw: Any, capture: Capture) -> None:
+    def function(key: Tensor, like: Tensor) -> Tensor:
+        return draw(key, 2, like.shape[0], 20)
+
+    (graph,) = capture(function, KEY, torch.empty(7))
+    (launch,) = launches(graph)
+    assert_writes_only(launch, {"out_ptr"})
+    assert_symbolic(launch)
+    assert_nothing_but(graph)

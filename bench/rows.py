@@ -18,7 +18,7 @@ from bench.measure import Work, how_timed, interleave, peak_memory, replay
 class Rival:
     """One provider of a group: the work to time and the result of its check."""
 
-    work: Work
+    work: Work | None  # None for a row that was timed elsewhere
     check: Check
     notes: dict[str, Any] = field(default_factory=dict)
 
@@ -30,7 +30,8 @@ class Group:
     title: str
     rivals: Mapping[str, Rival]
     unavailable: Mapping[str, str]  # provider → why it has no row here
-    floor_bytes: int | None
+    floor_bytes: int | None  # None where no floor is known
+    timing: str | None = None  # how it was timed, where not by `interleave`
     seconds: dict[str, list[float]] = field(default_factory=dict)
 
 
@@ -51,7 +52,7 @@ class Bench:
         if self._measured is None or self._measured[0] != key:
             self._measured = None
             group = make()
-            works = {name: r.work for name, r in group.rivals.items() if r.check.passed}
+            works = {name: r.work for name, r in group.rivals.items() if r.work and r.check.passed}
             if works:
                 seconds = budget / 3 if self.quick else budget
                 group.seconds = interleave(works, self.device, seconds)
@@ -72,15 +73,17 @@ class Bench:
         info = benchmark.extra_info
         info.update(
             provider=provider,
-            timing=how_timed(self.device),
+            timing=group.timing or how_timed(self.device),
             device=self.device.type,
             check="passed",
             check_error_over_tolerance=rival.check.error,
             check_against=rival.check.against,
-            peak_memory_bytes=peak_memory(rival.work, self.device),
+            peak_memory_bytes=peak_memory(rival.work, self.device) if rival.work else None,
             **rival.notes,
         )
-        if group.floor_bytes is not None:
+        if group.floor_bytes is None:
+            info.update(floor_bytes=None, gb_per_second=None, percent_of_copy=None)
+        else:
             rate = group.floor_bytes / median(seconds)
             info.update(
                 floor_bytes=group.floor_bytes,

@@ -21,7 +21,7 @@ def summary(rows: list[Row], machine: dict[str, Any]) -> Iterator[str]:
         f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}, "
         f"triton {machine['triton']}"
     )
-    for copy in {info["copy_gb_per_second"] for _, info, *_ in rows if "floor_bytes" in info}:
+    for copy in {info["copy_gb_per_second"] for _, info, *_ in rows if info["floor_bytes"]}:
         yield f"a plain copy moves {copy:.1f} GB/s, read plus written"
     trained = [row for row in rows if "metrics" in row[1]]
     timed = [row for row in rows if "metrics" not in row[1]]
@@ -36,7 +36,7 @@ def summary(rows: list[Row], machine: dict[str, Any]) -> Iterator[str]:
 
 
 def _rivals(title: str, rows: list[Row]) -> Iterator[str]:
-    moves = "gb_per_second" in rows[0][1]
+    moves = rows[0][1]["floor_bytes"] is not None
     yield ""
     floor = f" ({_size(rows[0][1]['floor_bytes'])} at the floor)" if moves else ""
     yield f"{title}{floor}"

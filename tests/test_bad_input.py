@@ -96,6 +96,7 @@ COMMANDS: list[tuple[list[str], str]] = [
     (["--seed", "-1"], "seed must be an integer in [0, 2**32), got -1"),
     (["--precision", "float16"], "precision must be one of float32, bfloat16, auto"),
     (["--device", "tpu"], "device must be auto, cpu, cuda or cuda:N, got 'tpu'"),
+    (["--device", "cpu:3"], "device must be auto, cpu, cuda or cuda:N, got 'cpu:3'"),
     (["--device", "cuda:99"], "device 'cuda:99' is not here"),
 ]
 

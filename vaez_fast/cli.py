@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from .config import (
     PRECISIONS,
     ConfigError,
     TrainConfig,
+    choose_device,
 )
 from .data import BINARIZATIONS, DATA_SETS, DataError, load
 from .model import MODELS
@@ -30,6 +32,9 @@ EXAMPLE = """example:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; argv without the program's name. Returns the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot print σ or ² goes on
     options = _parser().parse_args(argv)
     # Where a CUDA toolkit but no GPU is installed, compiling for the CPU logs a warning about it.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
@@ -42,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"vaez-fast train: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("vaez-fast train: interrupted; nothing was written", file=sys.stderr)
+        print("vaez-fast train: interrupted; no metrics were written", file=sys.stderr)
         return 130
 
 
@@ -148,6 +153,7 @@ def _train(options: argparse.Namespace) -> int:
     if settings["steps"] is None and settings["epochs"] is None:
         settings["epochs"] = TrainConfig().epochs
     config = TrainConfig(**settings)
+    choose_device(config.device)
     prepare_folder(out)
     dataset = load(config.data, config.data_root)
     result = train(config, dataset, show_progress=True)

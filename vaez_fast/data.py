@@ -94,14 +94,14 @@ def load(name: str, data_root: str | Path | None = None, *, download: bool = Tru
 def _load_torchvision(name: str, root: Path, download: bool) -> Dataset:
     try:
         from torchvision import datasets
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:  # RuntimeError: it was built for another torch
         raise DataError(f"{name} needs torchvision ({error}): pip install torchvision") from error
     source = getattr(datasets, TORCHVISION_CLASSES[name])
     raw = root / TORCHVISION_CLASSES[name] / "raw"
     if missing := [file for file in IDX_FILE_BYTES if not (raw / file).is_file()]:
         try:
             source(root, download=download)
-        except (OSError, RuntimeError, HTTPException) as error:
+        except (OSError, EOFError, RuntimeError, HTTPException) as error:
             failed = f", and downloading failed: {_reason(error)}" if download else ""
             raise DataError(
                 f"{name}: {', '.join(missing)} not found in {raw}{failed}. Put the files there, "

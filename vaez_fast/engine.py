@@ -17,10 +17,9 @@ from .model import PIXELS, VAE
 from .objective import NegativeElbo
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
-# The share of all steps over which the learning rate rises. At full rate from the start the KL
-# switches latents off before the decoder has learnt to use them, and 40 % of the encoder's hidden
-# units die: 10 or 11 of 128 latents stay active, and log p(x) is 1.5 to 3 nats lower
-# (reports/README.md, "Warm-up").
+# The share of all steps over which the learning rate rises. At full rate from the first step 100
+# of the encoder's first 256 units die, against 20, and log p(x) of static MNIST ends at −96.8
+# instead of −95.3 (reports/README.md, "Warm-up").
 WARMUP = 0.05
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from vaez_kernels.backend import triton
 from vaez_kernels.compiler import has_cpu_compiler
 
 
@@ -18,10 +19,10 @@ def compile_graph(
 
     It is traced below autograd, so a function that differentiates and updates in place becomes one
     graph, and each trace is code of its own: torch.compile gives up on code that it has compiled
-    for eight shapes. On a CPU without a C++ compiler the graph runs uncompiled.
+    for eight shapes. Where nothing can compile it (a CPU without a C++ compiler, a GPU without
+    triton) the graph runs as it is.
     """
     # The lambda, because make_fx miscounts the arguments of a bound method.
     graph = make_fx(lambda *inputs: function(*inputs), tracing_mode="fake")(*arguments)
-    if device.type == "cpu" and not has_cpu_compiler():
-        return graph
-    return torch.compile(graph, fullgraph=True)
+    can_compile = has_cpu_compiler() if device.type == "cpu" else triton is not None
+    return torch.compile(graph, fullgraph=True) if can_compile else graph

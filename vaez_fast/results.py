@@ -35,9 +35,8 @@ def prepare_folder(path: Path) -> None:
             pass
     except OSError as error:
         raise OutputError(f"out: cannot write in {path}: {error.strerror}") from None
-    for name in ("metrics.json", "checkpoint.pt"):
-        if (path / name).exists():
-            raise OutputError(f"out: {path} holds a run already ({name}); name another folder")
+    if (path / "metrics.json").exists():  # written last: the mark of a whole run
+        raise OutputError(f"out: {path} holds a run already; name another folder")
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -53,9 +52,11 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError as error:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
-        raise OutputError(f"out: cannot write {path}: {error.strerror}") from None
+        if isinstance(error, OSError):
+            raise OutputError(f"out: cannot write {path}: {error.strerror}") from None
+        raise
 
 
 def metrics(config: TrainConfig, result: Result) -> dict[str, Any]:
@@ -88,4 +89,6 @@ def save(folder: Path, config: TrainConfig, result: Result) -> None:
         buffer,
     )
     write_atomically(folder / "checkpoint.pt", buffer.getvalue())
-    write_atomically(folder / "metrics.json", (json.dumps(record, indent=1) + "\n").encode())
+    write_atomically(
+        folder / "metrics.json", (json.dumps(record, indent=1, allow_nan=False) + "\n").encode()
+    )

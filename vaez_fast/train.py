@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vaez_kernels import noise_key
@@ -65,6 +66,8 @@ def train(config: TrainConfig, dataset: Dataset, *, show_progress: bool = False)
         TrainingError: the loss is not finite.
     """
     device = choose_device(config.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     precision = choose_precision(config.precision, device)
     dataset = dataset.to(device)
     size = len(dataset.train.images)
@@ -123,6 +126,11 @@ def train(config: TrainConfig, dataset: Dataset, *, show_progress: bool = False)
             held_out = validate(vae, 1)
             eval_seconds += time.perf_counter() - clock
             seconds = train_seconds
+            if not math.isfinite(held_out.elbo):
+                raise TrainingError(
+                    f"the validation ELBO of {config.arm} is not finite after step {done}; "
+                    f"a smaller lr than {config.lr} may help"
+                )
             curve.append(_point(done, seconds, "validation", held_out.rate, held_out.distortion))
             if held_out.elbo > best_elbo:
                 best_elbo, best_step = held_out.elbo, done

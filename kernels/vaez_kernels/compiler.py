@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import sysconfig
 import types
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,12 +26,17 @@ def has_cpu_compiler() -> bool:
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 
+    missing = []
     try:
         get_cpp_compiler()
     except (InvalidCxxCompiler, RuntimeError):
+        missing.append("a C++ compiler (g++, or another named by CXX)")
+    if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
+        missing.append("Python's headers (Debian's python3-dev)")
+    if missing:
         warnings.warn(
-            "no C++ compiler found: torch.compile cannot build CPU code, so vaez_fast runs in eager"
-            " PyTorch (correct, several times slower). Install g++ or clang++, or set CXX.",
+            f"{' and '.join(missing)} not found: torch.compile cannot build CPU code, so vaez_fast "
+            "runs in eager PyTorch (correct, several times slower).",
             RuntimeWarning,
             stacklevel=3,
         )

@@ -343,7 +343,8 @@ def _twin_backward(
     dtype = mu.dtype
     mu, logvar = _wide(mu), _wide(logvar)
     grad_mu, grad_logvar = torch.zeros_like(mu), torch.zeros_like(mu)
-    if grad_z is not None and eps is not None:
+    if grad_z is not None:
+        assert eps is not None
         wide = _wide(grad_z)
         grad_mu = grad_mu + wide.sum(0)
         grad_logvar = grad_logvar + 0.5 * torch.exp(0.5 * logvar) * (wide * eps).sum(0)
@@ -352,7 +353,8 @@ def _twin_backward(
         if kl == "analytic":
             grad_mu = grad_mu + upstream * mu
             grad_logvar = grad_logvar + upstream * (0.5 * (logvar + _excess(logvar)))
-        elif eps is not None:
+        elif kl in MONTE_CARLO:
+            assert eps is not None
             shift = torch.exp(0.5 * logvar) * eps
             if kl == "total-derivative":
                 path = mu + shift
@@ -439,6 +441,12 @@ def latent_backward_op(
         args = (num_samples, kl, row_offset, sample_offset, *needs)
         return _launch_backward(kernel, grad_z, grad_kl, mu, logvar, noise, *args)
     drawn = eps if eps.dim() == 3 else None
+    if drawn is None and noise is not None and (grad_z is not None or kl in MONTE_CARLO):
+        # The forward ran as a kernel, which saves none: the same numbers once more.
+        rows, columns = mu.shape
+        drawn = torch.ops.vaez.noise_twin(
+            noise, num_samples, rows, columns, row_offset, sample_offset, True
+        )
     return _twin_backward(grad_z, grad_kl, mu, logvar, drawn, kl, *needs)
 
 
@@ -488,10 +496,12 @@ class _Latent(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         ctx.args = (num_samples, kl, row_offset, sample_offset)
+        ctx.triton = uses_triton(mu)  # backward follows, also outside a `use_backend` block
         eps = None
-        if uses_triton(mu):
+        if ctx.triton:
             args = (num_samples, write_z, kl, row_offset, sample_offset)
-            z, kl_rows = _launch_forward(latent_forward_kernel, mu, logvar, noise, *args)
+            with torch.cuda.device_of(mu):
+                z, kl_rows = _launch_forward(latent_forward_kernel, mu, logvar, noise, *args)
         else:
             if noise is not None and _draws(write_z, kl):
                 eps = draw(noise, (num_samples, *mu.shape), row_offset, sample_offset, True)
@@ -512,10 +522,11 @@ class _Latent(torch.autograd.Function):
             grads = torch.ops.vaez.latent_backward(
                 grad_z, grad_kl, mu, logvar, noise, eps, *ctx.args, *needs
             )
-        elif uses_triton(mu):
-            grads = _launch_backward(
-                latent_backward_kernel, grad_z, grad_kl, mu, logvar, noise, *ctx.args, *needs
-            )
+        elif ctx.triton:
+            with torch.cuda.device_of(mu):
+                grads = _launch_backward(
+                    latent_backward_kernel, grad_z, grad_kl, mu, logvar, noise, *ctx.args, *needs
+                )
         else:
             kl = ctx.args[1]
             variant = (grad_z is None, grad_kl is None, kl, needs)

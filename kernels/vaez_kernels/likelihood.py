@@ -252,7 +252,8 @@ class _Bernoulli(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, x: Tensor) -> Tensor:
         ctx.save_for_backward(logits, x)
         if uses_triton(logits):
-            return _launch_forward(bernoulli_forward_kernel, logits, x)
+            with torch.cuda.device_of(logits):
+                return _launch_forward(bernoulli_forward_kernel, logits, x)
         return _run_twin(_twin_forward, logits, x)
 
     @staticmethod
@@ -262,7 +263,8 @@ class _Bernoulli(torch.autograd.Function):
         logits, x = ctx.saved_tensors
         needs = ctx.needs_input_grad
         if uses_triton(logits):
-            grads = _launch_backward(bernoulli_backward_kernel, grad, logits, x, *needs)
+            with torch.cuda.device_of(logits):
+                grads = _launch_backward(bernoulli_backward_kernel, grad, logits, x, *needs)
         else:
             grads = _run_twin(_twin_backward, logits, x, grad, needs=needs)
         return tuple(g if need else None for g, need in zip(grads, needs, strict=True))

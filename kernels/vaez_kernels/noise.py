@@ -290,8 +290,8 @@ def _quads(noise: Tensor, layout: Tensor, count: int, normal: bool) -> Tensor:
     return torch.stack((r0 * c0, r0 * s0, r1 * c1, r1 * s1), -1)
 
 
-# Eager temporaries of this many quads stay in a core's cache.
-EAGER_CHUNK = 1 << 14
+# Quads at once in eager code: temporaries stay in a CPU's cache, and below 1 GiB on a GPU.
+EAGER_CHUNK = {"cpu": 1 << 14, "cuda": 1 << 22}
 
 
 def _twin(
@@ -316,8 +316,9 @@ def _twin(
         out = _compiled_quads(normal)(noise, layout(0), max(count, 2), normal)[:count]
     else:
         out = torch.empty((count, 4), device=noise.device)
-        for first in range(0, count, EAGER_CHUNK):
-            part = out[first : first + EAGER_CHUNK]
+        chunk = EAGER_CHUNK.get(noise.device.type, count)
+        for first in range(0, count, chunk):
+            part = out[first : first + chunk]
             part.copy_(_quads(noise, layout(first), len(part), normal))
     return out.reshape(samples, rows, quads * 4)[..., :columns].contiguous()
 
@@ -385,8 +386,10 @@ def draw(
     """`noise_op`, past the dispatcher where nothing is traced."""
     if not is_plain(noise):
         return torch.ops.vaez.noise(noise, *shape, row_offset, sample_offset, normal)
-    run = (lambda *a: _launch(noise_kernel, *a)) if uses_triton(noise) else _twin
-    return run(noise, shape, row_offset, sample_offset, normal)
+    if uses_triton(noise):
+        with torch.cuda.device_of(noise):
+            return _launch(noise_kernel, noise, shape, row_offset, sample_offset, normal)
+    return _twin(noise, shape, row_offset, sample_offset, normal)
 
 
 # The public functions.

@@ -11,7 +11,8 @@ from torch.distributions import Bernoulli, Normal, kl_divergence
 from torch.nn.functional import softplus
 from torch.utils.data import DataLoader, TensorDataset
 
-from vaez_fast.model import MODELS, PIXELS, VAE
+from vaez_fast.data import PIXELS
+from vaez_fast.model import MODELS, VAE
 
 
 def rsample_kl(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:

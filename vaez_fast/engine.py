@@ -12,8 +12,9 @@ from torch.func import functional_call
 
 from vaez_kernels import noise_key
 
+from .data import PIXELS
 from .graph import compile_graph
-from .model import PIXELS, VAE
+from .model import VAE
 from .objective import NegativeElbo
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-PIXELS = 784
+from .data import PIXELS
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ def train(config: TrainConfig, dataset: Dataset, *, show_progress: bool = False)
 
     curve: list[dict[str, Any]] = []
     best_elbo, best_step = -math.inf, 0
-    best = {name: p.detach().clone() for name, p in vae.state_dict().items()}
+    best: dict[str, Tensor] = {}
     train_seconds = eval_seconds = 0.0
     done = 0
     with Progress(steps, "training", show=show_progress) as progress:
@@ -125,13 +125,13 @@ def train(config: TrainConfig, dataset: Dataset, *, show_progress: bool = False)
             engine.write_to(vae)
             held_out = validate(vae, 1)
             eval_seconds += time.perf_counter() - clock
-            seconds = train_seconds
             if not math.isfinite(held_out.elbo):
                 raise TrainingError(
                     f"the validation ELBO of {config.arm} is not finite after step {done}; "
                     f"a smaller lr than {config.lr} may help"
                 )
-            curve.append(_point(done, seconds, "validation", held_out.rate, held_out.distortion))
+            point = _point(done, train_seconds, "validation", held_out.rate, held_out.distortion)
+            curve.append(point)
             if held_out.elbo > best_elbo:
                 best_elbo, best_step = held_out.elbo, done
                 best = {name: p.detach().clone() for name, p in vae.state_dict().items()}

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.library import custom_op, triton_op
 
-from .backend import interpreting, is_plain, jit, launcher, tl, uses_triton
+from .backend import is_plain, jit, launcher, tl, uses_triton
 from .checks import check_choice, check_count, check_noise
 from .compiler import compiled, has_cpu_compiler
 
@@ -449,4 +449,4 @@ def uniform(
     return _checked_draw("uniform", noise, (S, B, D), row_offset, sample_offset)
 
 
-__all__ = ["PURPOSES", "interpreting", "noise_key", "normal", "uniform"]
+__all__ = ["PURPOSES", "noise_key", "normal", "uniform"]

@@ -24,6 +24,7 @@ from tests.helpers import (
     small_kls,
     upstream_of,
 )
+from tests.interpreted.watch import watch
 from vaez_kernels import (
     interpreting,
     kl_standard_normal,
@@ -58,32 +59,12 @@ each_mode = pytest.mark.parametrize("mode", list(MODES))
 @pytest.fixture(autouse=True)
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Which kernels were launched; fresh memory is full of NaN, so that a gap shows."""
-    empty, new_empty = torch.empty, Tensor.new_empty
-
-    def poison(out: Tensor) -> Tensor:
-        # Not while the fallback is traced: torch.compile would find an input written in place.
-        if torch.compiler.is_compiling() or not out.is_floating_point():
-            return out
-        return out.fill_(torch.nan)
-
-    monkeypatch.setattr(torch, "empty", lambda *a, **k: poison(empty(*a, **k)))
-    monkeypatch.setattr(Tensor, "new_empty", lambda *a, **k: poison(new_empty(*a, **k)))
-    seen: list[str] = []
-    for module, name in (
+    return watch(
+        monkeypatch,
         (noise, "_launch"),
         (latent, "_launch_forward"),
         (latent, "_launch_backward"),
-    ):
-        monkeypatch.setattr(module, name, _counted(getattr(module, name), name, seen))
-    return seen
-
-
-def _counted(function: Any, name: str, seen: list[str]) -> Any:
-    def counted(*args: Any) -> Any:
-        seen.append(name)
-        return function(*args)
-
-    return counted
+    )
 
 
 @each_mode

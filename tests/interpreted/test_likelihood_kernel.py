@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from tests.helpers import assert_within
+from tests.interpreted.watch import watch
 from tests.pixels import LAYOUTS, TARGETS, UNIT, bounds, check, expected, measured, pixels
 from vaez_kernels import bernoulli_log_prob, interpreting, likelihood, use_backend
 
@@ -36,28 +37,7 @@ SHAPES = [  # S, B, P
 @pytest.fixture(autouse=True)
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Which kernels were launched; fresh memory is full of NaN, so that a gap shows."""
-    new_empty = Tensor.new_empty
-
-    def poisoned(*args: Any, **options: Any) -> Tensor:
-        out = new_empty(*args, **options)
-        # Not while the fallback is traced: torch.compile would find an input written in place.
-        if torch.compiler.is_compiling() or not out.is_floating_point():
-            return out
-        return out.fill_(torch.nan)
-
-    monkeypatch.setattr(Tensor, "new_empty", poisoned)
-    seen: list[str] = []
-    for name in ("_launch_forward", "_launch_backward"):
-        monkeypatch.setattr(likelihood, name, _counted(getattr(likelihood, name), name, seen))
-    return seen
-
-
-def _counted(function: Any, name: str, seen: list[str]) -> Any:
-    def counted(*args: Any) -> Any:
-        seen.append(name)
-        return function(*args)
-
-    return counted
+    return watch(monkeypatch, (likelihood, "_launch_forward"), (likelihood, "_launch_backward"))
 
 
 @pytest.mark.parametrize("shape", SHAPES)

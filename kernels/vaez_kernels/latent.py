@@ -15,7 +15,8 @@ from torch.library import triton_op
 from .backend import is_plain, jit, launcher, no_second_derivative, tl, uses_triton
 from .checks import check_choice, check_count, check_latent, check_noise
 from .compiler import canonical, compiled, has_cpu_compiler
-from .noise import block_shape, check_offsets, draw, normal_jit
+from .launch import launch
+from .noise import check_offsets, draw, normal_jit
 
 MONTE_CARLO = ("total-derivative", "sticking-the-landing")
 KLS = ("none", "analytic", *MONTE_CARLO)  # the kernels' KL flag is the index here
@@ -226,26 +227,23 @@ def _launch_forward(
     kl_blocks = sample_blocks if kl in MONTE_CARLO else 1
     kl_rows = mu.new_empty((kl_blocks, rows) if kl != "none" else (0,), dtype=torch.float32)
     if rows > 0:
-        block = block_shape(columns)
-        grid = (-(-rows // block["BLOCK_ROWS"]) * sample_blocks,)
-        kernel[grid](
-            mu,
-            logvar,
-            noise,
-            z,
-            kl_rows,
-            rows,
-            num_samples,
-            row_offset,
-            sample_offset,
-            1.0 / num_samples,
-            D=columns,
-            MU_STRIDE=mu.stride(0),
-            LOGVAR_STRIDE=logvar.stride(0),
-            WRITE_Z=write_z,
-            KL=KLS.index(kl),
-            SAMPLES=samples,
-            **block,
+        launch(
+            kernel,
+            "latent_forward",
+            columns,
+            lambda block_rows: -(-rows // block_rows) * sample_blocks,
+            (
+                *(mu, logvar, noise, z, kl_rows),
+                *(rows, num_samples, row_offset, sample_offset, 1.0 / num_samples),
+            ),
+            {
+                "D": columns,
+                "MU_STRIDE": mu.stride(0),
+                "LOGVAR_STRIDE": logvar.stride(0),
+                "WRITE_Z": write_z,
+                "KL": KLS.index(kl),
+                "SAMPLES": samples,
+            },
         )
     if kl == "none":
         return z, kl_rows
@@ -271,28 +269,26 @@ def _launch_backward(
     grad_mu = mu.new_empty((rows, columns) if need_mu else (0,))
     grad_logvar = mu.new_empty((rows, columns) if need_logvar else (0,))
     if rows > 0:
-        block = block_shape(columns)
-        kernel[(-(-rows // block["BLOCK_ROWS"]),)](
-            None if grad_z is None else grad_z.contiguous(),
-            None if grad_kl is None else grad_kl.contiguous(),
-            mu,
-            logvar,
-            noise,
-            grad_mu,
-            grad_logvar,
-            rows,
-            num_samples,
-            row_offset,
-            sample_offset,
-            1.0 / num_samples,
-            D=columns,
-            MU_STRIDE=mu.stride(0),
-            LOGVAR_STRIDE=logvar.stride(0),
-            GRAD_Z=grad_z is not None,
-            KL=KLS.index(kl) if grad_kl is not None else 0,
-            NEED_MU=need_mu,
-            NEED_LOGVAR=need_logvar,
-            **block,
+        launch(
+            kernel,
+            "latent_backward",
+            columns,
+            lambda block_rows: -(-rows // block_rows),
+            (
+                None if grad_z is None else grad_z.contiguous(),
+                None if grad_kl is None else grad_kl.contiguous(),
+                *(mu, logvar, noise, grad_mu, grad_logvar),
+                *(rows, num_samples, row_offset, sample_offset, 1.0 / num_samples),
+            ),
+            {
+                "D": columns,
+                "MU_STRIDE": mu.stride(0),
+                "LOGVAR_STRIDE": logvar.stride(0),
+                "GRAD_Z": grad_z is not None,
+                "KL": KLS.index(kl) if grad_kl is not None else 0,
+                "NEED_MU": need_mu,
+                "NEED_LOGVAR": need_logvar,
+            },
         )
     return grad_mu, grad_logvar
 

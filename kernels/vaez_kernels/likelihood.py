@@ -14,7 +14,7 @@ from torch.library import triton_op
 from .backend import is_plain, jit, launcher, no_second_derivative, tl, uses_triton
 from .checks import check_pixels
 from .compiler import canonical, compiled, has_cpu_compiler
-from .noise import block_shape
+from .launch import launch
 
 # A program sums up to so many samples of its rows; more are spread over programs.
 SAMPLES_PER_PROGRAM = 8
@@ -67,18 +67,19 @@ def bernoulli_forward_kernel(  # type: ignore[no-untyped-def]
     SAMPLES: tl.constexpr,
     LANES: tl.constexpr,  # a power of two, at least SAMPLES
     BLOCK_ROWS: tl.constexpr,
-    BLOCK_P: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):
     first, rows = place_jit(num_samples, SAMPLES, BLOCK_ROWS)
     lanes = tl.arange(0, LANES)[None, :]
     sums = tl.zeros((BLOCK_ROWS, LANES), tl.float32)
-    for start in range(0, P, BLOCK_P):
-        pixels = start + tl.arange(0, BLOCK_P)[None, :]
+    for start in range(0, P, BLOCK_D):
+        pixels = start + tl.arange(0, BLOCK_D)[None, :]
         mask = (rows < n_rows) & (pixels < P)
         x = tl.load(x_ptr + rows * X_STRIDE + pixels, mask=mask, other=0).to(tl.float32)
         for i in range(SAMPLES):
             s = first + i
-            live = mask & (s < num_samples)
+            # Not `mask & (s < num_samples)`: triton 3.9's interpreter makes integers of that.
+            live = mask & (pixels < tl.where(s < num_samples, P, 0))
             at = logits_ptr + s * sample_stride + rows * ROW_STRIDE + pixels
             logits = tl.load(at, mask=live, other=0.0).to(tl.float32)
             tail = log1p_unit_jit(tl.exp2(tl.abs(logits) * -1.4426950408889634))
@@ -108,21 +109,22 @@ def bernoulli_backward_kernel(  # type: ignore[no-untyped-def]
     NEED_X: tl.constexpr,  # then a program sees all samples
     SAMPLES: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
-    BLOCK_P: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):
     first, rows = place_jit(num_samples, SAMPLES, BLOCK_ROWS)
-    for start in range(0, P, BLOCK_P):
-        pixels = start + tl.arange(0, BLOCK_P)[None, :]
+    for start in range(0, P, BLOCK_D):
+        pixels = start + tl.arange(0, BLOCK_D)[None, :]
         mask = (rows < n_rows) & (pixels < P)
         if NEED_LOGITS:
             x = tl.load(x_ptr + rows * X_STRIDE + pixels, mask=mask, other=0).to(tl.float32)
         if NEED_X:
-            grad_x = tl.zeros((BLOCK_ROWS, BLOCK_P), tl.float32)
+            grad_x = tl.zeros((BLOCK_ROWS, BLOCK_D), tl.float32)
         for i in range(SAMPLES):
             s = first + i
             grad_at = grad_ptr + s * grad_sample_stride + rows * grad_row_stride
-            grad = tl.load(grad_at, mask=(rows < n_rows) & (s < num_samples), other=0.0)
-            live = mask & (s < num_samples)
+            live_rows = tl.where(s < num_samples, n_rows, 0)
+            grad = tl.load(grad_at, mask=rows < live_rows, other=0.0)
+            live = mask & (rows < live_rows)
             at = logits_ptr + s * sample_stride + rows * ROW_STRIDE + pixels
             logits = tl.load(at, mask=live, other=0.0).to(tl.float32)
             if NEED_LOGITS:
@@ -139,41 +141,56 @@ def _readable(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _geometry(logits: Tensor, x: Tensor, samples: int) -> tuple[tuple[int], dict[str, int]]:
-    # the grid and what both kernels must know of it, for programs of so many samples
-    num_samples, rows, pixels = logits.shape
-    block = block_shape(pixels)
-    grid = (-(-rows // block["BLOCK_ROWS"]) * -(-num_samples // samples),)
-    shared = {"P": pixels, "ROW_STRIDE": logits.stride(1), "X_STRIDE": x.stride(0)}
-    tile = {"BLOCK_ROWS": block["BLOCK_ROWS"], "BLOCK_P": block["BLOCK_D"]}
-    return grid, shared | tile | {"SAMPLES": samples}
-
-
 def _launch_forward(kernel: Any, logits: Tensor, x: Tensor) -> Tensor:
-    num_samples, rows, _ = logits.shape
+    num_samples, rows, pixels = logits.shape
     logits, x = _readable(logits), _readable(x)
     out = logits.new_empty((num_samples, rows), dtype=torch.float32)
     if rows > 0:
         samples = min(num_samples, SAMPLES_PER_PROGRAM)
-        grid, shared = _geometry(logits, x, samples)
-        args = (logits, x, out, rows, num_samples, logits.stride(0))
-        kernel[grid](*args, LANES=SAMPLES_PER_PROGRAM, **shared)
+        launch(
+            kernel,
+            "bernoulli_forward",
+            pixels,
+            lambda block_rows: -(-rows // block_rows) * -(-num_samples // samples),
+            (logits, x, out, rows, num_samples, logits.stride(0)),
+            {
+                "P": pixels,
+                "ROW_STRIDE": logits.stride(1),
+                "X_STRIDE": x.stride(0),
+                "SAMPLES": samples,
+                "LANES": SAMPLES_PER_PROGRAM,
+            },
+        )
     return out
 
 
 def _launch_backward(
     kernel: Any, grad: Tensor, logits: Tensor, x: Tensor, need_logits: bool, need_x: bool
 ) -> tuple[Tensor, Tensor]:
-    num_samples, rows, _ = logits.shape
+    num_samples, rows, pixels = logits.shape
     logits, readable = _readable(logits), _readable(x)
     grad_logits = logits.new_empty(logits.shape if need_logits else (0,))
     grad_x = x.new_empty(x.shape if need_x else (0,))
     if rows > 0:
         samples = num_samples if need_x else min(num_samples, SAMPLES_PER_PROGRAM)
-        grid, shared = _geometry(logits, readable, samples)
-        tensors = (grad, logits, readable, grad_logits, grad_x)
-        sizes = (rows, num_samples, *grad.stride(), logits.stride(0))
-        kernel[grid](*tensors, *sizes, NEED_LOGITS=need_logits, NEED_X=need_x, **shared)
+        launch(
+            kernel,
+            "bernoulli_backward",
+            pixels,
+            lambda block_rows: -(-rows // block_rows) * -(-num_samples // samples),
+            (
+                *(grad, logits, readable, grad_logits, grad_x),
+                *(rows, num_samples, *grad.stride(), logits.stride(0)),
+            ),
+            {
+                "P": pixels,
+                "ROW_STRIDE": logits.stride(1),
+                "X_STRIDE": readable.stride(0),
+                "NEED_LOGITS": need_logits,
+                "NEED_X": need_x,
+                "SAMPLES": samples,
+            },
+        )
     return grad_logits, grad_x
 
 

@@ -20,6 +20,7 @@ from torch.library import custom_op, triton_op
 from .backend import is_plain, jit, launcher, tl, uses_triton
 from .checks import check_choice, check_count, check_noise
 from .compiler import compiled, has_cpu_compiler
+from .launch import launch
 
 PURPOSES = ("train", "binarize", "permute", "evaluate", "generate")
 
@@ -190,12 +191,6 @@ def noise_kernel(  # type: ignore[no-untyped-def]
         tl.store(out_ptr + offsets, out, mask=mask)
 
 
-def block_shape(columns: int) -> dict[str, int]:
-    """Eight elements for each of 128 threads (`num_warps=4`, Triton's default), whole quads."""
-    block_d = min(max(4, 1 << (columns - 1).bit_length()), 1024)
-    return {"BLOCK_ROWS": 1024 // block_d, "BLOCK_D": block_d}
-
-
 def _launch(
     kernel: Any,
     noise: Tensor,
@@ -207,9 +202,14 @@ def _launch(
     samples, rows, columns = shape
     out = torch.empty(shape, dtype=torch.float32, device=noise.device)
     if out.numel() > 0:
-        block = block_shape(columns)
-        grid = (-(-rows // block["BLOCK_ROWS"]) * samples,)
-        kernel[grid](noise, out, rows, row_offset, sample_offset, D=columns, NORMAL=normal, **block)
+        launch(
+            kernel,
+            "noise",
+            columns,
+            lambda block_rows: -(-rows // block_rows) * samples,
+            (noise, out, rows, row_offset, sample_offset),
+            {"D": columns, "NORMAL": normal},
+        )
     return out
 
 

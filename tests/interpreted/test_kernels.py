@@ -5,7 +5,6 @@ Run by tests/test_interpreter.py in a process of its own; helpers.py derives the
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -29,6 +28,7 @@ from vaez_kernels import (
     interpreting,
     kl_standard_normal,
     latent,
+    launch,
     noise,
     noise_key,
     normal,
@@ -194,34 +194,20 @@ def test_an_unused_output_adds_nothing_to_the_gradient(kl: str) -> None:
         assert torch.equal(grads[1], separate.grad_logvar)
 
 
-@pytest.fixture
-def use_blocks(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int, int], None]:
-    """Set rows, columns and samples of a program."""
-
-    def use(rows: int, columns: int, samples: int) -> None:
-        block = {"BLOCK_ROWS": rows, "BLOCK_D": columns}
-        monkeypatch.setattr(noise, "block_shape", lambda _: block)
-        monkeypatch.setattr(latent, "block_shape", lambda _: block)
-        monkeypatch.setattr(latent, "SAMPLES_PER_PROGRAM", samples)
-
-    return use
+# Elements of a program and its samples: less than a row, two rows' worth, more than all.
+TILES = [(launch.Tile(4, 4), 1), (launch.Tile(64, 4), 2), (launch.Tile(512, 4), 4)]
 
 
-BLOCKS = [(1, 4, 1), (2, 8, 2), (16, 16, 4)]
-
-
-def test_the_stream_does_not_depend_on_the_launch_parameters(
-    use_blocks: Callable[[int, int, int], None],
-) -> None:
+def test_the_stream_does_not_depend_on_the_launch_parameters() -> None:
     wanted = normal(KEY, 3, 5, 21)
-    for block in BLOCKS:
-        use_blocks(*block)
-        assert torch.equal(normal(KEY, 3, 5, 21), wanted), block
+    for tile, _ in TILES:
+        with launch.use_tile(tile):
+            assert torch.equal(normal(KEY, 3, 5, 21), wanted), tile
 
 
 @each_mode
 def test_results_do_not_depend_on_the_launch_parameters(
-    mode: str, use_blocks: Callable[[int, int, int], None]
+    mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mu, logvar = latents(3, 21)
     upstream = upstream_of(mu, 3)
@@ -232,12 +218,13 @@ def test_results_do_not_depend_on_the_launch_parameters(
     sizes = (square - less - 0.5 * logvar.detach()).abs().mean(0).sum(1)
     if mode.endswith("analytic") or mode == "kl_standard_normal":
         sizes = reference.kl_standard_normal(mu, logvar).detach()
-    for block in BLOCKS:
-        use_blocks(*block)
-        other = measured(mode, mu, logvar, KEY, 3, upstream)
-        assert one.z is None or (other.z is not None and torch.equal(one.z, other.z)), block
-        assert torch.equal(one.grad_mu, other.grad_mu), block
-        assert torch.equal(one.grad_logvar, other.grad_logvar), block
+    for tile, samples in TILES:
+        monkeypatch.setattr(latent, "SAMPLES_PER_PROGRAM", samples)
+        with launch.use_tile(tile):
+            other = measured(mode, mu, logvar, KEY, 3, upstream)
+        assert one.z is None or (other.z is not None and torch.equal(one.z, other.z)), tile
+        assert torch.equal(one.grad_mu, other.grad_mu), tile
+        assert torch.equal(one.grad_logvar, other.grad_logvar), tile
         if one.kl is not None and other.kl is not None:
             # Lane grouping reorders the row's sum: 4 ulp.
             assert_within("KL", other.kl, one.kl, 4 * 2.0**-23 * sizes)

@@ -15,7 +15,7 @@ from torch import Tensor
 from tests.helpers import assert_within
 from tests.interpreted.watch import watch
 from tests.pixels import LAYOUTS, TARGETS, UNIT, bounds, check, expected, measured, pixels
-from vaez_kernels import bernoulli_log_prob, interpreting, likelihood, use_backend
+from vaez_kernels import bernoulli_log_prob, interpreting, launch, likelihood, use_backend
 
 pytestmark = pytest.mark.skipif(
     not interpreting(), reason="needs TRITON_INTERPRET=1: run by tests/test_interpreter.py"
@@ -92,18 +92,15 @@ def test_results_are_repeatable_bit_for_bit() -> None:
         assert torch.equal(one, two)
 
 
-@pytest.mark.parametrize("block", [(1, 4, 1), (2, 8, 2), (16, 16, 4)])
+@pytest.mark.parametrize(("elements", "samples"), [(4, 1), (64, 2), (512, 4)])
 def test_results_do_not_depend_on_the_launch_parameters(
-    block: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+    elements: int, samples: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logits, x = pixels(5, 3, 21, targets=torch.float32)
     one = measured(logits, x)
-    rows, columns, samples = block
-    monkeypatch.setattr(
-        likelihood, "block_shape", lambda _: {"BLOCK_ROWS": rows, "BLOCK_D": columns}
-    )
     monkeypatch.setattr(likelihood, "SAMPLES_PER_PROGRAM", samples)
-    other = measured(logits, x)
+    with launch.use_tile(launch.Tile(elements, 4)):
+        other = measured(logits, x)
     assert torch.equal(one.grad_logits, other.grad_logits)
     assert one.grad_x is not None
     assert other.grad_x is not None

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from tests.helpers import MODES, call, latents
-from vaez_kernels import interpreting, latent, noise, noise_key, normal, use_backend
+from vaez_kernels import interpreting, latent, launch, noise, noise_key, normal, use_backend
 
 pytestmark = pytest.mark.skipif(
     not interpreting(), reason="needs TRITON_INTERPRET=1: run by tests/test_interpreter.py"
@@ -95,7 +95,7 @@ def test_every_byte_moves_once(mode: str, samples: int, dtype: torch.dtype) -> N
     with accesses() as seen:
         z, kl_rows = call(mode, mu, logvar, KEY, samples)
     drawing = write_z or kl in latent.MONTE_CARLO
-    programs = -(-rows // noise.block_shape(columns)["BLOCK_ROWS"])
+    programs = -(-rows // launch.from_table("noise", mu.device).block(columns)["BLOCK_ROWS"])
     key = 16 * programs
     assert Traffic.of(seen) == Traffic(
         loaded=2 * elements,
@@ -167,7 +167,7 @@ def _far_launch(
 
     with monkeypatch.context() as patch, accesses(touch_memory=False) as seen:
         patch.setattr(type(interpreter_builder), "create_get_program_id", program_id)
-        kernel[(1,)](*args, **constants, **noise.block_shape(128))
+        kernel[(1,)](*args, **constants, **launch.Tile(1024, 4).block(128))
     return seen
 
 

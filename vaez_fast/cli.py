@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from . import __version__
+from .compare import BACKENDS, CompareError, available, chosen, compare, record, table
+from .comparison import OPS
 from .config import (
     DECODERS,
     KLS,
@@ -21,12 +24,16 @@ from .config import (
     choose_device,
 )
 from .data import BINARIZATIONS, DATA_SETS, DataError, load
+from .environment import environment
 from .model import MODELS
-from .results import OutputError, prepare_folder, save
+from .results import OutputError, prepare_file, prepare_folder, save, write_atomically
 from .train import LOG_PX_SAMPLES, Result, TrainingError, train
 
-EXAMPLE = """example:
+TRAIN_EXAMPLE = """example:
   vaez-fast train --data mnist-5k --model altosaar --epochs 30 --seed 0 --out runs/first
+"""
+COMPARE_EXAMPLE = """example:
+  vaez-fast compare --ops rsample_kl/analytic,normal --json comparison.json
 """
 
 
@@ -38,16 +45,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     # Where a CUDA toolkit but no GPU is installed, compiling for the CPU logs a warning about it.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    name = f"vaez-fast {options.command}"
     try:
-        return _train(options)
+        return _train(options) if options.command == "train" else _compare(options)
     except ConfigError as error:
-        print(f"vaez-fast train: error: {error}", file=sys.stderr)
+        print(f"{name}: error: {error}", file=sys.stderr)
         return 2
-    except (DataError, OutputError, TrainingError) as error:
-        print(f"vaez-fast train: error: {error}", file=sys.stderr)
+    except (DataError, OutputError, TrainingError, CompareError) as error:
+        print(f"{name}: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("vaez-fast train: interrupted; no metrics were written", file=sys.stderr)
+        print(f"{name}: interrupted; nothing was written", file=sys.stderr)
         return 130
 
 
@@ -64,12 +72,63 @@ def _parser() -> argparse.ArgumentParser:
         help="train a VAE; write metrics.json and checkpoint.pt",
         description="Train a VAE, choose its best state by validation ELBO, evaluate it on the\n"
         "test split, and write DIR/metrics.json and DIR/checkpoint.pt.",
-        epilog=EXAMPLE,
+        epilog=TRAIN_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     _add_train_options(command)
+    command = commands.add_parser(
+        "compare",
+        help="hold every op to float64, and the kernels to the fallback",
+        description="Run every op, forward and backward, over a grid of shapes, dtypes and\n"
+        "values, and print its largest errors against the float64 reference beside those of\n"
+        "textbook PyTorch, and the distance of kernels from the fallback. Takes minutes.\n"
+        "Exit status 1 if anything is off by more than stated.",
+        epilog=COMPARE_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    _add_compare_options(command)
     return parser
+
+
+def _add_compare_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--backends",
+        type=_names,
+        metavar="NAMES",
+        help=f"comma-separated, of {', '.join(BACKENDS)} (default: all that can run here)",
+    )
+    parser.add_argument(
+        "--ops",
+        type=_names,
+        default=list(OPS),
+        metavar="NAMES",
+        help=f"comma-separated, of {', '.join(OPS)} (default: all)",
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write every comparison to FILE"
+    )
+
+
+def _names(text: str) -> list[str]:
+    return text.split(",")
+
+
+def _compare(options: argparse.Namespace) -> int:
+    backends = chosen(options.backends)
+    if options.json is not None:
+        prepare_file(options.json)
+    rows = compare(backends, options.ops, show_progress=True)
+    content = record(rows, environment("cuda" if "cuda" in backends else "cpu"))
+    if options.json is not None:
+        text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+        write_atomically(options.json, text.encode())
+    for name, reason in available().items():
+        if reason:
+            print(f"not compared: {name}: {reason}")
+    print("\n".join(table(rows)))
+    return 0 if content["passed"] else 1
 
 
 def _add_train_options(parser: argparse.ArgumentParser) -> None:

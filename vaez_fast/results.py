@@ -39,6 +39,22 @@ def prepare_folder(path: Path) -> None:
         raise OutputError(f"out: {path} holds a run already; name another folder")
 
 
+def prepare_file(path: Path) -> None:
+    """Make the folder of a file that is to be written, before any work is done for it.
+
+    Raises:
+        OutputError: the file could not be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}") from None
+    if path.is_dir():
+        raise OutputError(f"cannot write {path}: it is a folder")
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that it is there whole or not at all, also after a crash.
 

@@ -1,0 +1,283 @@
+"""`vaez-fast compare`: every op on the backends at hand, against float64 and against each other."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vaez_kernels import interpreting, use_backend
+from vaez_kernels.backend import triton
+
+from .comparison import OPS, Case, Tensors, cases, ours, textbook, truth
+from .config import ConfigError
+from .progress import Progress
+
+BACKENDS = ("fallback", "interpreter", "cuda")
+# What one number may err by beyond PyTorch's own error in the same dtype: the ops' promise for
+# float32 arithmetic, of the largest number in the output or of 1; and one ulp of that number where
+# it leaves in bfloat16 or float16 (a GPU rounds to nearest, the interpreter cuts bits off).
+ERROR = 1e-6
+# The analytic KL and its gradient are sums of positive terms and products of exact ones: their
+# promise is relative, down to a KL of 1e-8.
+KL_ERROR = 1e-5
+# Relative errors and ulps are of numbers that are no smaller than this part of the largest one:
+# where an output passes through zero they would grow without bound.
+SMALL = 1e-3
+
+LEGEND = """\
+abs, rel, ulp: largest error against float64 (rel and ulp of numbers above a thousandth of the
+largest). torch: largest error of textbook PyTorch, same dtype, same eps. fallback: largest distance
+from the fallback. Pass: abs ≤ torch + 1e-6 of the largest number (and one ulp of it in bfloat16 and
+float16); the analytic KL and its gradient also within 1e-5 of themselves; the interpreted stream
+equal to the fallback's bit for bit.""".splitlines()
+
+
+class CompareError(RuntimeError):
+    """A backend that ended without results."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One output (or gradient) of one case on one backend. Errors are maxima over its numbers."""
+
+    op: str
+    output: str
+    backend: str
+    dtype: str
+    case: str
+    absolute: float
+    relative: float
+    ulp: float
+    textbook_absolute: float | None  # PyTorch's own error in the same dtype
+    tolerance: float
+    from_fallback: float | None
+    passed: bool
+
+
+def available() -> dict[str, str]:
+    """Each backend, and why it cannot run here (empty where it can)."""
+    no_triton = "" if triton is not None else "triton is not installed"
+    no_cuda = "" if torch.cuda.is_available() else "no CUDA device is here"
+    if interpreting() and not no_cuda:
+        no_cuda = "TRITON_INTERPRET=1 turns the kernels into interpreted ones"
+    return {"fallback": "", "interpreter": no_triton, "cuda": no_triton or no_cuda}
+
+
+def chosen(names: Sequence[str] | None) -> list[str]:
+    """The backends to run: those named, or all that can.
+
+    Raises:
+        ConfigError: an unknown name, or a backend that cannot run here.
+    """
+    reasons = available()
+    if names is None:
+        return [name for name in BACKENDS if not reasons[name]]
+    for name in names:
+        if name not in BACKENDS:
+            raise ConfigError(f"backends must be among {', '.join(BACKENDS)}, got {name!r}")
+        if reasons[name]:
+            raise ConfigError(f"backends: {name!r} cannot run here: {reasons[name]}")
+    return [name for name in BACKENDS if name in names]
+
+
+def compare(
+    backends: Sequence[str], ops: Sequence[str] = OPS, show_progress: bool = False
+) -> list[Row]:
+    """Run the grid of `ops` on each backend; the fallback runs in any case, to be compared with.
+
+    Raises:
+        ConfigError: an unknown op.
+        CompareError: the interpreter's process failed.
+    """
+    for op in ops:
+        if op not in OPS:
+            raise ConfigError(f"ops must be among {', '.join(OPS)}, got {op!r}")
+    grid = cases(ops, large="cuda" in backends)
+    results = {"fallback": run(grid, "fallback", show_progress)}
+    for name in backends:
+        if name == "interpreter" and not interpreting():
+            results[name] = _run_interpreter(ops, show_progress)
+        elif name != "fallback":
+            results[name] = run(grid, name, show_progress)
+    rows: list[Row] = []
+    with Progress(len(grid), "reference", show=show_progress) as progress:
+        for i, case in enumerate(grid):
+            wanted, yardstick = truth(case), textbook(case)
+            for name in backends:
+                if i < len(results[name]):  # the interpreter runs the small sizes, which come first
+                    mine, other = results[name][i], results["fallback"][i]
+                    rows += _rows(case, name, mine, wanted, yardstick, other)
+            progress.advance()
+    return rows
+
+
+def run(grid: list[Case], backend: str, show_progress: bool = False) -> list[Tensors]:
+    """Outputs and gradients of each case, on the CPU, from one backend."""
+    device = torch.device("cuda" if backend == "cuda" else "cpu")
+    results = []
+    with (
+        use_backend("torch" if backend == "fallback" else "triton"),
+        Progress(len(grid), backend, show=show_progress) as progress,
+    ):
+        for case in grid:
+            results.append(ours(case, device))
+            progress.advance()
+    return results
+
+
+def _run_interpreter(ops: Sequence[str], show_progress: bool) -> list[Tensors]:
+    # Triton reads TRITON_INTERPRET where a kernel is decorated, hence a process of its own.
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "results.pt")
+        command = [sys.executable, "-m", "vaez_fast.compare", str(file), *ops]
+        environment = os.environ | {
+            "TRITON_INTERPRET": "1",
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        }
+        # Its progress bar goes to our terminal; without one, its errors come back in ours.
+        to = None if show_progress and sys.stderr.isatty() else subprocess.PIPE
+        done = subprocess.run(command, env=environment, stderr=to, text=True)
+        if done.returncode != 0:
+            said = f":\n{done.stderr}" if done.stderr else " (see above)"
+            raise CompareError(f"the interpreter's process ended with {done.returncode}{said}")
+        loaded: list[Tensors] = torch.load(file, weights_only=True)
+        return loaded
+
+
+def spacing(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """One unit in the last place of `dtype` at |values|, float64."""
+    info = torch.finfo(dtype)
+    _, exponent = torch.frexp(values.double().abs().clamp(min=info.tiny))
+    eps = torch.full_like(exponent, info.eps, dtype=torch.float64)
+    return torch.ldexp(eps, exponent - 1)
+
+
+def _rows(
+    case: Case,
+    backend: str,
+    mine: Tensors,
+    wanted: Tensors,
+    yardstick: Tensors | None,
+    fallback: Tensors,
+) -> Iterator[Row]:
+    for name, actual in mine.items():
+        want = wanted[name]
+        error = (actual.double() - want).abs()
+        largest = want.abs().max()
+        own = None
+        if yardstick is not None:
+            distance = (yardstick[name].double() - want).abs()
+            own = float(distance[distance.isfinite()].max())  # an overflow of its is no licence
+        tolerance = ERROR * max(1.0, float(largest))
+        half = actual.dtype.itemsize == 2
+        if half:
+            tolerance += float(spacing(largest, actual.dtype))
+        passed = bool(error.max() <= (own or 0.0) + tolerance)
+        counted = want.abs() >= SMALL * largest
+        if _promises_digits(case, name):
+            counted = want != 0
+            limit = KL_ERROR * want.abs() + half * spacing(want, actual.dtype)
+            passed = passed and bool((error <= limit).all())
+        apart = None
+        if backend != "fallback":
+            apart = float((actual.double() - fallback[name].double()).abs().max())
+            # The noise is the same to the last bit on a CPU; all else is within the tolerance.
+            exact = backend == "interpreter" and name == "n"
+            passed = passed and apart <= (0.0 if exact else 2.0 * tolerance)
+        yield Row(
+            op=case.op,
+            output=name,
+            backend=backend,
+            dtype=str(case.dtype).removeprefix("torch."),
+            case=case.name,
+            absolute=float(error.max()),
+            relative=_largest(error / want.abs(), counted),
+            ulp=_largest(error / spacing(want, actual.dtype), counted),
+            textbook_absolute=own,
+            tolerance=tolerance,
+            from_fallback=apart,
+            passed=passed,
+        )
+
+
+def _largest(values: Tensor, counted: Tensor) -> float:
+    return float(values[counted].max()) if counted.any() else 0.0
+
+
+def _promises_digits(case: Case, output: str) -> bool:
+    return case.op == "kl_standard_normal" or (case.op, output) == ("rsample_kl/analytic", "kl")
+
+
+def record(rows: list[Row], environment: dict[str, Any]) -> dict[str, Any]:
+    """The JSON of a comparison."""
+    return {
+        "schema": 1,
+        "passed": all(row.passed for row in rows),
+        "environment": environment,
+        "rows": [{name: _json(v) for name, v in asdict(row).items()} for row in rows],
+    }
+
+
+def _json(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def table(rows: list[Row]) -> Iterator[str]:
+    """Lines of text: for each op, backend, dtype and output the worst over its cases."""
+    for op in dict.fromkeys(row.op for row in rows):
+        yield ""
+        yield op
+        yield (
+            f"  {'backend':<12}{'dtype':<10}{'output':<12}{'abs':>9}{'torch':>9}{'rel':>9}"
+            f"{'ulp':>9}{'fallback':>10}{'cases':>7}  verdict"
+        )
+        of_op = [row for row in rows if row.op == op]
+        for key in dict.fromkeys((row.backend, row.dtype, row.output) for row in of_op):
+            group = [row for row in of_op if (row.backend, row.dtype, row.output) == key]
+            failed = sum(not row.passed for row in group)
+            yield (
+                f"  {key[0]:<12}{key[1]:<10}{key[2]:<12}"
+                + _worst(row.absolute for row in group)
+                + _worst(row.textbook_absolute for row in group)
+                + _worst(row.relative for row in group)
+                + _worst(row.ulp for row in group)
+                + " "
+                + _worst(row.from_fallback for row in group)
+                + f"{len(group):>7}  {f'{failed} FAILED' if failed else 'pass'}"
+            )
+    failures = [row for row in rows if not row.passed]
+    for row in failures:
+        own = 0.0 if row.textbook_absolute is None else row.textbook_absolute
+        apart = "" if row.from_fallback is None else f"; {row.from_fallback:.2e} from the fallback"
+        yield ""
+        yield (
+            f"FAILED: {row.op}, {row.output}, {row.backend}, {row.case}: off by {row.absolute:.2e} "
+            f"({row.relative:.1e} relative), torch's own {own:.2e} + {row.tolerance:.2e} allowed"
+            f"{apart}"
+        )
+    yield ""
+    yield f"{len(rows) - len(failures)} of {len(rows)} comparisons passed."
+    yield from LEGEND
+
+
+def _worst(values: Iterator[float | None]) -> str:
+    known = [v for v in values if v is not None]
+    if any(math.isnan(v) for v in known):
+        return f"{'nan':>9}"
+    return f"{max(known):>9.1e}" if known else f"{'–':>9}"
+
+
+if __name__ == "__main__":
+    torch.save(
+        run(cases(sys.argv[2:], large=False), "interpreter", show_progress=True), sys.argv[1]
+    )

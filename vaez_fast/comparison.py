@@ -1,0 +1,264 @@
+"""What `vaez-fast compare` runs: every op, its inputs, and three ways to compute it.
+
+Ours is the public function on some backend; the truth is vaez_kernels.reference in float64; the
+yardstick is textbook PyTorch in the dtype of the inputs, given the same eps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.distributions import Normal, kl_divergence
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from vaez_kernels import (
+    bernoulli_log_prob,
+    kl_standard_normal,
+    kl_standard_normal_mc,
+    noise_key,
+    normal,
+    reference,
+    rsample,
+    rsample_kl,
+    uniform,
+)
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+STREAMS = ("normal", "uniform")
+# Is z an output, and which KL.
+LATENT_OPS = {
+    "rsample": (True, None),
+    "kl_standard_normal": (False, "analytic"),
+    "kl_standard_normal_mc/total-derivative": (False, "total-derivative"),
+    "kl_standard_normal_mc/sticking-the-landing": (False, "sticking-the-landing"),
+    "rsample_kl/analytic": (True, "analytic"),
+    "rsample_kl/total-derivative": (True, "total-derivative"),
+    "rsample_kl/sticking-the-landing": (True, "sticking-the-landing"),
+}
+LIKELIHOOD_OPS = {
+    "bernoulli_log_prob/uint8": torch.uint8,
+    "bernoulli_log_prob/float32": torch.float32,
+}
+OPS = (*STREAMS, *LATENT_OPS, *LIKELIHOOD_OPS)
+LATENT_SHAPES = (  # S, B, D
+    (1, 1, 1),
+    (8, 7, 3),
+    (3, 7, 19),
+    (1, 129, 20),
+    (3, 129, 20),
+    (1, 33, 128),
+    (3, 1, 257),
+    (1, 7, 1000),
+)
+PIXEL_SHAPES = ((1, 1, 1), (9, 7, 19), (1, 129, 784), (3, 7, 784))  # S, B, P
+# On a GPU also what fills one.
+LARGE_LATENT, LARGE_PIXELS = ((1, 8192, 128), (8, 2048, 128)), ((8, 256, 784),)
+# Inputs: N(0, 1); a KL between 1e-8 and 1, where training ends; σ from e⁻⁶ to e³, mu to 30.
+VALUES = ("normal", "near zero", "wide")
+VALUES_SHAPE = (3, 33, 20)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call: S samples of B rows, D columns (pixels, for the likelihood)."""
+
+    op: str
+    shape: tuple[int, int, int]
+    dtype: torch.dtype
+    values: str = "normal"
+    halves: bool = False  # mu and logvar are the halves of a (B, 2D) tensor
+    row_offset: int = 0
+
+    @property
+    def name(self) -> str:
+        sizes = "×".join(str(n) for n in self.shape)
+        kind = str(self.dtype).removeprefix("torch.")
+        return f"{sizes} {kind}, {'halves of a tensor' if self.halves else self.values}"
+
+
+def cases(ops: Sequence[str], large: bool) -> list[Case]:
+    """The grid of `ops`, the same each time; when `large`, followed by sizes that fill a GPU."""
+    grid = [*_streams(), *_latent_cases(), *_pixel_cases(), *(_large_cases() if large else ())]
+    return [case for case in grid if case.op in ops]
+
+
+def _streams() -> Iterator[Case]:
+    for op in STREAMS:
+        for shape in LATENT_SHAPES:
+            yield Case(op, shape, torch.float32)
+        yield Case(op, VALUES_SHAPE, torch.float32, row_offset=2**40 + 3)
+
+
+def _latent_cases() -> Iterator[Case]:
+    for op in LATENT_OPS:
+        for dtype in DTYPES:
+            for shape in LATENT_SHAPES:
+                yield Case(op, shape, dtype)
+            for values in VALUES[1:]:
+                yield Case(op, VALUES_SHAPE, dtype, values)
+            yield Case(op, VALUES_SHAPE, dtype, halves=True)
+
+
+def _pixel_cases() -> Iterator[Case]:
+    for op in LIKELIHOOD_OPS:
+        for dtype in DTYPES:
+            for shape in PIXEL_SHAPES:
+                yield Case(op, shape, dtype)
+            yield Case(op, VALUES_SHAPE, dtype, "wide")
+
+
+def _large_cases() -> Iterator[Case]:
+    for op in OPS:
+        for dtype in DTYPES if op not in STREAMS else DTYPES[:1]:
+            for shape in LARGE_PIXELS if op in LIKELIHOOD_OPS else LARGE_LATENT:
+                yield Case(op, shape, dtype)
+
+
+# Inputs.
+
+KEY = noise_key(20, "evaluate", 7)
+Tensors = dict[str, Tensor]
+
+
+def inputs(case: Case) -> Tensors:
+    """The op's tensors on the CPU, by argument name: the same numbers for every backend."""
+    samples, rows, columns = case.shape
+    generator = torch.Generator().manual_seed(7)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    if case.op in STREAMS:
+        return {}
+    if case.op in LIKELIHOOD_OPS:
+        scale = 30.0 if case.values == "wide" else 3.0
+        x = (draw(rows, columns) > 0).to(LIKELIHOOD_OPS[case.op])
+        if x.is_floating_point():
+            x = torch.rand(x.shape, generator=generator)
+        return {"logits": (scale * draw(samples, rows, columns)).to(case.dtype), "x": x}
+    mu, logvar = draw(rows, 2 * columns).chunk(2, 1)
+    if case.values == "near zero":
+        size = torch.logspace(-4.5, -0.5, rows)[:, None]
+        mu, logvar = size * mu, size * logvar
+    elif case.values == "wide":
+        mu, logvar = 10.0 * mu, (3.0 * logvar).clamp(-12.0, 6.0)
+    both = torch.cat((mu, logvar), 1).to(case.dtype)
+    mu, logvar = both.chunk(2, 1)
+    if not case.halves:
+        mu, logvar = mu.contiguous(), logvar.contiguous()
+    return {"mu": mu, "logvar": logvar}
+
+
+def _on(device: torch.device, tensors: Tensors) -> Tensors:
+    # Halves of one tensor stay that: a plain copy would make them contiguous.
+    if "mu" in tensors and not tensors["mu"].is_contiguous():
+        both = torch.cat((tensors["mu"], tensors["logvar"]), 1).to(device)
+        return dict(zip(("mu", "logvar"), both.chunk(2, 1), strict=True))
+    return {name: x.to(device) for name, x in tensors.items()}
+
+
+def _upstream(name: str, output: Tensor, dtype: torch.dtype) -> Tensor:
+    # The same numbers for every way to compute it, of no special size; of z in the case's dtype.
+    generator = torch.Generator().manual_seed(output.numel())
+    numbers = torch.randn(output.shape, generator=generator)
+    return (numbers.to(dtype) if name == "z" else numbers).to(output)
+
+
+def _with_gradients(case: Case, outputs: Tensors, leaves: Tensors) -> Tensors:
+    grads = torch.autograd.grad(
+        list(outputs.values()),
+        list(leaves.values()),
+        [_upstream(name, output, case.dtype) for name, output in outputs.items()],
+        allow_unused=True,
+        materialize_grads=True,
+    )
+    named = {f"grad {leaf}": grad for leaf, grad in zip(leaves, grads, strict=True)}
+    return {name: result.detach().cpu() for name, result in (outputs | named).items()}
+
+
+def _leaves(tensors: Tensors) -> Tensors:
+    return {n: x.detach().requires_grad_() for n, x in tensors.items() if x.is_floating_point()}
+
+
+# Three ways to compute a case. Each returns outputs and gradients ("grad mu") on the CPU.
+
+
+def ours(case: Case, device: torch.device) -> Tensors:
+    """The public function, on the backend that is in force."""
+    samples, rows, columns = case.shape
+    noise = KEY.to(device)
+    tensors = _on(device, inputs(case))
+    leaves = _leaves(tensors)
+    name, _, kind = case.op.partition("/")
+    if case.op in STREAMS:
+        draw = normal if name == "normal" else uniform
+        return {"n": draw(noise, samples, rows, columns, row_offset=case.row_offset).cpu()}
+    if case.op in LIKELIHOOD_OPS:
+        log_prob = bernoulli_log_prob(leaves["logits"], leaves.get("x", tensors["x"]))
+        return _with_gradients(case, {"log_prob": log_prob}, leaves)
+    mu, logvar = leaves["mu"], leaves["logvar"]
+    outputs: Tensors
+    if name == "rsample":
+        outputs = {"z": rsample(mu, logvar, noise, samples)}
+    elif name == "kl_standard_normal":
+        outputs = {"kl": kl_standard_normal(mu, logvar)}
+    elif name == "kl_standard_normal_mc":
+        outputs = {"kl": kl_standard_normal_mc(mu, logvar, noise, samples, kind)}
+    else:
+        z, kl = rsample_kl(mu, logvar, noise, samples, kind)
+        outputs = {"z": z, "kl": kl}
+    return _with_gradients(case, outputs, leaves)
+
+
+def truth(case: Case) -> Tensors:
+    """The float64 reference."""
+    samples, rows, columns = case.shape
+    if case.op in STREAMS:
+        draw = reference.normal if case.op == "normal" else reference.uniform
+        return {"n": draw(KEY, samples, rows, columns, row_offset=case.row_offset)}
+    tensors = {name: x.double() for name, x in inputs(case).items()}
+    if case.op in LIKELIHOOD_OPS:
+        leaves = _leaves({n: x for n, x in tensors.items() if inputs(case)[n].is_floating_point()})
+        log_prob = reference.bernoulli_log_prob(leaves["logits"], leaves.get("x", tensors["x"]))
+        return _with_gradients(case, {"log_prob": log_prob}, leaves)
+    leaves = _leaves(tensors)
+    write_z, kl = LATENT_OPS[case.op]
+    mu, logvar = leaves["mu"], leaves["logvar"]
+    eps = reference.normal(KEY, samples, rows, columns)
+    outputs = {"z": reference.rsample(mu, logvar, eps)} if write_z else {}
+    if kl == "analytic":
+        outputs["kl"] = reference.kl_standard_normal(mu, logvar)
+    elif kl is not None:
+        outputs["kl"] = reference.kl_standard_normal_mc(mu, logvar, eps, kl)
+    return _with_gradients(case, outputs, leaves)
+
+
+def textbook(case: Case) -> Tensors | None:
+    """What a user writes, in the inputs' own dtype; None for the stream, which is only ours."""
+    samples, rows, columns = case.shape
+    if case.op in STREAMS:
+        return None
+    tensors = inputs(case)
+    leaves = _leaves(tensors)
+    if case.op in LIKELIHOOD_OPS:
+        logits = leaves["logits"]
+        x = leaves.get("x", tensors["x"]).to(logits.dtype).expand_as(logits)
+        loss = binary_cross_entropy_with_logits(logits, x, reduction="none")
+        return _with_gradients(case, {"log_prob": -loss.sum(2)}, leaves)
+    write_z, kl = LATENT_OPS[case.op]
+    mu, logvar = leaves["mu"], leaves["logvar"]
+    eps = reference.normal(KEY, samples, rows, columns).to(case.dtype)
+    sigma = torch.exp(0.5 * logvar)
+    z = mu + sigma * eps
+    outputs = {"z": z} if write_z else {}
+    p = Normal(torch.zeros_like(mu), torch.ones_like(mu), validate_args=False)
+    if kl == "analytic":
+        outputs["kl"] = kl_divergence(Normal(mu, sigma, validate_args=False), p).sum(1)
+    elif kl is not None:
+        held = kl == "sticking-the-landing"
+        q = Normal(mu.detach(), sigma.detach()) if held else Normal(mu, sigma)
+        outputs["kl"] = (q.log_prob(z) - p.log_prob(z)).sum(2).mean(0)
+    return _with_gradients(case, outputs, leaves)

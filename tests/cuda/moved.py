@@ -1,0 +1,43 @@
+"""Calls of the ops on a GPU, for checks whose inputs and reference live on the CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tests.helpers import call
+from vaez_kernels import bernoulli_log_prob
+
+CUDA = torch.device("cuda")
+
+
+class _Moved(torch.autograd.Function):
+    """A copy on the GPU in the same memory layout, also where that is a part or a broadcast."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        whole = x.as_strided((x.untyped_storage().nbytes() // x.itemsize,), (1,), 0).to(CUDA)
+        return whole.as_strided(x.shape, x.stride(), x.storage_offset())
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0].cpu()
+
+
+def to_cuda(x: Tensor) -> Tensor:
+    moved: Tensor = _Moved.apply(x)
+    return moved
+
+
+def call_on_cuda(
+    mode: str, mu: Tensor, logvar: Tensor, noise: Tensor, samples: int, **offsets: int
+) -> tuple[Tensor | None, Tensor | None]:
+    """`tests.helpers.call`, by the Triton kernels."""
+    z, kl = call(mode, to_cuda(mu), to_cuda(logvar), noise.to(CUDA), samples, **offsets)
+    return None if z is None else z.cpu(), None if kl is None else kl.cpu()
+
+
+def log_prob_on_cuda(logits: Tensor, x: Tensor) -> Tensor:
+    return bernoulli_log_prob(to_cuda(logits), to_cuda(x)).cpu()

@@ -1,0 +1,158 @@
+"""How the kernels sit among other CUDA work: streams, graphs, devices, torch.compile, tuning.
+
+Skipped without a CUDA device.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.cuda.moved import CUDA
+from vaez_kernels import bernoulli_log_prob, launch, noise_key, normal, rsample_kl
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+ROOT = Path(__file__).parents[2]
+KLS = ["analytic", "total-derivative", "sticking-the-landing"]
+
+
+def key(step: int, device: torch.device = CUDA) -> Tensor:
+    return noise_key(29, "train", step, device=device)
+
+
+def latents(device: torch.device = CUDA, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    mu, logvar = torch.randn((2, 1001, 20), generator=generator).to(device).unbind()
+    return mu.clone().requires_grad_(), logvar.clone().requires_grad_()
+
+
+def step(mu: Tensor, logvar: Tensor, noise: Tensor, kl: str = "analytic") -> tuple[Tensor, ...]:
+    """z, KL, and the gradients of a loss of both."""
+    z, rows = rsample_kl(mu, logvar, noise, 2, kl)
+    return z, rows, *torch.autograd.grad(z.square().sum() + rows.sum(), (mu, logvar))
+
+
+def test_an_op_waits_for_the_stream_it_is_called_on() -> None:
+    old, new = latents(seed=1), latents(seed=2)
+    wanted = step(*new, key(0))
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(100_000_000)  # tens of milliseconds, in which another stream would run
+        with torch.no_grad():
+            for target, source in zip(old, new, strict=True):
+                target.copy_(source)
+        actual = step(*old, key(0))
+    stream.synchronize()
+    for a, w in zip(actual, wanted, strict=True):
+        assert torch.equal(a, w)
+
+
+@pytest.mark.parametrize("kl", KLS)
+def test_a_replayed_graph_draws_fresh_noise_each_time(kl: str) -> None:
+    mu, logvar = latents()
+    noise = key(0)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step(mu, logvar, noise, kl)  # compiles
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        noise[1].add_(1)
+        outputs = step(mu, logvar, noise, kl)
+    for count in (1, 2, 3):
+        graph.replay()
+        for output, wanted in zip(outputs, step(mu, logvar, key(count), kl), strict=True):
+            assert torch.equal(output, wanted)
+    assert noise.tolist() == key(3).tolist()
+
+
+@pytest.mark.parametrize("kl", KLS)
+def test_under_torch_compile_the_numbers_are_the_same(kl: str) -> None:
+    compiled = torch.compile(
+        lambda m, v, noise: rsample_kl(m, v, noise, 2, kl), fullgraph=True, dynamic=True
+    )
+    for seed in (0, 1):
+        mu, logvar = latents(seed=seed)
+        z, rows = compiled(mu, logvar, key(seed))
+        grads = torch.autograd.grad(z.square().sum() + rows.sum(), (mu, logvar))
+        wanted = step(mu, logvar, key(seed), kl)
+        assert torch.equal(z, wanted[0])
+        for actual, want in zip((rows, *grads), wanted[1:], strict=True):
+            # The kernels' parts are equal; z² is differentiated by other code, a rounding or two.
+            torch.testing.assert_close(actual, want, rtol=1e-6, atol=1e-5)
+
+
+def test_an_op_never_waits_for_the_gpu() -> None:
+    mu, logvar = latents()
+    logits = torch.randn(2, 64, 784, device=CUDA, requires_grad=True)
+    x = torch.ones(64, 784, dtype=torch.uint8, device=CUDA)
+    noise = key(0)
+    step(mu, logvar, noise)
+    bernoulli_log_prob(logits, x).sum().backward()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(mu, logvar, noise)
+        bernoulli_log_prob(logits, x).sum().backward()
+        normal(noise, 2, 64, 20)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_an_op_runs_where_its_tensors_are_and_not_on_the_current_device() -> None:
+    other = torch.device("cuda", 1)
+    assert torch.cuda.current_device() == 0
+    actual, wanted = step(*latents(other), key(5, other)), step(*latents(), key(5))
+    for a, w in zip(actual, wanted, strict=True):
+        assert a.device == other
+        assert torch.equal(a.cpu(), w.cpu())
+
+
+def test_autotuning_changes_the_tile_and_not_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = step(*latents(), key(0))
+    monkeypatch.setenv("VAEZ_AUTOTUNE", "1")
+    monkeypatch.setattr(launch, "_fastest", {})
+    actual = step(*latents(), key(0))
+    assert len(launch._fastest) == 2  # forward and backward
+    assert torch.equal(actual[0], wanted[0])
+    assert torch.equal(actual[2], wanted[2])
+    assert torch.equal(actual[3], wanted[3])
+
+
+SANITIZED = """
+import torch
+from vaez_kernels import bernoulli_log_prob, noise_key, normal, rsample_kl
+for columns in (3, 20, 128):
+    mu, logvar = (torch.randn(37, columns, device="cuda", requires_grad=True) for _ in range(2))
+    for kl in ("analytic", "total-derivative", "sticking-the-landing"):
+        z, rows = rsample_kl(mu, logvar, noise_key(0, "train", device="cuda"), 9, kl)
+        (z.sum() + rows.sum()).backward()
+    normal(noise_key(0, "train", device="cuda"), 3, 37, columns)
+logits = torch.randn(9, 5, 785, device="cuda", requires_grad=True)
+bernoulli_log_prob(logits, torch.ones(5, 785, dtype=torch.uint8, device="cuda")).sum().backward()
+torch.cuda.synchronize()
+"""
+
+
+def test_no_access_is_out_of_bounds() -> None:
+    sanitizer = shutil.which("compute-sanitizer", path=f"{os.environ['PATH']}:/usr/local/cuda/bin")
+    if sanitizer is None:
+        pytest.skip("compute-sanitizer is not installed")
+    command = [sanitizer, "--error-exitcode", "9", sys.executable, "-c", SANITIZED]
+    # Without PyTorch's caching allocator: inside its large blocks nothing is out of bounds.
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT / "kernels"),
+        "PYTORCH_NO_CUDA_MEMORY_CACHING": "1",
+    }
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr

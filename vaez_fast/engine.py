@@ -15,7 +15,7 @@ from vaez_kernels import noise_key
 from .data import PIXELS
 from .graph import compile_graph
 from .model import VAE
-from .objective import NegativeElbo
+from .objective import Objective
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 # The share of all steps over which the learning rate rises. At full rate from the first step 100
@@ -31,7 +31,7 @@ class State:
     noise: Tensor  # (2,) int64: key, and the step that is to come
     schedule: Tensor  # (T, 2) float32: see `adam_schedule`
     totals: Tensor  # (2,) float32: rate and distortion, summed over images since they were read
-    weights: list[Tensor]  # the parameters, float32
+    weights: list[Tensor]  # the parameters that are trained, float32
     copies: list[Tensor]  # of the matrices in the products' dtype; empty for float32
     first_moments: list[Tensor]
     second_moments: list[Tensor]
@@ -62,10 +62,11 @@ def adam_schedule(lr: float, steps: int) -> Tensor:
 
 
 class Engine:
-    """Adam, with a short warm-up and a cosine schedule, on a `NegativeElbo`.
+    """Adam, with a short warm-up and a cosine schedule, on one objective.
 
     Args:
-        objective: the model and how its loss is computed; its parameters are the start.
+        objective: the model, how its loss is computed, and which half of it is trained; its
+            parameters are the start.
         steps: T, the length of the schedule.
         batch_size: B.
         lr: the schedule's height.
@@ -74,11 +75,13 @@ class Engine:
             reductions are float32.
         pixel_scale: what turns the uint8 pixels into x in [0, 1].
         device: where all of it lives.
+        encoder: the engine that trains the encoder, where this one trains the decoder on its z: its
+            weights are read as they stand at each step.
     """
 
     def __init__(
         self,
-        objective: NegativeElbo,
+        objective: Objective,
         *,
         steps: int,
         batch_size: int,
@@ -87,12 +90,20 @@ class Engine:
         precision: torch.dtype,
         pixel_scale: float,
         device: torch.device,
+        encoder: Engine | None = None,
     ) -> None:
         self.objective = objective
-        self.names = [name for name, _ in objective.named_parameters()]
+        trained = [
+            (name, p)
+            for name, p in objective.named_parameters()
+            if name.split(".")[1] in objective.trains  # "vae.encoder.0.weight"
+        ]
+        self.names = [name for name, _ in trained]
+        self.fixed_names = encoder.names if encoder is not None else []
+        self.fixed = encoder.for_products() if encoder is not None else []
         self.batch_size = batch_size
         self.pixel_scale = pixel_scale
-        weights = [p.detach().to(device).clone() for p in objective.parameters()]
+        weights = [p.detach().to(device).clone() for _, p in trained]
         # Matrices are kept in the products' dtype beside the float32 weights, and written by the
         # optimiser, instead of being converted in every step.
         matrices = [w for w in weights if w.dim() == 2] if precision != torch.float32 else []
@@ -107,9 +118,16 @@ class Engine:
         )
         self._run = self._compile(device)
 
+    def for_products(self) -> list[Tensor]:
+        """The trained parameters as matrix products read them: those in the products' dtype."""
+        remaining = iter(self.state.copies)
+        copies = bool(self.state.copies)
+        return [next(remaining) if copies and w.dim() == 2 else w for w in self.state.weights]
+
     def _update(
         self,
         pixels: Tensor,  # (B, 784) uint8
+        fixed: list[Tensor],
         noise: Tensor,
         schedule: Tensor,
         totals: Tensor,
@@ -125,9 +143,11 @@ class Engine:
             for w, copy in zip(weights, copy_of, strict=True)
         ]
         x = pixels.float() * self.pixel_scale
-        parameters = dict(zip(self.names, leaves, strict=True))
+        names = [*self.names, *self.fixed_names]
+        parameters = dict(zip(names, [*leaves, *fixed], strict=True))
         rate, distortion = functional_call(self.objective, parameters, (x, noise))
-        gradients = torch.autograd.grad((rate + distortion).mean(), leaves)
+        loss = (self.objective.beta * rate + distortion).mean()
+        gradients = torch.autograd.grad(loss, leaves)
         with torch.no_grad():
             step_size, correction = schedule.index_select(0, noise[1:])[0].unbind()
             for w, copy, m, v, gradient in zip(
@@ -144,13 +164,14 @@ class Engine:
 
     def _compile(self, device: torch.device) -> Callable[..., None]:
         pixels = torch.zeros((self.batch_size, PIXELS), dtype=torch.uint8, device=device)
-        run = compile_graph(self._update, pixels, *self.state.arguments(), device=device)
-        run(pixels, *self.state.clone().arguments())  # compiles; the step lands on a copy
+        arguments = (pixels, self.fixed)
+        run = compile_graph(self._update, *arguments, *self.state.arguments(), device=device)
+        run(*arguments, *self.state.clone().arguments())  # compiles; the step lands on a copy
         return run
 
     def step(self, pixels: Tensor) -> None:
         """Advance by one batch of uint8 pixels (B, 784); reads nothing back from the device."""
-        self._run(pixels, *self.state.arguments())
+        self._run(pixels, self.fixed, *self.state.arguments())
 
     def take_totals(self, steps: int) -> tuple[float, float]:
         """Mean rate and distortion, nats, over the `steps` since the last call (waits for them)."""
@@ -159,6 +180,7 @@ class Engine:
         return rate, distortion
 
     def write_to(self, vae: VAE) -> None:
-        """Copy the float32 weights into a model."""
+        """Copy the trained float32 weights into a model; what is not trained stays as it is."""
         weights = zip(self.names, self.state.weights, strict=True)
-        vae.load_state_dict({name.removeprefix("vae."): w for name, w in weights})
+        named = {name.removeprefix("vae."): w for name, w in weights}
+        vae.load_state_dict(named, strict=False)

@@ -1,0 +1,197 @@
+"""The benchmarks' byte counts, against small examples counted by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from bench.traffic import (
+    aten_bytes,
+    bernoulli_log_prob_floor,
+    inductor_bytes,
+    rsample_kl_floor,
+)
+from vaez_kernels import noise_key, rsample_kl
+from vaez_kernels.compiler import has_cpu_compiler
+
+CPU = torch.device("cpu")
+ROWS, COLUMNS = 48, 64
+N = ROWS * COLUMNS
+
+needs_compiler = pytest.mark.skipif(not has_cpu_compiler(), reason="needs a C++ compiler")
+
+
+def eager(work: Callable[[], object]) -> int:
+    return aten_bytes(work, CPU)
+
+
+@pytest.fixture
+def a() -> Tensor:
+    return torch.rand(ROWS, COLUMNS)
+
+
+def test_floor_is_12_and_20_bytes_an_element_for_float32() -> None:
+    forward = rsample_kl_floor(1, ROWS, COLUMNS, 4, backward=False)
+    both = rsample_kl_floor(1, ROWS, COLUMNS, 4, backward=True)
+    assert forward == 12 * N + 4 * ROWS
+    assert both - forward == 20 * N + 4 * ROWS
+
+
+@pytest.mark.parametrize("samples", [1, 8])
+def test_the_likelihoods_floor_reads_targets_once_for_all_samples(samples: int) -> None:
+    for itemsize in (4, 2):
+        forward = bernoulli_log_prob_floor(samples, ROWS, COLUMNS, itemsize, backward=False)
+        both = bernoulli_log_prob_floor(samples, ROWS, COLUMNS, itemsize, backward=True)
+        assert forward == (itemsize * samples + 1) * N + 4 * samples * ROWS
+        assert both - forward == (2 * itemsize * samples + 1) * N + 4 * samples * ROWS
+
+
+# Eager kernels.
+
+
+def test_a_sum_of_two_tensors_moves_12_bytes_an_element(a: Tensor) -> None:
+    b = torch.rand_like(a)
+    assert eager(lambda: a + b) == 12 * N
+
+
+def test_a_scalar_is_not_read_from_memory(a: Tensor) -> None:
+    assert eager(lambda: a * 2.5) == 8 * N
+
+
+def test_a_tensor_given_twice_is_read_once(a: Tensor) -> None:
+    assert eager(lambda: a * a) == 8 * N
+
+
+def test_bfloat16_moves_half(a: Tensor) -> None:
+    half = a.bfloat16()
+    assert eager(lambda: half * 2.5) == 4 * N
+    assert eager(lambda: a.bfloat16()) == (4 + 2) * N
+
+
+def test_a_reduction_reads_all_and_writes_what_is_left(a: Tensor) -> None:
+    assert eager(lambda: a.sum(1)) == 4 * N + 4 * ROWS
+
+
+def test_an_expanded_tensor_has_the_elements_of_its_source(a: Tensor) -> None:
+    row = torch.rand(COLUMNS)
+    assert eager(lambda: a + row.expand_as(a)) == 8 * N + 4 * COLUMNS
+
+
+def test_a_slice_is_read_as_far_as_it_goes(a: Tensor) -> None:
+    assert eager(lambda: a[:, ::2] * 2.5) == 8 * (N // 2)
+
+
+@pytest.mark.parametrize(
+    "view", [Tensor.t, Tensor.detach, lambda a: a.view(-1), lambda a: a[None].expand(9, -1, -1)]
+)
+def test_a_view_moves_nothing(a: Tensor, view: Callable[[Tensor], Tensor]) -> None:
+    assert eager(lambda: view(a)) == 0
+
+
+def test_memory_that_is_only_allocated_moves_nothing(a: Tensor) -> None:
+    assert eager(lambda: (torch.empty(ROWS, COLUMNS), torch.empty_like(a))) == 0
+
+
+@pytest.mark.parametrize(
+    "fill",
+    [torch.zeros_like, torch.ones_like, torch.randn_like, Tensor.zero_, Tensor.normal_],
+)
+def test_filling_writes_and_reads_nothing(a: Tensor, fill: Callable[[Tensor], Tensor]) -> None:
+    assert eager(lambda: fill(a)) == 4 * N
+
+
+def test_in_place_arithmetic_reads_what_it_overwrites(a: Tensor) -> None:
+    b = torch.rand_like(a)
+    assert eager(lambda: b.mul_(2.5)) == 8 * N
+    assert eager(lambda: b.add_(a)) == 12 * N
+    assert eager(lambda: b.copy_(a)) == 8 * N
+    assert eager(lambda: torch.mul(a, 2.5, out=b)) == 8 * N
+
+
+def test_an_operator_made_of_others_counts_their_kernels(a: Tensor) -> None:
+    # On a CPU: log σ(l) and a buffer for its backward (12), ones (4), and in place minus x (12),
+    # times l (12), minus log σ (12).
+    x = torch.ones_like(a)
+    assert eager(lambda: binary_cross_entropy_with_logits(a, x, reduction="none")) == 52 * N
+
+
+def test_the_backward_is_counted_with_its_forward(a: Tensor) -> None:
+    a.requires_grad_()
+    upstream = torch.rand_like(a)
+
+    def work() -> None:
+        torch.autograd.grad(a.exp(), a, upstream)
+
+    assert eager(work) == 8 * N + 12 * N  # exp; the upstream gradient times exp's result
+
+
+# Compiled kernels.
+
+
+@pytest.fixture
+def nothing_compiled() -> None:
+    torch._dynamo.reset()
+
+
+@needs_compiler
+@pytest.mark.usefixtures("nothing_compiled")
+def test_a_compiled_sum_moves_12_bytes_an_element(a: Tensor) -> None:
+    add = torch.compile(torch.add)
+    b = torch.rand_like(a)
+    assert inductor_bytes(lambda: add(a, b)) == 12 * N
+
+
+@needs_compiler
+@pytest.mark.usefixtures("nothing_compiled")
+def test_fused_kernels_move_no_intermediate(a: Tensor) -> None:
+    chain = torch.compile(lambda a, row: torch.exp(2.5 * a + row).tanh())
+    row = torch.rand(COLUMNS)
+    assert inductor_bytes(lambda: chain(a, row)) == 8 * N + 4 * COLUMNS
+    # A cache may hold the graph now; a second account must not come out as nothing.
+    torch._dynamo.reset()
+    assert inductor_bytes(lambda: chain(a, row)) == 8 * N + 4 * COLUMNS
+
+
+@needs_compiler
+@pytest.mark.usefixtures("nothing_compiled")
+def test_a_compiled_backward_is_counted_with_its_forward(a: Tensor) -> None:
+    a.requires_grad_()
+    upstream = torch.rand_like(a)
+    run = torch.compile(torch.exp)
+    moved = inductor_bytes(lambda: torch.autograd.grad(run(a), a, upstream))
+    assert moved == 8 * N + 12 * N
+
+
+@needs_compiler
+def test_what_is_compiled_already_has_no_account(a: Tensor) -> None:
+    add = torch.compile(torch.add)
+    add(a, a)
+    assert inductor_bytes(lambda: add(a, a)) is None
+    assert inductor_bytes(lambda: None) is None
+
+
+@needs_compiler
+@pytest.mark.usefixtures("nothing_compiled")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_fallback_moves_its_noise_and_its_tensors(dtype: torch.dtype) -> None:
+    mu = torch.rand(ROWS, COLUMNS).to(dtype).requires_grad_()
+    logvar = torch.rand(ROWS, COLUMNS).to(dtype).requires_grad_()
+    key = noise_key(0, "train")
+    grads = [torch.rand(1, ROWS, COLUMNS).to(dtype), torch.rand(ROWS)]
+
+    def work() -> None:
+        torch.autograd.grad(rsample_kl(mu, logvar, key), [mu, logvar], grads)
+
+    item = dtype.itemsize
+    drawn = 4 * N
+    z = (3 * item + 4) * N  # mu, logvar, eps in, z out
+    kl = 2 * item * N + 4 * ROWS  # a loop of its own
+    backward = (5 * item + 4) * N + 4 * ROWS
+    moved = inductor_bytes(work)
+    assert moved is not None
+    # The rest is the key, the step and numbers of the generator that are the same for all.
+    assert 0 <= moved - (drawn + z + kl + backward) < 1024

@@ -1,21 +1,59 @@
 """The tables printed after a run: providers side by side, ratios, the article's metrics.
 
-`python -m bench.summary FILE` prints those of a --benchmark-json file.
+`python -m bench.summary FILE` prints those of a --benchmark-json file, with --markdown as Markdown.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 Row = tuple[str, dict[str, Any], float, float]  # group, extra_info, median and IQR in seconds
 
+NOTES = (
+    "Medians of rounds taken in turn; × is how many times faster than the first row.",
+    "GB/s counts the bytes that the op must move at least, the floor; bytes/floor is how many",
+    "times as many the provider loads and stores. Every row passed its check against float64",
+    "before it was timed (error: in units of the tolerance).",
+)
 
-def summary(rows: list[Row], machine: dict[str, Any]) -> Iterator[str]:
-    """Lines of text for the rows of a session, in the order they ran."""
+
+@dataclass(frozen=True)
+class Table:
+    """One group: a heading, then columns (name, width in text) and cells, the first to the left."""
+
+    title: str
+    columns: tuple[tuple[str, int], ...]
+    rows: list[tuple[str, ...]]
+
+    def text(self) -> Iterator[str]:
+        yield ""
+        yield self.title
+        for cells in (tuple(name for name, _ in self.columns), *self.rows):
+            first, *rest = zip(cells, self.columns, strict=True)
+            line = f"{first[0]:<{first[1][1]}}"
+            yield "  " + line + "".join(f"{cell:>{width}}" for cell, (_, width) in rest)
+
+    def markdown(self) -> Iterator[str]:
+        yield ""
+        yield f"**{self.title}**"
+        yield ""
+        yield _pipes([name for name, _ in self.columns])
+        yield _pipes(["---"] + ["---:"] * (len(self.columns) - 1))
+        for cells in self.rows:
+            yield _pipes(list(cells))
+
+
+def _pipes(cells: list[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+
+
+def summary(rows: list[Row], machine: dict[str, Any], markdown: bool = False) -> Iterator[str]:
+    """Lines for the rows of a session, in the order they ran."""
     yield ""
     yield (
         f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}, "
@@ -23,49 +61,56 @@ def summary(rows: list[Row], machine: dict[str, Any]) -> Iterator[str]:
     )
     for copy in {info["copy_gb_per_second"] for _, info, *_ in rows if info["floor_bytes"]}:
         yield f"a plain copy moves {copy:.1f} GB/s, read plus written"
+    for table in _tables(rows):
+        yield from table.markdown() if markdown else table.text()
+    yield ""
+    yield from NOTES
+
+
+def _tables(rows: list[Row]) -> Iterator[Table]:
     trained = [row for row in rows if "metrics" in row[1]]
     timed = [row for row in rows if "metrics" not in row[1]]
     for title in dict.fromkeys(row[0] for row in timed):
-        yield from _rivals(title, [row for row in timed if row[0] == title])
+        yield _rivals(title, [row for row in timed if row[0] == title])
     if trained:
-        yield from _metrics(trained)
-    yield ""
-    yield "Medians of rounds taken in turn; × is how many times faster than the first row."
-    yield "GB/s counts the bytes that the op must move at least. Every row passed its check"
-    yield "against float64 before it was timed (error: in units of the tolerance)."
+        yield _metrics(trained)
 
 
-def _rivals(title: str, rows: list[Row]) -> Iterator[str]:
-    moves = rows[0][1]["floor_bytes"] is not None
-    yield ""
-    floor = f" ({_size(rows[0][1]['floor_bytes'])} at the floor)" if moves else ""
-    yield f"{title}{floor}"
-    header = f"  {'provider':<17}{'median':>10}{'±IQR/2':>10}{'×':>8}"
-    yield header + (f"{'GB/s':>8}{'of copy':>9}" if moves else "") + f"{'peak':>11}{'error':>8}"
+def _rivals(title: str, rows: list[Row]) -> Table:
+    floor = rows[0][1]["floor_bytes"]
     first = rows[0][2]
+    columns = [("provider", 21), ("median", 10), ("±IQR/2", 10), ("×", 7)]
+    if floor:
+        title += f" ({_size(floor)} at the floor)"
+        columns += [("GB/s", 8), ("of copy", 9), ("bytes/floor", 13)]
+    columns += [("peak", 11), ("error", 7)]
+    lines = []
     for _, info, median, iqr in rows:
-        line = (
-            f"  {info['provider']:<17}{_time(median):>10}{_time(iqr / 2):>10}{first / median:>8.2f}"
-        )
-        if moves:
-            line += f"{info['gb_per_second']:>8.1f}{info['percent_of_copy']:>8.0f}%"
+        cells = [info["provider"], _time(median), _time(iqr / 2), f"{first / median:.2f}"]
+        if floor:
+            cells += [f"{info['gb_per_second']:.1f}", f"{info['percent_of_copy']:.0f}%"]
+            moved = info.get("moved_bytes")
+            cells.append("–" if moved is None else f"{moved / floor:.2f}")
         peak = info["peak_memory_bytes"]
-        line += f"{_size(peak) if peak is not None else '?':>11}"
-        yield line + f"{info['check_error_over_tolerance']:>8.2f}"
+        cells.append("–" if peak is None else _size(peak))
+        lines.append((*cells, f"{info['check_error_over_tolerance']:.2f}"))
+    return Table(title, tuple(columns), lines)
 
 
-def _metrics(rows: list[Row]) -> Iterator[str]:
-    info = rows[0][1]
-    yield ""
+def _metrics(rows: list[Row]) -> Table:
+    title, info = rows[0][:2]
     samples = info["metrics"]["log_px_samples"]
-    yield f"{rows[0][0]}: {info['data']}, nats per image, {samples} samples"
-    yield f"  {'arm':<34}{'time':>9}{'images/s':>10}{'KL':>8}{'ELBO':>9}{'log p(x)':>10}"
+    columns = (
+        *(("arm", 34), ("time", 9), ("images/s", 10)),
+        *(("KL", 8), ("ELBO", 9), ("log p(x)", 10)),
+    )
+    lines = []
     for _, info, median, _ in rows:
-        m = info["metrics"]
-        yield (
-            f"  {info['provider']:<34}{_time(median):>9}{info['images_per_second']:>10,.0f}"
-            f"{m['rate']:>8.2f}{m['elbo']:>9.2f}{m['log_px']:>10.2f}"
-        )
+        metrics = [f"{info['metrics'][name]:.2f}" for name in ("rate", "elbo", "log_px")]
+        speed = f"{info['images_per_second']:,.0f}"
+        lines.append((info["provider"], _time(median), speed, *metrics))
+    title = f"{title}: {info['data']}, nats per image, {samples} samples"
+    return Table(title, columns, lines)
 
 
 def _time(seconds: float) -> str:
@@ -90,6 +135,15 @@ def rows_of_json(record: dict[str, Any]) -> list[Row]:
     ]
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="bench.summary", description=__doc__)
+    parser.add_argument("file", type=Path, metavar="FILE", help="written by --benchmark-json")
+    parser.add_argument("--markdown", action="store_true", help="tables for a report")
+    options = parser.parse_args()
+    content = json.loads(options.file.read_text())
+    lines = summary(rows_of_json(content), content["machine_info"], options.markdown)
+    print("\n".join(lines))
+
+
 if __name__ == "__main__":
-    content = json.loads(Path(sys.argv[1]).read_text())
-    print("\n".join(summary(rows_of_json(content), content["machine_info"])))
+    main()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -30,6 +31,26 @@ class Check:
         return self.error <= 1.0  # False for NaN, too
 
 
+# Checked at the beginning and at the end of a batch: float64 copies of all of a large one would
+# take longer than the timing, and leave the allocator in another state than the op alone does.
+ROWS_CHECKED = 1024
+
+Op = Callable[..., Any]  # the case's inputs → its outputs
+
+
+class Case(Protocol):
+    """Inputs of an op and its upstream gradients on one device, and the truth about its outputs."""
+
+    def run(self, forward: Op, backward: bool) -> tuple[Tensor, ...]:
+        """Outputs of `forward`, followed by the gradients if `backward`."""
+
+    def check(self, outputs: tuple[Tensor, ...], ours: bool) -> Check:
+        """Compare what `run` gave, for our op or for a baseline."""
+
+    def advance(self) -> None:
+        """The next step of our noise, on the device; nothing for an op that draws none."""
+
+
 @dataclass(frozen=True)
 class LatentCase:
     """Inputs of the latent op and the upstream gradients, all on one device."""
@@ -40,40 +61,40 @@ class LatentCase:
     grad_z: Tensor  # (1, B, D)
     grad_kl: Tensor  # (B,)
 
-    def backward(self, z: Tensor, kl: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients with respect to mu and logvar, each (B, D)."""
+    def run(self, forward: Op, backward: bool) -> tuple[Tensor, ...]:
+        """z, the KL (B,), then the gradients of mu and logvar, each (B, D)."""
+        z, kl = forward(self.mu, self.logvar)
+        if not backward:
+            return z, kl
         upstream = [self.grad_z.view_as(z), self.grad_kl.to(kl.dtype)]
-        grad_mu, grad_logvar = torch.autograd.grad([z, kl], [self.mu, self.logvar], upstream)
-        return grad_mu, grad_logvar
+        return z, kl, *torch.autograd.grad([z, kl], [self.mu, self.logvar], upstream)
+
+    def check(self, outputs: tuple[Tensor, ...], ours: bool) -> Check:
+        """Compare with the reference, on the first and last 1,024 rows.
+
+        Our ops must reproduce the stream's eps. A baseline draws its own: eps is recovered from its
+        z and must look standard normal; gradients are then held to that eps.
+        """
+        z, *others = outputs
+        rows = (z.view_as(self.grad_z)[0], *others)
+        errors: list[float] = []
+        for first in sorted({0, max(0, len(self.mu) - ROWS_CHECKED)}):
+            errors += _errors_of_rows(self, rows, first, ours)
+        return Check(worst(errors), "float64 reference" + ("" if ours else ", its own eps"))
+
+    def advance(self) -> None:
+        self.noise[1] += 1
 
 
-Latent = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-
-
-# Checked at the beginning and at the end of a batch: float64 copies of all of a large one would
-# take longer than the timing, and leave the allocator in another state than the op alone does.
-ROWS_CHECKED = 1024
-
-
-def check_latent(case: LatentCase, forward: Latent, our_noise: bool) -> Check:
-    """Compare z, the KL and both gradients with the reference, on the first and last 1,024 rows.
-
-    Our ops must reproduce the stream's eps. A baseline draws its own: eps is recovered from its z
-    and must look standard normal; gradients are then held to that eps.
-    """
-    z, kl = forward(case.mu, case.logvar)
-    outputs = (z.view_as(case.grad_z)[0], kl, *case.backward(z, kl))
-    errors: list[float] = []
-    for first in sorted({0, max(0, len(case.mu) - ROWS_CHECKED)}):
-        errors += _errors_of_rows(case, outputs, first, our_noise)
-    worst = math.nan if any(math.isnan(e) for e in errors) else max(errors)
-    return Check(worst, "float64 reference" if our_noise else "float64 reference, its own eps")
+def worst(errors: list[float]) -> float:
+    """The largest, and NaN if one is."""
+    return math.nan if any(math.isnan(e) for e in errors) else max(errors)
 
 
 def _errors_of_rows(
-    case: LatentCase, outputs: tuple[Tensor, ...], first: int, our_noise: bool
+    case: LatentCase, outputs: tuple[Tensor, ...], first: int, ours: bool
 ) -> list[float]:
-    # outputs: z (B, D), kl (B,), grad_mu (B, D), grad_logvar (B, D)
+    # outputs: z (B, D), kl (B,), and perhaps grad_mu (B, D), grad_logvar (B, D)
     def rows(x: Tensor) -> Tensor:
         return x.detach()[first : first + ROWS_CHECKED].double().cpu()
 
@@ -82,7 +103,7 @@ def _errors_of_rows(
     m, sigma = mu.detach(), torch.exp(0.5 * logvar.detach())
     unit = ROUNDING[case.mu.dtype]
     errors = []
-    if our_noise:
+    if ours:
         count, columns = mu.shape
         eps = reference.normal(case.noise.cpu(), 1, count, columns, row_offset=first)[0]
         bound = unit * (1 + m.abs() + sigma * eps.abs().clamp(min=1))
@@ -97,6 +118,8 @@ def _errors_of_rows(
     size = 0.5 * (m.square() + sigma.square() + 1 + logvar.detach().abs()).sum(1)
     kl_bound = unit * math.sqrt(mu.shape[1]) * size
     errors.append(((kl - reference_kl.detach()).abs() / kl_bound).max())
+    if not gradients:
+        return [float(e) for e in errors]
 
     grad_z, grad_kl = rows(case.grad_z[0]), rows(case.grad_kl)
     truths = torch.autograd.grad(
@@ -111,6 +134,61 @@ def _errors_of_rows(
         # Four roundings: of each product, of their sum, of σ, of what leaves.
         errors.append(((gradient - truth).abs() / (4 * unit * (terms + unit))).max())
     return [float(e) for e in errors]
+
+
+# As ROWS_CHECKED, for rows of 784 pixels and up to eight samples.
+IMAGES_CHECKED = 64
+
+
+@dataclass(frozen=True)
+class LikelihoodCase:
+    """Inputs of the likelihood op and the upstream gradient, all on one device."""
+
+    logits: Tensor  # (S, B, P)
+    x: Tensor  # (B, P) uint8, 0 and 1
+    grad: Tensor  # (S, B)
+
+    def run(self, forward: Op, backward: bool) -> tuple[Tensor, ...]:
+        """log p(x|z) (S, B), then the logits' gradient (S, B, P)."""
+        out = forward(self.logits, self.x)
+        if not backward:
+            return (out,)
+        return out, *torch.autograd.grad(out, self.logits, self.grad.to(out.dtype))
+
+    def check(self, outputs: tuple[Tensor, ...], ours: bool) -> Check:
+        """Compare with the reference, on the first and last 64 rows.
+
+        A pixel's term x·l − softplus(l) may err by a unit of the sizes of its two parts: of the
+        logits' dtype, and of float32 for our op, which computes and leaves in it. The float32 sum
+        of P terms, in blocks, loses below √P roundings of 2⁻²⁴. A gradient g·(x − σ(l)) has four
+        roundings: of σ, of the difference, of the product, of what leaves.
+        """
+        errors: list[float] = []
+        for first in sorted({0, max(0, len(self.x) - IMAGES_CHECKED)}):
+            errors += self._errors_of_rows(outputs, first, ours)
+        return Check(worst(errors), "float64 reference")
+
+    def _errors_of_rows(self, outputs: tuple[Tensor, ...], first: int, ours: bool) -> list[float]:
+        def rows(x: Tensor, dim: int = 1) -> Tensor:
+            count = min(IMAGES_CHECKED, x.shape[dim] - first)
+            return x.detach().narrow(dim, first, count).double().cpu()
+
+        out, *gradients = (rows(x) for x in outputs)
+        logits, x, grad = rows(self.logits).requires_grad_(), rows(self.x, 0), rows(self.grad)
+        unit = ROUNDING[self.logits.dtype]
+        truth = reference.bernoulli_log_prob(logits, x)
+        size = ((x * logits).abs() + torch.nn.functional.softplus(logits)).detach().sum(2)
+        of_a_term = ROUNDING[torch.float32] if ours else unit
+        bound = (of_a_term + math.sqrt(x.shape[1]) * 2.0**-24) * size
+        errors = [((out - truth.detach()).abs() / bound).max()]
+        for gradient in gradients:
+            (true_gradient,) = torch.autograd.grad(truth, logits, grad)
+            terms = grad.abs()[..., None] * (x + torch.sigmoid(logits.detach()))
+            errors.append(((gradient - true_gradient).abs() / (4 * unit * (terms + unit))).max())
+        return [float(e) for e in errors]
+
+    def advance(self) -> None:
+        pass
 
 
 def float64_loss(vae: TextbookVAE, x: Tensor, eps: Tensor, analytic: bool) -> float:

@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Normal, kl_divergence
-from torch.nn.functional import softplus
+from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 from torch.utils.data import DataLoader, TensorDataset
 
 from vaez_fast.data import PIXELS
@@ -16,10 +16,20 @@ from vaez_fast.model import MODELS, VAE
 
 
 def rsample_kl(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
-    """mu, logvar (B, D) → z (B, D), KL (B,): torch.distributions as its documentation shows it."""
-    q = Normal(mu, torch.exp(0.5 * logvar))
-    p = Normal(torch.zeros_like(mu), torch.ones_like(mu))
+    """mu, logvar (B, D) → z (B, D), KL (B,): torch.distributions as its documentation shows it.
+
+    Less its checks of arguments, which torch.compile switches off for the whole process: eager rows
+    would depend on what was compiled before. They make a GPU's host wait, besides.
+    """
+    q = Normal(mu, torch.exp(0.5 * logvar), validate_args=False)
+    p = Normal(torch.zeros_like(mu), torch.ones_like(mu), validate_args=False)
     return q.rsample(), kl_divergence(q, p).sum(1)
+
+
+def bernoulli_log_prob(logits: Tensor, x: Tensor) -> Tensor:
+    """logits (S, B, P), x (B, P) uint8 → log p(x|z) (S, B), with the loss that PyTorch has."""
+    target = x.to(logits.dtype).expand_as(logits)
+    return -binary_cross_entropy_with_logits(logits, target, reduction="none").sum(-1)
 
 
 class TextbookVAE(nn.Module):

@@ -6,14 +6,13 @@ import logging
 from typing import Any
 
 import pytest
-import torch
 
-from bench.measure import copy_bandwidth
+from bench.measure import available_device, copy_bandwidth
 from bench.rows import Bench
 from bench.summary import summary
 from vaez_fast.environment import environment
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -47,7 +46,7 @@ def data_root(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def bench(request: pytest.FixtureRequest) -> Bench:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = available_device()
     quick = bool(request.config.getoption("--quick"))
     return Bench(device, quick, copy_bandwidth(device, quick))
 
@@ -55,7 +54,7 @@ def bench(request: pytest.FixtureRequest) -> Bench:
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: Any) -> None:
     # Its clock rate jitters, and pytest-benchmark would call every run another machine's.
     machine_info.pop("cpu", None)
-    machine_info.update(environment("cuda" if torch.cuda.is_available() else "cpu"))
+    machine_info.update(environment(available_device()))
 
 
 def pytest_benchmark_update_json(
@@ -75,6 +74,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         for b in session.benchmarks
         if "provider" in b.extra_info
     ]
-    machine = environment("cuda" if torch.cuda.is_available() else "cpu")
+    machine = environment(available_device())
     for line in summary(rows, machine):
         terminalreporter.write_line(line)

@@ -18,6 +18,11 @@ FEWEST_ROUNDS, MOST_ROUNDS = 11, 501
 FLUSH_BYTES = 256 << 20
 
 
+def available_device() -> torch.device:
+    """Where the suite runs: a GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 class DeviceClock:
     """A clock that moves only when told to: pytest-benchmark records what was measured elsewhere.
 

@@ -21,6 +21,8 @@ class Rival:
     work: Work | None  # None for a row that was timed elsewhere
     check: Check
     notes: dict[str, Any] = field(default_factory=dict)
+    moved_bytes: int | None = None  # what it loads and stores; None where that is not known
+    own_memory: bool = True  # a graph's was set aside at its capture: no call shows it
 
 
 @dataclass
@@ -31,6 +33,7 @@ class Group:
     rivals: Mapping[str, Rival]
     unavailable: Mapping[str, str]  # provider → why it has no row here
     floor_bytes: int | None  # None where no floor is known
+    broken: Mapping[str, str] = field(default_factory=dict)  # of ours, provider → its error
     timing: str | None = None  # how it was timed, where not by `interleave`
     seconds: dict[str, list[float]] = field(default_factory=dict)
 
@@ -63,6 +66,8 @@ class Bench:
         """Fill in a row; a provider that is not here skips, one that failed its check fails."""
         if provider in group.unavailable:
             pytest.skip(f"{provider}: {group.unavailable[provider]}")
+        if provider in group.broken:
+            pytest.fail(f"{group.title}, {provider}: {group.broken[provider]}")
         rival = group.rivals[provider]
         benchmark.group = group.title
         assert rival.check.passed, (
@@ -78,7 +83,8 @@ class Bench:
             check="passed",
             check_error_over_tolerance=rival.check.error,
             check_against=rival.check.against,
-            peak_memory_bytes=peak_memory(rival.work, self.device) if rival.work else None,
+            peak_memory_bytes=self._peak(rival),
+            moved_bytes=rival.moved_bytes,
             **rival.notes,
         )
         if group.floor_bytes is None:
@@ -92,3 +98,6 @@ class Bench:
                 percent_of_copy=100 * rate / self.copy_bytes_per_second,
             )
         replay(benchmark, seconds)
+
+    def _peak(self, rival: Rival) -> int | None:
+        return peak_memory(rival.work, self.device) if rival.work and rival.own_memory else None

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.accuracy import Check, LatentCase, check_latent
-from bench.baselines import TextbookVAE, rsample_kl
+from bench.accuracy import Check, LatentCase, LikelihoodCase
+from bench.baselines import TextbookVAE, bernoulli_log_prob, rsample_kl
 from bench.measure import DeviceClock, interleave, peak_memory
-from bench.traffic import rsample_kl_floor
 from vaez_fast.model import MODELS, VAE
+from vaez_kernels import bernoulli_log_prob as our_log_prob
 from vaez_kernels import noise_key
 from vaez_kernels import rsample_kl as ours
 
@@ -35,8 +35,8 @@ def case() -> LatentCase:
 
 
 def test_right_outputs_pass_their_check(case: LatentCase) -> None:
-    assert check_latent(case, rsample_kl, our_noise=False).passed
-    check = check_latent(case, lambda m, v: ours(m, v, case.noise), our_noise=True)
+    assert case.check(case.run(rsample_kl, backward=True), ours=False).passed
+    check = case.check(case.run(lambda m, v: ours(m, v, case.noise), backward=True), ours=True)
     assert check.passed
     assert 0 < check.error < 1
 
@@ -64,24 +64,72 @@ def test_wrong_outputs_fail_their_check(
     case: LatentCase,
     wrong: type[wrong_variance],  # type: ignore[valid-type]
 ) -> None:
-    assert not check_latent(case, wrong, our_noise=False).passed
+    assert not case.check(case.run(wrong, backward=True), ours=False).passed
 
 
 def test_another_key_fails_the_check_of_our_noise(case: LatentCase) -> None:
     other = noise_key(1, "train")
-    assert not check_latent(case, lambda m, v: ours(m, v, other), our_noise=True).passed
+    for backward in (False, True):
+        outputs = case.run(lambda m, v: ours(m, v, other), backward)
+        assert not case.check(outputs, ours=True).passed
+
+
+def test_outputs_of_another_step_fail_until_the_case_advances(case: LatentCase) -> None:
+    # What a replayed graph does: the step moves first, and outputs are held to where it stands.
+    later = case.noise + torch.tensor([0, 1])
+    outputs = case.run(lambda m, v: ours(m, v, later), backward=True)
+    assert not case.check(outputs, ours=True).passed
+    case.advance()
+    assert case.check(outputs, ours=True).passed
 
 
 def test_a_nan_is_no_pass() -> None:
     assert not Check(float("nan"), "anything").passed
 
 
-def test_floor_is_12_and_20_bytes_an_element_for_float32() -> None:
-    rows, columns = 1000, 64
-    forward = rsample_kl_floor(1, rows, columns, 4, backward=False)
-    both = rsample_kl_floor(1, rows, columns, 4, backward=True)
-    assert forward == 12 * rows * columns + 4 * rows
-    assert both - forward == 20 * rows * columns + 4 * rows
+@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=str)
+def images(request: pytest.FixtureRequest) -> LikelihoodCase:
+    generator = torch.Generator().manual_seed(0)
+    logits = (3 * torch.randn(3, 100, 784, generator=generator)).to(request.param)
+    x = torch.randint(2, (100, 784), generator=generator, dtype=torch.uint8)
+    return LikelihoodCase(logits.requires_grad_(), x, torch.randn(3, 100, generator=generator))
+
+
+def test_right_log_probs_pass_their_check(images: LikelihoodCase) -> None:
+    for forward, is_ours in ((bernoulli_log_prob, False), (our_log_prob, True)):
+        check = images.check(images.run(forward, backward=True), is_ours)
+        assert check.passed
+        assert 0 < check.error < 1
+
+
+def expanded_wrongly(logits: Tensor, x: Tensor) -> Tensor:
+    return bernoulli_log_prob(logits, x.roll(1, 0))
+
+
+def without_softplus(logits: Tensor, x: Tensor) -> Tensor:
+    return (logits * x - logits.clamp(min=0)).sum(-1)
+
+
+def detached_target_part(logits: Tensor, x: Tensor) -> Tensor:
+    """Right values; the softplus does not reach the logits."""
+    y = x.to(logits.dtype)
+    return (logits * y).sum(-1) + (our_log_prob(logits.detach(), x) - (logits.detach() * y).sum(-1))
+
+
+@pytest.mark.parametrize("wrong", [expanded_wrongly, without_softplus, detached_target_part])
+def test_wrong_log_probs_fail_their_check(
+    images: LikelihoodCase,
+    wrong: type[expanded_wrongly],  # type: ignore[valid-type]
+) -> None:
+    assert not images.check(images.run(wrong, backward=True), ours=False).passed
+
+
+def test_a_wrong_last_row_fails_its_check(images: LikelihoodCase) -> None:
+    # Only the first and the last rows are looked at, of values and of gradients.
+    for which in (0, 1):
+        outputs = [x.detach().clone() for x in images.run(our_log_prob, backward=True)]
+        outputs[which][-1, -1] += 10
+        assert not images.check(tuple(outputs), ours=True).passed
 
 
 def test_rivals_are_called_in_turn_and_each_starts_a_round() -> None:

@@ -1,0 +1,146 @@
+"""The providers of an op: textbook code eager and compiled, our fallback and kernels, graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+
+from bench.accuracy import Case, Op
+from bench.graphs import captured
+from bench.rows import Group, Rival
+from bench.traffic import aten_bytes, inductor_bytes
+from vaez_kernels import use_backend
+from vaez_kernels.compiler import has_cpu_compiler
+
+# eager stays first: ratios are its, and torch.distributions fills a table at its first call that
+# a compiled call could not.
+CPU_PROVIDERS = ("eager", "compiled", "fallback", "triton")
+CUDA_PROVIDERS = ("eager", "compiled", "compiled max-autotune", "fallback", "triton")
+GRAPHS = ("eager graph", "compiled graph", "triton graph")
+
+Count = Callable[[Callable[[], object]], int | None]  # work → the bytes that it moves
+
+NO_GPU = "needs a CUDA device; the kernels' numbers are checked by the tests"
+NO_COMPILER = "torch.compile needs a C++ compiler on a CPU"
+
+
+def providers(device: torch.device) -> tuple[str, ...]:
+    """The rows of an op benchmark; a group says which of them it lacks."""
+    return CUDA_PROVIDERS + GRAPHS if device.type == "cuda" else CPU_PROVIDERS
+
+
+@dataclass(frozen=True)
+class Contest:
+    """One op, direction and size: what each provider runs on `case`."""
+
+    title: str
+    case: Case
+    ours: Op
+    textbook: Op
+    backward: bool
+    device: torch.device
+    floor_bytes: int
+    launch_bound: bool  # so small that launches count, and are replayed from a graph, too
+    cpu_options: dict[str, Any] = field(default_factory=dict)  # the best for torch.compile there
+
+    def group(self) -> Group:
+        """Every provider, counted and checked.
+
+        One that torch cannot compile or capture is unavailable; one of ours that fails is broken.
+        """
+        torch._dynamo.reset()  # bytes are counted as graphs are compiled: here, and once
+        rivals: dict[str, Rival] = {}
+        unavailable: dict[str, str] = {}
+        broken: dict[str, str] = {}
+        for name, make in self._makers().items():
+            if isinstance(make, str):
+                unavailable[name] = make
+                continue
+            try:
+                rivals[name] = make()
+            except Exception as error:
+                others = name.startswith("compiled") or name in GRAPHS
+                (unavailable if others else broken)[name] = _reason(error)
+        if "compiled graph" in rivals and "compiled" in rivals:  # the same kernels
+            rivals["compiled graph"].moved_bytes = rivals["compiled"].moved_bytes
+        return Group(self.title, rivals, unavailable, self.floor_bytes, broken=broken)
+
+    def _makers(self) -> dict[str, Callable[[], Rival] | str]:
+        # provider → how to build it, or why it is not here
+        makers: dict[str, Callable[[], Rival] | str] = {
+            "eager": partial(self._rival, self.textbook, self._aten, ours=False),
+        }
+        if self.device.type == "cpu":
+            can_compile = has_cpu_compiler()
+            makers["compiled"] = (
+                partial(self._compiled, options=self.cpu_options or None)
+                if can_compile
+                else NO_COMPILER
+            )
+            count = inductor_bytes if can_compile else self._aten
+            makers["fallback"] = partial(self._rival, self.ours, count, ours=True)
+            makers["triton"] = NO_GPU
+            return makers
+        makers["compiled"] = self._compiled
+        makers["compiled max-autotune"] = partial(self._compiled, mode="max-autotune-no-cudagraphs")
+        makers["fallback"] = partial(self._rival, self._fallback, self._aten, ours=True)
+        makers["triton"] = partial(self._rival, self.ours, self._floor, ours=True)
+        if self.launch_bound:
+            compiled = torch.compile(self.textbook, fullgraph=True, dynamic=False)
+            replayed = self._replayed
+            makers["eager graph"] = partial(replayed, self.textbook, self._aten, ours=False)
+            makers["compiled graph"] = partial(replayed, compiled, inductor_bytes, ours=False)
+            makers["triton graph"] = partial(replayed, self.ours, self._floor, ours=True)
+        else:
+            makers |= dict.fromkeys(GRAPHS, "launches are a small part of the time at this size")
+        return makers
+
+    def _fallback(self, *inputs: Any) -> Any:
+        with use_backend("torch"):
+            return self.ours(*inputs)
+
+    def _aten(self, work: Callable[[], object]) -> int:
+        return aten_bytes(work, self.device)
+
+    def _floor(self, _: Callable[[], object]) -> int:
+        return self.floor_bytes  # S ≤ 8: see bench.traffic
+
+    def _compiled(self, **how: Any) -> Rival:
+        run = torch.compile(self.textbook, fullgraph=True, dynamic=False, **how)
+        return self._rival(run, inductor_bytes, ours=False, notes={"compiled_with": how})
+
+    def _rival(
+        self,
+        forward: Op,
+        count: Count,
+        ours: bool,
+        notes: dict[str, Any] | None = None,
+    ) -> Rival:
+        work = partial(self.case.run, forward, self.backward)
+        moved = count(work)
+        # Gradients are checked for the row that times the forward, too.
+        check = self.case.check(self.case.run(forward, backward=True), ours)
+        return Rival(work, check, notes or {}, moved)
+
+    def _replayed(self, forward: Op, count: Count, ours: bool) -> Rival:
+        work = partial(self.case.run, forward, self.backward)
+        moved = count(work)
+
+        def step() -> tuple[Any, ...]:
+            if ours:
+                self.case.advance()
+            return work()
+
+        replay, outputs = captured(step)
+        replay()
+        torch.cuda.synchronize(self.device)
+        return Rival(replay, self.case.check(outputs, ours), moved_bytes=moved, own_memory=False)
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"

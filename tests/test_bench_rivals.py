@@ -1,0 +1,170 @@
+"""The providers of an op benchmark: each checked and counted, and none takes the others down."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench import graphs, rivals
+from bench.accuracy import LikelihoodCase
+from bench.baselines import bernoulli_log_prob as textbook
+from bench.rivals import GRAPHS, Contest, providers
+from bench.rows import Bench
+from bench.traffic import bernoulli_log_prob_floor
+from vaez_kernels import bernoulli_log_prob
+from vaez_kernels.compiler import has_cpu_compiler
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+S, B, P = 2, 16, 96
+
+
+@pytest.fixture
+def contest() -> Contest:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(S, B, P, generator=generator).requires_grad_()
+    x = torch.randint(2, (B, P), generator=generator, dtype=torch.uint8)
+    return Contest(
+        title="likelihood",
+        case=LikelihoodCase(logits, x, torch.randn(S, B, generator=generator)),
+        ours=bernoulli_log_prob,
+        textbook=textbook,
+        backward=True,
+        device=CPU,
+        floor_bytes=bernoulli_log_prob_floor(S, B, P, 4, backward=True),
+        launch_bound=True,
+    )
+
+
+@pytest.mark.skipif(not has_cpu_compiler(), reason="needs a C++ compiler")
+@pytest.mark.parametrize("time", ["first", "second"])  # what is compiled already is counted again
+def test_every_provider_of_a_cpu_is_checked_and_counted(contest: Contest, time: str) -> None:
+    group = contest.group()
+    assert set(group.rivals) | set(group.unavailable) == set(providers(CPU))
+    assert set(group.unavailable) == {"triton"}
+    assert not group.broken
+    moved = {}
+    for name, rival in group.rivals.items():
+        assert rival.check.passed
+        assert rival.moved_bytes is not None
+        moved[name] = rival.moved_bytes / contest.floor_bytes
+    assert 1 <= moved["fallback"] < 1.1
+    assert moved["compiled"] < moved["eager"]
+    assert moved["eager"] > 5
+
+
+@pytest.mark.parametrize("launch_bound", [True, False])
+def test_every_row_of_a_gpu_has_a_maker_or_a_reason(contest: Contest, launch_bound: bool) -> None:
+    makers = replace(contest, device=CUDA, launch_bound=launch_bound)._makers()
+    assert list(makers) == list(providers(CUDA))
+    lacking = {name for name, maker in makers.items() if isinstance(maker, str)}
+    assert lacking == (set() if launch_bound else set(GRAPHS))
+
+
+def refuse(*_: Any, **__: Any) -> Any:
+    raise RuntimeError("no such thing here\nand a long story")
+
+
+def test_what_torch_cannot_build_is_unavailable_and_the_others_run(
+    contest: Contest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rivals, "has_cpu_compiler", lambda: True)
+    monkeypatch.setattr(torch, "compile", refuse)
+    monkeypatch.setattr(rivals, "inductor_bytes", lambda work: work() and None)
+    group = replace(contest, ours=textbook).group()
+    assert group.unavailable["compiled"] == "RuntimeError: no such thing here"
+    assert set(group.rivals) == {"eager", "fallback"}
+
+
+def test_ours_that_fails_is_broken_not_unavailable(contest: Contest) -> None:
+    group = replace(contest, ours=refuse, textbook=textbook).group()
+    assert group.broken == {"fallback": "RuntimeError: no such thing here"}
+    assert "eager" in group.rivals
+    with pytest.raises(pytest.fail.Exception, match="likelihood, fallback: RuntimeError: no such"):
+        Bench(CPU, True, 1e9).record(None, group, "fallback")
+
+
+def test_a_capture_that_fails_is_unavailable(
+    contest: Contest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def makers(self: Contest) -> dict[str, Any]:
+        return {"triton graph": lambda: self._replayed(self.ours, lambda _: 1, ours=True)}
+
+    monkeypatch.setattr(Contest, "_makers", makers)
+    monkeypatch.setattr(torch.cuda, "Stream", refuse)
+    assert contest.group().unavailable == {"triton graph": "RuntimeError: no such thing here"}
+
+
+@pytest.fixture
+def cuda_log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What would happen on a GPU, in order, with stand-ins for streams and graphs."""
+    log: list[str] = []
+
+    class Stream:
+        def __init__(self, name: str = "side") -> None:
+            self.name = name
+
+        def wait_stream(self, other: Stream) -> None:
+            log.append(f"{self.name} waits for {other.name}")
+
+    class Graph:
+        def replay(self) -> None:
+            log.append("replay")
+
+    @contextmanager
+    def inside(what: Any) -> Iterator[None]:
+        name = what.name if isinstance(what, Stream) else "capture"
+        log.append(f"begin {name}")
+        yield
+        log.append(f"end {name}")
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: Stream("main"))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "stream", inside)
+    monkeypatch.setattr(torch.cuda, "graph", inside)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: log.append("synchronize"))
+    return log
+
+
+def test_a_graph_is_warmed_up_beside_captured_once_then_replayed(cuda_log: list[str]) -> None:
+    out = torch.ones(1)
+
+    def work() -> tuple[Tensor, ...]:
+        cuda_log.append("work")
+        return (out,)
+
+    replay, outputs = graphs.captured(work)
+    replay()
+    assert outputs == (out,)
+    assert cuda_log == [
+        *("side waits for main", "begin side", "work", "work", "work", "end side"),
+        *("main waits for side", "begin capture", "work", "end capture", "replay"),
+    ]
+
+
+def test_a_replayed_step_of_ours_begins_by_advancing_the_noise(
+    contest: Contest, cuda_log: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LikelihoodCase, "advance", lambda _: cuda_log.append("advance"))
+
+    def forward(logits: Tensor, x: Tensor) -> Tensor:
+        cuda_log.append("forward")
+        return textbook(logits, x)
+
+    def captured_part() -> list[str]:
+        begin, end = cuda_log.index("begin capture"), cuda_log.index("end capture")
+        return cuda_log[begin + 1 : end]
+
+    rival = contest._replayed(forward, lambda _: 7, ours=True)
+    assert captured_part() == ["advance", "forward"]
+    assert rival.check.passed
+    assert (rival.moved_bytes, rival.own_memory) == (7, False)
+    cuda_log.clear()
+    contest._replayed(forward, lambda _: 7, ours=False)
+    assert captured_part() == ["forward"]

@@ -274,6 +274,15 @@ def test_infinities_propagate_as_the_formulas_say(mu_at: float, logvar_at: float
         torch.testing.assert_close(value.double(), want, rtol=1e-6, atol=1e-6, equal_nan=True)
 
 
+@pytest.mark.usefixtures("eager")
+def test_the_kls_gradient_goes_to_minus_a_half_and_not_to_zero_or_nan() -> None:
+    # ½(exp(l) − 1); as ½(l + (exp(l) − 1 − l)) it would be 0 at −1e8 and NaN at ±∞.
+    logvar = torch.tensor([[-1e3, -1e8, -torch.inf, torch.inf]], requires_grad=True)
+    kl_standard_normal(torch.zeros_like(logvar), logvar).sum().backward()
+    assert logvar.grad is not None
+    assert logvar.grad.tolist() == [[-0.5, -0.5, -0.5, torch.inf]]
+
+
 @each_mode
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_no_rows_give_empty_results_and_gradients(mode: str, dtype: torch.dtype) -> None:

@@ -56,6 +56,13 @@ def excess_jit(logvar):  # type: ignore[no-untyped-def]  # exp(l) − 1 − l
 
 
 @jit
+def expm1_jit(logvar):  # type: ignore[no-untyped-def]  # exp(l) − 1
+    # Not l + excess: it cancels digits where −l is large, and is NaN at ±∞.
+    near = logvar + logvar * logvar * excess_tail_jit(logvar)
+    return tl.where(tl.abs(logvar) < 0.5, near, tl.exp2(1.4426950408889634 * logvar) - 1.0)
+
+
+@jit
 def latent_forward_kernel(  # type: ignore[no-untyped-def]
     mu_ptr,  # (B, D), rows MU_STRIDE apart
     logvar_ptr,  # (B, D), rows LOGVAR_STRIDE apart
@@ -187,7 +194,7 @@ def latent_backward_kernel(  # type: ignore[no-untyped-def]
                 grad_mu += along_z
                 if DRAW:
                     grad_logvar += along_z * eps
-        if NEED_LOGVAR:
+        if NEED_LOGVAR and DRAW:  # else it is 0, and 0·∞ would be NaN
             grad_logvar *= 0.5 * sigma
         if KL == 2:
             grad_logvar -= 0.5 * grad_kl
@@ -195,7 +202,7 @@ def latent_backward_kernel(  # type: ignore[no-untyped-def]
             if NEED_MU:
                 grad_mu += grad_kl * mu
             if NEED_LOGVAR:
-                grad_logvar += grad_kl * (0.5 * (logvar + excess_jit(logvar)))
+                grad_logvar += grad_kl * (0.5 * expm1_jit(logvar))
         at = rows[:, None] * D + columns[None, :]
         if NEED_MU:
             tl.store(grad_mu_ptr + at, grad_mu.to(grad_mu_ptr.dtype.element_ty), mask=mask)
@@ -303,6 +310,13 @@ def _excess(logvar: Tensor) -> Tensor:
     return torch.where(logvar.abs() < 0.5, logvar * logvar * excess_tail(logvar), direct)
 
 
+def _expm1(logvar: Tensor) -> Tensor:  # see expm1_jit
+    if logvar.dtype == torch.float64:
+        return torch.expm1(logvar)
+    near = logvar + logvar * logvar * excess_tail(logvar)
+    return torch.where(logvar.abs() < 0.5, near, torch.exp(logvar) - 1.0)
+
+
 def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
@@ -348,7 +362,7 @@ def _twin_backward(
         upstream = grad_kl[:, None]
         if kl == "analytic":
             grad_mu = grad_mu + upstream * mu
-            grad_logvar = grad_logvar + upstream * (0.5 * (logvar + _excess(logvar)))
+            grad_logvar = grad_logvar + upstream * (0.5 * _expm1(logvar))
         elif kl in MONTE_CARLO:
             assert eps is not None
             shift = torch.exp(0.5 * logvar) * eps

@@ -1,0 +1,88 @@
+"""Properties of the Triton kernels, interpreted on the CPU, over shapes, memory layouts, dtypes and
+extreme values: the cases and claims of tests/test_properties.py.
+
+Run by tests/test_interpreter.py in a process of its own.
+"""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests import properties
+from tests.cases import LatentCase, PixelCase, latent_cases, pixel_cases, repeatable
+from tests.interpreted.watch import watch
+from vaez_kernels import interpreting, latent, likelihood
+
+pytestmark = [
+    pytest.mark.skipif(
+        not interpreting(), reason="needs TRITON_INTERPRET=1: run by tests/test_interpreter.py"
+    ),
+    pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning"),  # NumPy's, on extremes
+]
+
+
+@pytest.fixture(autouse=True)
+def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Which kernels were launched; fresh memory is full of NaN, so that a gap shows."""
+    launchers = [
+        (module, name)
+        for module in (latent, likelihood)
+        for name in ("_launch_forward", "_launch_backward")
+    ]
+    return watch(monkeypatch, *launchers)
+
+
+@repeatable(20)
+@given(latent_cases())
+def test_latent_values_and_gradients_are_the_references(
+    launches: list[str], case: LatentCase
+) -> None:
+    launches.clear()
+    properties.latent_is_the_reference(case, truncates=True)
+    assert launches == ["_launch_forward", "_launch_backward"]
+
+
+@repeatable(40)
+@given(latent_cases(extreme=True))
+def test_latent_nan_and_infinity_appear_where_the_formula_says(case: LatentCase) -> None:
+    properties.latent_propagates(case, truncates=True)
+
+
+@repeatable(25)
+@given(pixel_cases())
+def test_likelihood_and_gradients_are_the_references(launches: list[str], case: PixelCase) -> None:
+    launches.clear()
+    properties.pixels_are_the_reference(case, truncates=True)
+    assert launches == ["_launch_forward", "_launch_backward"]
+
+
+@repeatable(40)
+@given(pixel_cases(extreme=True))
+def test_likelihoods_nan_and_infinity_appear_where_the_formula_says(case: PixelCase) -> None:
+    properties.pixels_propagate(case, truncates=True)
+
+
+@repeatable(15)
+@given(st.data())
+def test_rows_of_z_do_not_depend_on_which_others_are_drawn(data: st.DataObject) -> None:
+    case = data.draw(latent_cases(extreme=True))
+    first = data.draw(st.integers(0, len(case.mu) - 1))
+    last = data.draw(st.integers(first + 1, len(case.mu)))
+    properties.rows_of_z_need_no_others(case, slice(first, last))
+
+
+@repeatable(15)
+@given(st.data())
+def test_rows_never_meet(data: st.DataObject) -> None:
+    case = data.draw(latent_cases(extreme=True))
+    properties.rows_never_meet(case, data.draw(st.integers(0, len(case.mu) - 1)))
+
+
+@repeatable(15)
+@given(st.data())
+def test_the_likelihoods_rows_may_be_permuted_repeated_and_left_out(data: st.DataObject) -> None:
+    case = data.draw(pixel_cases(extreme=True))
+    rows = st.lists(st.integers(0, len(case.x) - 1), min_size=1, max_size=12)
+    properties.pixel_rows_may_be_permuted(case, data.draw(rows))

@@ -96,8 +96,7 @@ class LatentCase(NamedTuple):
     def run(self) -> Numbers:
         mode, mu, logvar, noise, samples, offsets = self
         upstream = helpers.upstream_of(mu, samples)
-        args = (mode, mu, logvar, noise, samples, upstream, helpers.call)
-        return helpers.measured(*args, **offsets)
+        return helpers.measured(mode, mu, logvar, noise, samples, upstream, helpers.call, **offsets)
 
 
 @st.composite

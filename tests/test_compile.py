@@ -23,7 +23,18 @@ from tests.helpers import (
     latents,
     upstream_of,
 )
-from vaez_kernels import compiler, latent, noise, noise_key, normal, rsample_kl, uniform
+from tests.pixels import TARGETS, pixels
+from tests.pixels import check as check_pixels
+from vaez_kernels import (
+    compiler,
+    latent,
+    likelihood,
+    noise,
+    noise_key,
+    normal,
+    rsample_kl,
+    uniform,
+)
 
 KEY = noise_key(13, "train", 1)
 needs_compiler = pytest.mark.skipif(not compiler.has_cpu_compiler(), reason="no C++ compiler")
@@ -164,7 +175,7 @@ class TestWithoutACompiler:
             raise AssertionError("torch.compile was called where nothing can compile")
 
         monkeypatch.setattr(cpp_builder, "get_cpp_compiler", missing)
-        for module in (noise, latent):
+        for module in (noise, latent, likelihood):
             monkeypatch.setattr(module, "compiled", refuse)
         compiler.has_cpu_compiler.cache_clear()
         yield
@@ -174,6 +185,11 @@ class TestWithoutACompiler:
     @pytest.mark.filterwarnings("ignore:a C")
     def test_values_and_gradients_are_the_references(self, mode: str) -> None:
         check(mode, *latents(129, 20), KEY, 3)
+
+    @pytest.mark.parametrize("targets", TARGETS)
+    @pytest.mark.filterwarnings("ignore:a C")
+    def test_the_likelihood_is_the_references(self, targets: torch.dtype) -> None:
+        check_pixels(*pixels(3, 7, 784, targets=targets))
 
     def test_one_warning_says_so(self) -> None:
         with pytest.warns(RuntimeWarning, match=r"a C\+\+ compiler .*not found.*eager"):

@@ -18,26 +18,28 @@ from .backend import triton
 
 
 class Tile(NamedTuple):
-    """What one program computes: so many elements of (rows, columns), by so many warps."""
+    """What one program holds at once: so many elements, by so many warps."""
 
     elements: int
     num_warps: int
 
-    def block(self, columns: int) -> dict[str, int]:
-        """The tile's shape for rows of so many columns: whole quads, rows before columns."""
-        block_d = min(max(4, 1 << (columns - 1).bit_length()), self.elements)
-        rows = self.elements // block_d
+    def block(self, columns: int, lanes: int = 1) -> dict[str, int]:
+        """The tile's shape for rows of so many columns, in whole quads, of so many samples."""
+        elements = self.elements // lanes
+        block_d = min(max(4, 1 << (columns - 1).bit_length()), elements)
+        rows = elements // block_d
         return {"BLOCK_ROWS": rows, "BLOCK_D": block_d}
 
 
-# Chosen from offline builds (tests/test_offline.py), not from times: eight elements for each of 128
-# threads keep 128-bit accesses, 40 registers in the fused forward, and no spills anywhere.
+# Chosen from offline builds (tests/test_offline*.py), not from times. Latents: eight elements for
+# each of 128 threads keep 128-bit accesses, 40 registers in the fused forward, and no spills.
+# Likelihood: a warp sums its rows alone, without barriers, with eight 128-bit loads in flight.
 FROM_OFFLINE_BUILDS = {
     "noise": Tile(1024, 4),
     "latent_forward": Tile(1024, 4),
     "latent_backward": Tile(1024, 4),
-    "bernoulli_forward": Tile(1024, 4),
-    "bernoulli_backward": Tile(1024, 4),
+    "bernoulli_forward": Tile(1024, 1),
+    "bernoulli_backward": Tile(1024, 1),
 }
 TABLE: dict[str, dict[str, Tile]] = {
     "sm_80": FROM_OFFLINE_BUILDS,
@@ -45,12 +47,12 @@ TABLE: dict[str, dict[str, Tile]] = {
     "sm_100": FROM_OFFLINE_BUILDS,
     "gfx942": FROM_OFFLINE_BUILDS,
 }
-# Four to sixteen elements a thread (of 32 a warp): what fits the registers at full occupancy.
+# Four to 32 elements a thread: beyond, registers spill.
 CANDIDATES = [
     Tile(elements, warps)
     for elements in (512, 1024, 2048, 4096)
-    for warps in (2, 4, 8)
-    if 4 <= elements // (32 * warps) <= 16
+    for warps in (1, 2, 4, 8)
+    if 4 <= elements // (32 * warps) <= 32
 ]
 
 _forced: list[Tile] = []
@@ -85,6 +87,7 @@ def launch(
     programs: Callable[[int], int],
     args: tuple[Any, ...],
     constants: dict[str, Any],
+    lanes: int = 1,
 ) -> None:
     """Run a kernel once, with the table's tile or, under VAEZ_AUTOTUNE=1, the fastest one.
 
@@ -95,10 +98,11 @@ def launch(
         programs: from BLOCK_ROWS to the number of programs.
         args: positional arguments; the first tensor among them says where it runs.
         constants: its constexprs, but for BLOCK_ROWS and BLOCK_D.
+        lanes: how many samples of each row a tile holds.
     """
 
     def run(tile: Tile) -> None:
-        block = tile.block(columns)
+        block = tile.block(columns, lanes)
         # Four warps are Triton's default; naming them would make a traced launch an autotuned one.
         options = {} if tile.num_warps == 4 else {"num_warps": tile.num_warps}
         kernel[(programs(block["BLOCK_ROWS"]),)](*args, **constants, **block, **options)

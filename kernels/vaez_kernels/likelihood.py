@@ -46,11 +46,28 @@ log1p_unit_jit = jit(log1p_unit)
 
 @jit
 def place_jit(num_samples, SAMPLES: tl.constexpr, BLOCK_ROWS: tl.constexpr):  # type: ignore[no-untyped-def]
-    # → first sample, rows (BLOCK_ROWS, 1); neighbours share rows, whose targets L2 then holds
+    # → first sample, rows (1, BLOCK_ROWS, 1); neighbours share rows, whose targets L2 then holds
     blocks = tl.cdiv(num_samples, SAMPLES)
     first_row = (tl.program_id(0) // blocks).to(tl.int64) * BLOCK_ROWS
-    rows = first_row + tl.arange(0, BLOCK_ROWS)[:, None]
+    rows = first_row + tl.arange(0, BLOCK_ROWS)[None, :, None]
     return (tl.program_id(0) % blocks).to(tl.int64) * SAMPLES, rows
+
+
+@jit
+def samples_jit(  # type: ignore[no-untyped-def]
+    first, rows, n_rows, num_samples, SAMPLES: tl.constexpr, LANES: tl.constexpr, passed
+):  # → samples (LANES, 1, 1) after those passed, and which of them exist in which row
+    lanes = passed + tl.arange(0, LANES)[:, None, None]
+    samples = first + lanes
+    return samples, (rows < n_rows) & (lanes < SAMPLES) & (samples < num_samples)
+
+
+@jit
+def targets_jit(x_ptr, rows, pixels, mask, X_STRIDE: tl.constexpr, VECTOR: tl.constexpr):  # type: ignore[no-untyped-def]
+    # A thread would take eight bytes of targets at once, and the logits' gradient, written four at
+    # a time, would pass through shared memory: the hint deals targets out as the logits are.
+    at = tl.max_contiguous(x_ptr + rows * X_STRIDE + pixels, (1, 1, VECTOR))
+    return tl.load(at, mask=mask, other=0).to(tl.float32)
 
 
 @jit
@@ -68,26 +85,20 @@ def bernoulli_forward_kernel(  # type: ignore[no-untyped-def]
     LANES: tl.constexpr,  # a power of two, at least SAMPLES
     BLOCK_ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    VECTOR: tl.constexpr,
 ):
     first, rows = place_jit(num_samples, SAMPLES, BLOCK_ROWS)
-    lanes = tl.arange(0, LANES)[None, :]
-    sums = tl.zeros((BLOCK_ROWS, LANES), tl.float32)
+    samples, live = samples_jit(first, rows, n_rows, num_samples, SAMPLES, LANES, 0)
+    sums = tl.zeros((LANES, BLOCK_ROWS, BLOCK_D), tl.float32)
     for start in range(0, P, BLOCK_D):
-        pixels = start + tl.arange(0, BLOCK_D)[None, :]
-        mask = (rows < n_rows) & (pixels < P)
-        x = tl.load(x_ptr + rows * X_STRIDE + pixels, mask=mask, other=0).to(tl.float32)
-        for i in range(SAMPLES):
-            s = first + i
-            # Not `mask & (s < num_samples)`: triton 3.9's interpreter makes integers of that.
-            live = mask & (pixels < tl.where(s < num_samples, P, 0))
-            at = logits_ptr + s * sample_stride + rows * ROW_STRIDE + pixels
-            logits = tl.load(at, mask=live, other=0.0).to(tl.float32)
-            tail = log1p_unit_jit(tl.exp2(tl.abs(logits) * -1.4426950408889634))
-            term = tl.where(live, x * logits - tl.maximum(logits, 0.0) - tail, 0.0)
-            sums += tl.where(lanes == i, tl.sum(term, 1)[:, None], 0.0)
-    samples = first + lanes
-    mask = (rows < n_rows) & (lanes < SAMPLES) & (samples < num_samples)
-    tl.store(out_ptr + samples * n_rows + rows, sums, mask=mask)
+        pixels = start + tl.arange(0, BLOCK_D)[None, None, :]
+        x = targets_jit(x_ptr, rows, pixels, (rows < n_rows) & (pixels < P), X_STRIDE, VECTOR)
+        at = logits_ptr + samples * sample_stride + rows * ROW_STRIDE + pixels
+        # Beyond the edge x = 0 and the logit is so low that the term is 0 without a mask.
+        logits = tl.load(at, mask=live & (pixels < P), other=-10000.0).to(tl.float32)
+        tail = log1p_unit_jit(tl.exp2(tl.abs(logits) * -1.4426950408889634))
+        sums += x * logits - tl.maximum(logits, 0.0) - tail
+    tl.store(out_ptr + samples * n_rows + rows, tl.sum(sums, 2)[:, :, None], mask=live)
 
 
 @jit
@@ -108,30 +119,38 @@ def bernoulli_backward_kernel(  # type: ignore[no-untyped-def]
     NEED_LOGITS: tl.constexpr,
     NEED_X: tl.constexpr,  # then a program sees all samples
     SAMPLES: tl.constexpr,
+    LANES: tl.constexpr,  # a power of two
     BLOCK_ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    VECTOR: tl.constexpr,
 ):
     first, rows = place_jit(num_samples, SAMPLES, BLOCK_ROWS)
+    AT_ONCE: tl.constexpr = SAMPLES <= LANES
+    if AT_ONCE:  # not once for each tile
+        samples, live = samples_jit(first, rows, n_rows, num_samples, SAMPLES, LANES, 0)
+        grad_at = grad_ptr + samples * grad_sample_stride + rows * grad_row_stride
+        grad = tl.load(grad_at, mask=live, other=0.0)
     for start in range(0, P, BLOCK_D):
-        pixels = start + tl.arange(0, BLOCK_D)[None, :]
+        pixels = start + tl.arange(0, BLOCK_D)[None, None, :]
         mask = (rows < n_rows) & (pixels < P)
         if NEED_LOGITS:
-            x = tl.load(x_ptr + rows * X_STRIDE + pixels, mask=mask, other=0).to(tl.float32)
+            x = targets_jit(x_ptr, rows, pixels, mask, X_STRIDE, VECTOR)
         if NEED_X:
-            grad_x = tl.zeros((BLOCK_ROWS, BLOCK_D), tl.float32)
-        for i in range(SAMPLES):
-            s = first + i
-            grad_at = grad_ptr + s * grad_sample_stride + rows * grad_row_stride
-            live_rows = tl.where(s < num_samples, n_rows, 0)
-            grad = tl.load(grad_at, mask=rows < live_rows, other=0.0)
-            live = mask & (rows < live_rows)
-            at = logits_ptr + s * sample_stride + rows * ROW_STRIDE + pixels
-            logits = tl.load(at, mask=live, other=0.0).to(tl.float32)
+            grad_x = tl.zeros((1, BLOCK_ROWS, BLOCK_D), tl.float32)
+        for i in range(0, SAMPLES, LANES):
+            if not AT_ONCE:
+                samples, live = samples_jit(first, rows, n_rows, num_samples, SAMPLES, LANES, i)
+                grad_at = grad_ptr + samples * grad_sample_stride + rows * grad_row_stride
+                grad = tl.load(grad_at, mask=live, other=0.0)
+            inside = live & (pixels < P)
+            at = logits_ptr + samples * sample_stride + rows * ROW_STRIDE + pixels
+            logits = tl.load(at, mask=inside, other=0.0).to(tl.float32)
             if NEED_LOGITS:
                 out = grad * (x - tl.sigmoid(logits))  # tl.store rounds to the tensor's dtype
-                tl.store(grad_logits_ptr + (s * n_rows + rows) * P + pixels, out, mask=live)
+                out_at = grad_logits_ptr + (samples * n_rows + rows) * P + pixels
+                tl.store(out_at, out, mask=inside)
             if NEED_X:
-                grad_x += grad * logits
+                grad_x += tl.sum(grad * logits, 0)[None, :, :]
         if NEED_X:
             tl.store(grad_x_ptr + rows * P + pixels, grad_x, mask=mask)
 
@@ -141,56 +160,65 @@ def _readable(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _launch_forward(kernel: Any, logits: Tensor, x: Tensor) -> Tensor:
+def _launch(
+    kernel: Any,
+    name: str,
+    args: tuple[Any, ...],
+    logits: Tensor,
+    x: Tensor,
+    samples: int,
+    flags: dict[str, bool],
+) -> None:
+    # with so many samples a program; a power of two of them, up to eight, at once
     num_samples, rows, pixels = logits.shape
+    lanes = 1 << (min(samples, SAMPLES_PER_PROGRAM) - 1).bit_length()
+    launch(
+        kernel,
+        name,
+        pixels,
+        lambda block_rows: -(-rows // block_rows) * -(-num_samples // samples),
+        args,
+        {
+            "P": pixels,
+            "ROW_STRIDE": logits.stride(1),
+            "X_STRIDE": x.stride(0),
+            "SAMPLES": samples,
+            "LANES": lanes,
+            "VECTOR": min(16 // logits.element_size(), 8 if pixels > 4 else 4),
+            **flags,
+        },
+        lanes=lanes,
+    )
+
+
+def _balanced(num_samples: int) -> int:
+    # nine samples are five and four, not eight and one
+    return -(-num_samples // -(-num_samples // SAMPLES_PER_PROGRAM))
+
+
+def _launch_forward(kernel: Any, logits: Tensor, x: Tensor) -> Tensor:
+    num_samples, rows, _ = logits.shape
     logits, x = _readable(logits), _readable(x)
     out = logits.new_empty((num_samples, rows), dtype=torch.float32)
     if rows > 0:
-        samples = min(num_samples, SAMPLES_PER_PROGRAM)
-        launch(
-            kernel,
-            "bernoulli_forward",
-            pixels,
-            lambda block_rows: -(-rows // block_rows) * -(-num_samples // samples),
-            (logits, x, out, rows, num_samples, logits.stride(0)),
-            {
-                "P": pixels,
-                "ROW_STRIDE": logits.stride(1),
-                "X_STRIDE": x.stride(0),
-                "SAMPLES": samples,
-                "LANES": SAMPLES_PER_PROGRAM,
-            },
-        )
+        args = (logits, x, out, rows, num_samples, logits.stride(0))
+        _launch(kernel, "bernoulli_forward", args, logits, x, _balanced(num_samples), {})
     return out
 
 
 def _launch_backward(
     kernel: Any, grad: Tensor, logits: Tensor, x: Tensor, need_logits: bool, need_x: bool
 ) -> tuple[Tensor, Tensor]:
-    num_samples, rows, pixels = logits.shape
+    num_samples, rows, _ = logits.shape
     logits, readable = _readable(logits), _readable(x)
     grad_logits = logits.new_empty(logits.shape if need_logits else (0,))
     grad_x = x.new_empty(x.shape if need_x else (0,))
     if rows > 0:
-        samples = num_samples if need_x else min(num_samples, SAMPLES_PER_PROGRAM)
-        launch(
-            kernel,
-            "bernoulli_backward",
-            pixels,
-            lambda block_rows: -(-rows // block_rows) * -(-num_samples // samples),
-            (
-                *(grad, logits, readable, grad_logits, grad_x),
-                *(rows, num_samples, *grad.stride(), logits.stride(0)),
-            ),
-            {
-                "P": pixels,
-                "ROW_STRIDE": logits.stride(1),
-                "X_STRIDE": readable.stride(0),
-                "NEED_LOGITS": need_logits,
-                "NEED_X": need_x,
-                "SAMPLES": samples,
-            },
-        )
+        samples = num_samples if need_x else _balanced(num_samples)
+        tensors = (grad, logits, readable, grad_logits, grad_x)
+        args = (*tensors, rows, num_samples, *grad.stride(), logits.stride(0))
+        flags = {"NEED_LOGITS": need_logits, "NEED_X": need_x}
+        _launch(kernel, "bernoulli_backward", args, logits, readable, samples, flags)
     return grad_logits, grad_x
 
 

@@ -92,7 +92,7 @@ def test_results_are_repeatable_bit_for_bit() -> None:
         assert torch.equal(one, two)
 
 
-@pytest.mark.parametrize(("elements", "samples"), [(4, 1), (64, 2), (512, 4)])
+@pytest.mark.parametrize(("elements", "samples"), [(8, 1), (64, 2), (1024, 4), (256, 8)])
 def test_results_do_not_depend_on_the_launch_parameters(
     elements: int, samples: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,8 +104,12 @@ def test_results_do_not_depend_on_the_launch_parameters(
     assert torch.equal(one.grad_logits, other.grad_logits)
     assert one.grad_x is not None
     assert other.grad_x is not None
-    assert torch.equal(one.grad_x, other.grad_x)
-    # Lane grouping reorders the row's sum, all of whose terms are negative: 4 ulp.
+    # Lanes group the samples of a target, and tiles the pixels of a row, into other partial sums:
+    # each is within the bound of the reference for the one; for the other, 4 ulp, since all terms
+    # are negative.
+    limit = bounds(logits, x).grad_x
+    assert limit is not None
+    assert_within("grad_x", other.grad_x, one.grad_x, 2.0 * limit)
     assert_within("log_prob", other.log_prob, one.log_prob, 8 * UNIT * one.log_prob.abs())
 
 

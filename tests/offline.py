@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -137,6 +138,30 @@ def build(what: Specialisation, target: str) -> Binary:
     built = triton.compile(source, target=GPUTarget(*TARGETS[target]), options=dict(what.options))
     read = _read_amd if TARGETS[target][0] == "hip" else _read_nvidia
     return read(built)
+
+
+def built(launch: Callable[..., Any], kernel: Any, args: tuple[Any, ...], target: str) -> Binary:
+    """What `launch(kernel, *args)` would run on `target`; skips where that cannot be compiled."""
+    if reason := reason_to_skip(target):
+        pytest.skip(reason)
+    return build(specialisation(launch, kernel, *args), target)
+
+
+def assert_lean(binary: Binary, target: str, registers: int, branches: int = 8) -> None:
+    """What holds for all: everything in registers, no calls, no slow path for sine or logarithm."""
+    assert binary.spills == 0
+    assert binary.stack == 0
+    assert binary.registers <= registers
+    assert binary.shared <= 4096  # bytes of 64 KiB and more: an odd row is transposed through it
+    if target == "gfx942":
+        assert binary.count(r"v_(sin|cos|log)_|s_swappc|scratch_") == 0
+        return
+    # Library functions would be called, or reduce a large angle (Payne and Hanek) in a loop: the
+    # branches are the loop over samples, which ptxas unrolls by four where it draws no noise, with
+    # its guards, and the trap that ends every kernel.
+    assert not re.search(r"^\s*(@\S+\s+)?call", binary.ir, re.M)
+    assert binary.count(r"RET|MUFU\.(SIN|COS|LG2)") == 0
+    assert binary.count("BRA") <= branches
 
 
 def _read_nvidia(built: Any) -> Binary:

@@ -16,7 +16,17 @@ from torch._dynamo.backends.common import aot_autograd
 from torch.fx import GraphModule, Node
 
 from tests.helpers import MODES, call, latents
-from vaez_kernels import interpreting, latent, noise, noise_key, normal, uniform
+from tests.pixels import pixels
+from vaez_kernels import (
+    bernoulli_log_prob,
+    interpreting,
+    latent,
+    likelihood,
+    noise,
+    noise_key,
+    normal,
+    uniform,
+)
 from vaez_kernels.backend import triton
 
 pytestmark = [
@@ -87,7 +97,7 @@ def capture(monkeypatch: pytest.MonkeyPatch) -> Iterator[Capture]:
             compiled(*args)
         return graphs
 
-    for module in (latent, noise):
+    for module in (latent, likelihood, noise):
         monkeypatch.setattr(module, "uses_triton", lambda _: True)
     torch._dynamo.reset()
     # Without a driver the analysis of what a kernel writes fails, and every argument is cloned.
@@ -111,13 +121,13 @@ def assert_writes_only(launch: Node, outputs: set[str]) -> None:
         assert list(arguments[name].users) == [launch]
 
 
-def assert_symbolic(launch: Node) -> None:
-    """One graph for all batch sizes: rows and grid are computed in it; D is specialised."""
+def assert_symbolic(launch: Node, width: str = "D") -> None:
+    """One graph for all batch sizes: rows and grid are computed in it; the width is specialised."""
     arguments: Any = launch.kwargs["kwargs"]
     grid: Any = launch.kwargs["grid"]
     assert isinstance(arguments["n_rows"], Node)
     assert isinstance(grid[0][0], Node)
-    assert arguments["D"] == 20
+    assert arguments[width] == 20
 
 
 def assert_nothing_but(graph: GraphModule, *allowed: str) -> None:
@@ -127,7 +137,7 @@ def assert_nothing_but(graph: GraphModule, *allowed: str) -> None:
         for node in graph.graph.nodes
         if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "aten"
     }
-    assert called <= {"new_empty", "empty", "sym_size", *allowed}
+    assert called <= {"new_empty", "empty", "sym_size", "sym_stride", *allowed}
 
 
 @each_mode
@@ -176,3 +186,31 @@ def test_a_draw_is_one_launch(draw: Any, capture: Capture) -> None:
     assert_writes_only(launch, {"out_ptr"})
     assert_symbolic(launch)
     assert_nothing_but(graph)
+
+
+@pytest.mark.parametrize("samples", [1, 3, 17])
+@pytest.mark.parametrize("targets", [torch.uint8, torch.bool, torch.float32])
+def test_the_likelihood_is_one_launch_forward_and_one_backward(
+    targets: torch.dtype, samples: int, capture: Capture
+) -> None:
+    forward, backward = capture(bernoulli_log_prob, *pixels(samples, 7, 20, targets=targets))
+    # The bytes of a bool are read as they are: a view, no copy.
+    allowed = ["view"] if targets == torch.bool else []
+    written = {"grad_logits_ptr"} | ({"grad_x_ptr"} if targets.is_floating_point else set())
+    for graph, outputs in ((forward, {"out_ptr"}), (backward, written)):
+        (launch,) = launches(graph)
+        assert_writes_only(launch, outputs)
+        assert_symbolic(launch, "P")
+        assert_nothing_but(graph, *allowed)
+
+
+def test_the_likelihood_saves_its_inputs_alone(capture: Capture) -> None:
+    _, backward = capture(bernoulli_log_prob, *pixels(3, 7, 20))
+    inputs = [node.meta["val"] for node in backward.graph.nodes if node.op == "placeholder"]
+    # The gradient of the result, the logits, and the targets.
+    assert {(x.dim(), x.dtype) for x in inputs if isinstance(x, Tensor)} == {
+        (2, torch.float32),
+        (3, torch.float32),
+        (2, torch.uint8),
+    }
+    assert sum(isinstance(x, Tensor) for x in inputs) == 3

@@ -11,14 +11,14 @@ versions' allocators differ by a few.
 
 from __future__ import annotations
 
-import re
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 import torch
 
 from tests import offline
 from tests.helpers import MODES
+from tests.offline import assert_lean, built
 from vaez_kernels import interpreting, latent, noise, noise_key
 from vaez_kernels.backend import triton
 
@@ -54,7 +54,7 @@ def forward(case: Case, write_z: bool, kl: str, target: str) -> offline.Binary:
     x = torch.zeros(case.rows, case.columns, dtype=case.dtype)
     key = KEY if write_z or kl in latent.MONTE_CARLO else None
     args = (x, x, key, case.samples, write_z, kl, 0, 0)
-    return _built(latent._launch_forward, latent.latent_forward_kernel, args, target)
+    return built(latent._launch_forward, latent.latent_forward_kernel, args, target)
 
 
 def backward(
@@ -67,35 +67,12 @@ def backward(
     )
     key = KEY if grad_z or kl in latent.MONTE_CARLO else None
     args = (*upstream, x, x, key, case.samples, kl, 0, 0, *needs)
-    return _built(latent._launch_backward, latent.latent_backward_kernel, args, target)
+    return built(latent._launch_backward, latent.latent_backward_kernel, args, target)
 
 
 def stream(case: Case, normal: bool, target: str) -> offline.Binary:
     args = (KEY, (case.samples, case.rows, case.columns), 0, 0, normal)
-    return _built(noise._launch, noise.noise_kernel, args, target)
-
-
-def _built(launch: Any, kernel: Any, args: tuple[Any, ...], target: str) -> offline.Binary:
-    if reason := offline.reason_to_skip(target):
-        pytest.skip(reason)
-    return offline.build(offline.specialisation(launch, kernel, *args), target)
-
-
-def assert_lean(binary: offline.Binary, target: str, registers: int) -> None:
-    """What holds for all: everything in registers, no calls, no slow path for sine or logarithm."""
-    assert binary.spills == 0
-    assert binary.stack == 0
-    assert binary.registers <= registers
-    assert binary.shared <= 4096  # bytes of 64 KiB and more: an odd row is transposed through it
-    if target == "gfx942":
-        assert binary.count(r"v_(sin|cos|log)_|s_swappc|scratch_") == 0
-        return
-    # Library functions would be called, or reduce a large angle (Payne and Hanek) in a loop: the
-    # branches are the loop over samples, which ptxas unrolls by four where it draws no noise, with
-    # its guards, and the trap that ends every kernel.
-    assert not re.search(r"^\s*(@\S+\s+)?call", binary.ir, re.M)
-    assert binary.count(r"RET|MUFU\.(SIN|COS|LG2)") == 0
-    assert binary.count("BRA") <= 8
+    return built(noise._launch, noise.noise_kernel, args, target)
 
 
 def assert_wide(binary: offline.Binary, target: str, reads: int, writes: int) -> None:
@@ -232,7 +209,7 @@ def test_chunks_of_a_wider_tensor_are_read_wide_too() -> None:
     """mu and logvar as the halves of an encoder's (B, 2D), and rows that Triton knows as 16·n."""
     mu, logvar = torch.zeros(1024, 256).chunk(2, 1)
     args = (mu, logvar, KEY, 1, True, "analytic", 0, 0)
-    binary = _built(latent._launch_forward, latent.latent_forward_kernel, args, "sm_90")
+    binary = built(latent._launch_forward, latent.latent_forward_kernel, args, "sm_90")
     assert_lean(binary, "sm_90", 40)
     assert_wide(binary, "sm_90", 2, 1)
     assert binary.length <= 640
@@ -243,7 +220,7 @@ def test_offsets_of_any_size_compile(row_offset: int, sample_offset: int) -> Non
     """Triton makes them constants (1), 32 or 64 bits wide, as their values happen to be."""
     x = torch.zeros(ROWS, 128)
     args = (x, x, KEY, 8, True, "analytic", row_offset, sample_offset)
-    binary = _built(latent._launch_forward, latent.latent_forward_kernel, args, "sm_90")
+    binary = built(latent._launch_forward, latent.latent_forward_kernel, args, "sm_90")
     assert_lean(binary, "sm_90", 72)
     assert_wide(binary, "sm_90", 2, 1)
 
@@ -253,5 +230,5 @@ def test_a_misaligned_pointer_is_compiled_apart() -> None:
     storage = torch.zeros(ROWS * 128 + 1)
     x = storage[1:].view(ROWS, 128)
     args = (x, x, KEY, 1, True, "analytic", 0, 0)
-    binary = _built(latent._launch_forward, latent.latent_forward_kernel, args, "sm_90")
+    binary = built(latent._launch_forward, latent.latent_forward_kernel, args, "sm_90")
     assert binary.count(r"LDG\..*128") == 0

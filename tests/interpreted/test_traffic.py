@@ -9,15 +9,20 @@ Run by tests/test_interpreter.py in a process of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
-
 import numpy as np
 import pytest
 import torch
 
 from tests.helpers import MODES, call, latents
+from tests.interpreted.watch import (
+    Access,
+    Traffic,
+    accesses,
+    addresses,
+    far_launch,
+    tensors,
+    touched,
+)
 from vaez_kernels import interpreting, latent, launch, noise, noise_key, normal, use_backend
 
 pytestmark = pytest.mark.skipif(
@@ -26,62 +31,6 @@ pytestmark = pytest.mark.skipif(
 
 KEY = noise_key(17, "train", 9)
 each_mode = pytest.mark.parametrize("mode", list(MODES))
-
-
-class Access(NamedTuple):
-    kind: str  # load or store
-    addresses: np.ndarray  # those that the mask lets through
-    width: int  # bytes of an element
-    values: np.ndarray  # of a store
-
-
-Act = Callable[..., Any]
-
-
-@contextmanager
-def accesses(touch_memory: bool = True) -> Iterator[list[Access]]:
-    """Everything loaded or stored meanwhile; with `touch_memory` off, loads give zeros."""
-    from triton.runtime.interpreter import TensorHandle, _get_np_dtype, interpreter_builder
-
-    builder = type(interpreter_builder)
-    seen: list[Access] = []
-
-    def note(kind: str, pointers: Any, mask: Any, values: Any) -> None:
-        chosen = np.broadcast_to(mask.data, pointers.data.shape).astype(bool)
-        width = pointers.get_element_ty().primitive_bitwidth // 8
-        values = np.broadcast_to(values, chosen.shape)[chosen]
-        seen.append(Access(kind, pointers.data[chosen].ravel(), width, values))
-
-    load, store = builder.create_masked_load, builder.create_masked_store
-
-    def noted_load(self: Any, pointers: Any, mask: Any, *rest: Any, **named: Any) -> Any:
-        note("load", pointers, mask, 0)
-        if touch_memory:
-            return load(self, pointers, mask, *rest, **named)
-        element = pointers.get_element_ty()
-        return TensorHandle(np.zeros(pointers.data.shape, _get_np_dtype(element)), element)
-
-    def noted_store(self: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
-        note("store", pointers, mask, value.data)
-        return store(self, pointers, value, mask, *rest) if touch_memory else None
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(builder, "create_masked_load", noted_load)
-        patch.setattr(builder, "create_masked_store", noted_store)
-        yield seen
-
-
-class Traffic(NamedTuple):
-    loaded: int
-    stored: int
-    key: int
-
-    @classmethod
-    def of(cls, seen: list[Access]) -> Traffic:
-        sums = {"load": 0, "store": 0, "key": 0}
-        for kind, addresses, width, _ in seen:
-            sums["key" if kind == "load" and width == 8 else kind] += addresses.size * width
-        return cls(sums["load"], sums["store"], sums["key"])
 
 
 @each_mode
@@ -157,33 +106,7 @@ def test_more_samples_than_a_program_draws_read_the_inputs_again() -> None:
 FAR_ROWS, FAR_SAMPLES = 2**27 + 5, 100
 
 
-def _far_launch(
-    monkeypatch: pytest.MonkeyPatch, kernel: Any, program: int, *args: Any, **constants: Any
-) -> list[Access]:
-    from triton.runtime.interpreter import TensorHandle, interpreter_builder, tl
-
-    def program_id(_: Any, axis: int) -> Any:
-        return TensorHandle(np.array([program], dtype=np.int32), tl.int32)
-
-    with monkeypatch.context() as patch, accesses(touch_memory=False) as seen:
-        patch.setattr(type(interpreter_builder), "create_get_program_id", program_id)
-        kernel[(1,)](*args, **constants, **launch.Tile(1024, 4).block(128))
-    return seen
-
-
-def _addresses(tensor: torch.Tensor, rows: range, columns: int, stride: int, base: int) -> set[int]:
-    at = np.array(rows, dtype=object)[:, None] * stride + np.arange(columns, dtype=object) + base
-    return set((at * tensor.element_size() + tensor.data_ptr()).ravel())
-
-
-def _touched(seen: list[Access], kind: str, width: int) -> list[set[int]]:
-    return [
-        {int(a) for a in access.addresses}
-        for access in seen
-        if access.kind == kind and access.width == width and access.addresses.size > 0
-    ]
-
-
+BLOCK = launch.Tile(1024, 4).block(128)
 LAST = -(-FAR_ROWS // 8) - 1  # 8 rows a program
 LAST_ROWS = range(8 * LAST, FAR_ROWS)
 LAST_SAMPLE = FAR_SAMPLES - 1
@@ -198,64 +121,70 @@ def _assert_stores_the_stream(seen: list[Access]) -> None:
     assert np.array_equal(first.values, eps.numpy().ravel())
 
 
-def _tensors(count: int) -> list[torch.Tensor]:
-    # Their addresses alone are used.
-    return [torch.zeros(1) for _ in range(count)]
-
-
 def test_forward_addresses_elements_beyond_2_to_the_31(monkeypatch: pytest.MonkeyPatch) -> None:
-    mu, logvar, z, kl = _tensors(4)
+    mu, logvar, z, kl = tensors(4)
     flags = {"D": 128, "MU_STRIDE": 256, "LOGVAR_STRIDE": 128, "WRITE_Z": True, "KL": 2}
     args = (mu, logvar, KEY, z, kl, FAR_ROWS, FAR_SAMPLES, 0, 0, 1.0)
     program = LAST * FAR_SAMPLES + LAST_SAMPLE  # samples vary fastest
-    seen = _far_launch(
-        monkeypatch, latent.latent_forward_kernel, program, *args, **flags, SAMPLES=1
+    seen = far_launch(
+        monkeypatch, latent.latent_forward_kernel, program, *args, **flags, **BLOCK, SAMPLES=1
     )
-    assert _touched(seen, "load", 4) == [
-        _addresses(mu, LAST_ROWS, 128, 256, 0),
-        _addresses(logvar, LAST_ROWS, 128, 128, 0),
+    assert touched(seen, "load", 4) == [
+        addresses(mu, LAST_ROWS, 128, 256, 0),
+        addresses(logvar, LAST_ROWS, 128, 128, 0),
     ]
-    assert _touched(seen, "store", 4) == [
-        _addresses(z, LAST_ROWS, 128, 128, LAST_SAMPLE * FAR_ROWS * 128),
-        _addresses(kl, LAST_ROWS, 1, 1, LAST_SAMPLE * FAR_ROWS),
+    assert touched(seen, "store", 4) == [
+        addresses(z, LAST_ROWS, 128, 128, LAST_SAMPLE * FAR_ROWS * 128),
+        addresses(kl, LAST_ROWS, 1, 1, LAST_SAMPLE * FAR_ROWS),
     ]
     _assert_stores_the_stream(seen)
 
 
 def test_backward_addresses_elements_beyond_2_to_the_31(monkeypatch: pytest.MonkeyPatch) -> None:
-    grad_z, grad_kl, mu, logvar, grad_mu, grad_logvar = _tensors(6)
+    grad_z, grad_kl, mu, logvar, grad_mu, grad_logvar = tensors(6)
     flags = {"D": 128, "MU_STRIDE": 256, "LOGVAR_STRIDE": 128, "GRAD_Z": True, "KL": 2}
     args = (grad_z, grad_kl, mu, logvar, KEY, grad_mu, grad_logvar)
-    seen = _far_launch(
+    seen = far_launch(
         monkeypatch,
         latent.latent_backward_kernel,
         LAST,
         *args,
         *(FAR_ROWS, FAR_SAMPLES, 0, 0, 1.0),
         **flags,
+        **BLOCK,
         NEED_MU=True,
         NEED_LOGVAR=True,
     )
     loads = [
-        _addresses(grad_kl, LAST_ROWS, 1, 1, 0),
-        _addresses(mu, LAST_ROWS, 128, 256, 0),
-        _addresses(logvar, LAST_ROWS, 128, 128, 0),
+        addresses(grad_kl, LAST_ROWS, 1, 1, 0),
+        addresses(mu, LAST_ROWS, 128, 256, 0),
+        addresses(logvar, LAST_ROWS, 128, 128, 0),
     ]
     loads += [
-        _addresses(grad_z, LAST_ROWS, 128, 128, s * FAR_ROWS * 128) for s in range(FAR_SAMPLES)
+        addresses(grad_z, LAST_ROWS, 128, 128, s * FAR_ROWS * 128) for s in range(FAR_SAMPLES)
     ]
-    assert _touched(seen, "load", 4) == loads
-    assert _touched(seen, "store", 4) == [
-        _addresses(out, LAST_ROWS, 128, 128, 0) for out in (grad_mu, grad_logvar)
+    assert touched(seen, "load", 4) == loads
+    assert touched(seen, "store", 4) == [
+        addresses(out, LAST_ROWS, 128, 128, 0) for out in (grad_mu, grad_logvar)
     ]
 
 
 def test_the_stream_addresses_elements_beyond_2_to_the_31(monkeypatch: pytest.MonkeyPatch) -> None:
-    (out,) = _tensors(1)
+    (out,) = tensors(1)
     program = LAST_SAMPLE * (LAST + 1) + LAST  # samples vary slowest here
-    seen = _far_launch(
-        monkeypatch, noise.noise_kernel, program, KEY, out, FAR_ROWS, 0, 0, D=128, NORMAL=True
+    seen = far_launch(
+        monkeypatch,
+        noise.noise_kernel,
+        program,
+        KEY,
+        out,
+        FAR_ROWS,
+        0,
+        0,
+        D=128,
+        NORMAL=True,
+        **BLOCK,
     )
     at = LAST_SAMPLE * FAR_ROWS * 128
-    assert _touched(seen, "store", 4) == [_addresses(out, LAST_ROWS, 128, 128, at)]
+    assert touched(seen, "store", 4) == [addresses(out, LAST_ROWS, 128, 128, at)]
     _assert_stores_the_stream(seen)

@@ -1,10 +1,13 @@
-"""What the interpreted tests watch: which kernels are launched, and memory left unwritten."""
+"""What the interpreted tests watch: kernels launched, memory left unwritten, bytes moved."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -34,3 +37,89 @@ def _counted(function: Any, name: str, seen: list[str]) -> Any:
         return function(*args)
 
     return counted
+
+
+class Access(NamedTuple):
+    kind: str  # load or store
+    addresses: np.ndarray  # those that the mask lets through
+    width: int  # bytes of an element
+    values: np.ndarray  # of a store
+
+
+@contextmanager
+def accesses(touch_memory: bool = True) -> Iterator[list[Access]]:
+    """Everything loaded or stored meanwhile; with `touch_memory` off, loads give zeros."""
+    from triton.runtime.interpreter import TensorHandle, _get_np_dtype, interpreter_builder
+
+    builder = type(interpreter_builder)
+    seen: list[Access] = []
+
+    def note(kind: str, pointers: Any, mask: Any, values: Any) -> None:
+        chosen = np.broadcast_to(mask.data, pointers.data.shape).astype(bool)
+        width = pointers.get_element_ty().primitive_bitwidth // 8
+        values = np.broadcast_to(values, chosen.shape)[chosen]
+        seen.append(Access(kind, pointers.data[chosen].ravel(), width, values))
+
+    load, store = builder.create_masked_load, builder.create_masked_store
+
+    def noted_load(self: Any, pointers: Any, mask: Any, *rest: Any, **named: Any) -> Any:
+        note("load", pointers, mask, 0)
+        if touch_memory:
+            return load(self, pointers, mask, *rest, **named)
+        element = pointers.get_element_ty()
+        return TensorHandle(np.zeros(pointers.data.shape, _get_np_dtype(element)), element)
+
+    def noted_store(self: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
+        note("store", pointers, mask, value.data)
+        return store(self, pointers, value, mask, *rest) if touch_memory else None
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(builder, "create_masked_load", noted_load)
+        patch.setattr(builder, "create_masked_store", noted_store)
+        yield seen
+
+
+class Traffic(NamedTuple):
+    loaded: int
+    stored: int
+    key: int
+
+    @classmethod
+    def of(cls, seen: list[Access]) -> Traffic:
+        sums = {"load": 0, "store": 0, "key": 0}
+        for kind, addresses, width, _ in seen:
+            sums["key" if kind == "load" and width == 8 else kind] += addresses.size * width
+        return cls(sums["load"], sums["store"], sums["key"])
+
+
+def far_launch(
+    monkeypatch: pytest.MonkeyPatch, kernel: Any, program: int, *args: Any, **constants: Any
+) -> list[Access]:
+    """What this one program of a launch of any size would load and store."""
+    from triton.runtime.interpreter import TensorHandle, interpreter_builder, tl
+
+    def program_id(_: Any, axis: int) -> Any:
+        return TensorHandle(np.array([program], dtype=np.int32), tl.int32)
+
+    with monkeypatch.context() as patch, accesses(touch_memory=False) as seen:
+        patch.setattr(type(interpreter_builder), "create_get_program_id", program_id)
+        kernel[(1,)](*args, **constants)
+    return seen
+
+
+def addresses(tensor: torch.Tensor, rows: range, columns: int, stride: int, base: int) -> set[int]:
+    at = np.array(rows, dtype=object)[:, None] * stride + np.arange(columns, dtype=object) + base
+    return set((at * tensor.element_size() + tensor.data_ptr()).ravel())
+
+
+def touched(seen: list[Access], kind: str, width: int) -> list[set[int]]:
+    return [
+        {int(a) for a in access.addresses}
+        for access in seen
+        if access.kind == kind and access.width == width and access.addresses.size > 0
+    ]
+
+
+def tensors(count: int) -> list[torch.Tensor]:
+    # Their addresses alone are used.
+    return [torch.zeros(1) for _ in range(count)]

@@ -7,13 +7,14 @@ Run by tests/test_interpreter.py in a process of its own.
 from __future__ import annotations
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import properties
 from tests.cases import LatentCase, PixelCase, latent_cases, pixel_cases, repeatable
 from tests.interpreted.watch import watch
-from vaez_kernels import interpreting, latent, likelihood
+from vaez_kernels import interpreting, kl_standard_normal, latent, likelihood
 
 pytestmark = [
     pytest.mark.skipif(
@@ -86,3 +87,11 @@ def test_the_likelihoods_rows_may_be_permuted_repeated_and_left_out(data: st.Dat
     case = data.draw(pixel_cases(extreme=True))
     rows = st.lists(st.integers(0, len(case.x) - 1), min_size=1, max_size=12)
     properties.pixel_rows_may_be_permuted(case, data.draw(rows))
+
+
+def test_the_kls_gradient_goes_to_minus_a_half_and_not_to_zero_or_nan() -> None:
+    # Said outright, as the few cases above seldom meet this op at infinity.
+    logvar = torch.tensor([[-1e3, -1e8, -torch.inf, torch.inf]], requires_grad=True)
+    kl_standard_normal(torch.zeros_like(logvar), logvar).sum().backward()
+    assert logvar.grad is not None
+    assert logvar.grad.tolist() == [[-0.5, -0.5, -0.5, torch.inf]]

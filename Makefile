@@ -1,19 +1,27 @@
-# make test | make bench | make lint: each sets up .venv by itself, the first time and whenever
-# pyproject.toml has changed. Another interpreter: make test PYTHON=python3.12
+# make test | make bench | make compare | make gpu | make lint: each sets up .venv by itself, the
+# first time and whenever pyproject.toml has changed. Another interpreter: make test PYTHON=python3.12
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 BENCH_FLAGS ?=
+GPU_OUT ?= runs/gpu
 
-.PHONY: test bench lint format clean
+.PHONY: test bench compare gpu lint format clean
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
 
 bench: $(INSTALLED)
 	$(BIN)/python -m pytest bench --benchmark-only $(BENCH_FLAGS)
+
+compare: $(INSTALLED)
+	$(BIN)/vaez-fast compare
+
+# Eight minutes on a CUDA machine; without make: PYTHONPATH=.:kernels python -m bench.gpu --out DIR
+gpu: $(INSTALLED)
+	$(BIN)/python -m bench.gpu --out $(GPU_OUT)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -142,7 +142,7 @@ def test_one_sample_fits_on_every_target(target: str) -> None:
     to = forward(ONE, True, "analytic", target)
     back = backward(ONE, True, "analytic", NEEDS[0], target)
     assert_lean(to, target, 40)
-    assert_lean(back, target, 48)
+    assert_lean(back, target, 56 if target == "sm_80" else 48)
     assert_wide(to, target, 2, 1)
     assert_wide(back, target, 3, 2)
     assert max(to.length, back.length) <= 640

@@ -9,7 +9,7 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from vaez_kernels.backend import triton
-from vaez_kernels.compiler import has_cpu_compiler
+from vaez_kernels.compiler import has_cpu_compiler, thread_options
 
 
 def compile_graph(
@@ -25,4 +25,6 @@ def compile_graph(
     # The lambda, because make_fx miscounts the arguments of a bound method.
     graph = make_fx(lambda *inputs: function(*inputs), tracing_mode="fake")(*arguments)
     can_compile = has_cpu_compiler() if device.type == "cpu" else triton is not None
-    return torch.compile(graph, fullgraph=True) if can_compile else graph
+    if not can_compile:
+        return graph
+    return torch.compile(graph, fullgraph=True, options=thread_options() or None)

@@ -66,7 +66,7 @@ def test_metrics_of_the_test_split_add_up(metrics: dict[str, Any]) -> None:
 
 
 def test_metrics_carry_the_curve_and_the_speed(metrics: dict[str, Any]) -> None:
-    point = {"step", "seconds", "split", "elbo", "rate", "distortion"}
+    point = {"phase", "step", "seconds", "split", "elbo", "rate", "distortion"}
     assert all(p.keys() == point for p in metrics["curve"])
     assert metrics["curve"][-1]["step"] == 40
     speed = metrics["speed"]

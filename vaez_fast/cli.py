@@ -174,6 +174,12 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
         default=d.decoder,
         help=f"how the decoder learns: {choices(DECODERS, 'decoder')} (default {d.decoder})",
     )
+    arm.add_argument(
+        "--beta",
+        type=float,
+        default=d.beta,
+        help=f"the rate's weight in the ELBO (default {d.beta:g})",
+    )
     recipe = parser.add_argument_group("recipe (Adam, 5 % of the steps warm-up, then a cosine)")
     length = recipe.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=int, help=f"passes over the data (default {d.epochs})")
@@ -239,7 +245,9 @@ def _table(config: TrainConfig, result: Result, out: Path) -> str:
         "",
         f"{result.steps} steps in {result.train_seconds:.1f} s of training "
         f"({speed['images_per_second']:,.0f} images/s), {result.compile_seconds:.1f} s compiling, "
-        f"{result.eval_seconds:.1f} s evaluating; best validation ELBO at step {result.best_step}",
+        f"{result.eval_seconds:.1f} s evaluating; "
+        + ("best validation ELBO" if config.decoder == "joint" else "last state")
+        + f" at step {result.best_step}",
         f"wrote {out / 'metrics.json'} and {out / 'checkpoint.pt'}",
     ]
     return "\n".join(lines)

@@ -14,11 +14,7 @@ KLS = ("analytic", "total-derivative", "sticking-the-landing", "as-published")
 DECODERS = ("joint", "separate", "simultaneous", "randn")
 PRECISIONS = ("float32", "bfloat16", "auto")
 
-NOT_BUILT_YET = {
-    "objective": ("kl", "iwae"),
-    "kl": ("as-published",),
-    "decoder": ("separate", "simultaneous", "randn"),
-}
+NOT_BUILT_YET = {"objective": ("iwae",)}
 
 
 class ConfigError(ValueError):
@@ -30,7 +26,9 @@ class TrainConfig:
     """Every setting of a training run.
 
     `objective`, `kl` and `decoder` are the three choices that make an arm of the study; its name
-    joins them. Exactly one of `epochs` and `steps` is set.
+    joins them. The ELBO trains the decoder jointly; the KL alone leaves it to be trained after the
+    encoder ("separate") or in tandem ("simultaneous"); "randn" has no encoder, and neither
+    objective nor KL. Exactly one of `epochs` and `steps` is set: the length of each phase.
 
     Raises:
         ConfigError: a value outside its range, or one that is not built yet.
@@ -43,6 +41,7 @@ class TrainConfig:
     objective: str = "elbo"
     kl: str = "analytic"
     decoder: str = "joint"
+    beta: float = 1.0
     epochs: int | None = 30
     steps: int | None = None
     batch_size: int = 128
@@ -67,6 +66,7 @@ class TrainConfig:
             if value in NOT_BUILT_YET.get(name, ()):
                 built = ", ".join(c for c in choices if c not in NOT_BUILT_YET[name])
                 raise ConfigError(f"{name} {value!r} is not built yet; choose {built}")
+        self._check_arm()
         if (self.epochs is None) == (self.steps is None):
             raise ConfigError("exactly one of epochs and steps must be set")
         for name in ("epochs", "steps", "batch_size"):
@@ -78,9 +78,31 @@ class TrainConfig:
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
             raise ConfigError(f"seed must be an integer in [0, 2**32), got {self.seed!r}")
 
+    def _check_arm(self) -> None:
+        if not 0 < self.beta < float("inf"):
+            raise ConfigError(f"beta must be a positive number, got {self.beta!r}")
+        if self.decoder == "randn":
+            if self.objective != "elbo" or self.kl != "analytic" or self.beta != 1.0:
+                raise ConfigError("decoder 'randn' has no encoder: leave objective, kl and beta")
+            return
+        decoders = ("joint",) if self.objective == "elbo" else ("separate", "simultaneous")
+        if self.decoder not in decoders:
+            raise ConfigError(
+                f"objective {self.objective!r} needs decoder {' or '.join(decoders)}, "
+                f"got {self.decoder!r}"
+            )
+        if self.kl == "as-published" and self.objective != "kl":
+            raise ConfigError("kl 'as-published' needs objective kl")
+        if self.beta != 1.0 and self.objective != "elbo":
+            raise ConfigError("beta needs objective elbo")
+
     @property
     def arm(self) -> str:
-        return f"{self.objective}/{self.kl}/{self.decoder}"
+        """objective/KL/decoder, as in all files and figures; "randn" has neither of the others."""
+        if self.decoder == "randn":
+            return "randn"
+        name = f"{self.objective}/{self.kl}/{self.decoder}"
+        return name if self.beta == 1.0 else f"{name}/beta={self.beta:g}"
 
 
 def choose_device(name: str) -> torch.device:

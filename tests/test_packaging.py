@@ -50,8 +50,11 @@ def test_the_kernels_know_nothing_of_the_study() -> None:
 
 def test_training_needs_no_library_that_a_bare_gpu_machine_lacks() -> None:
     printed = python(
-        "import sys, vaez_fast.cli\n"
-        "print([m for m in ('torchvision', 'mlxtend', 'pandas', 'scipy', 'pytest')\n"
+        "import sys, vaez_fast.cli, vaez_fast.train\n"
+        "import vaez_fast.aggregate, vaez_fast.features\n"
+        "import vaez_fast.image_metrics, vaez_fast.samplers\n"
+        "print([m for m in ('torchvision', 'mlxtend', 'pandas', 'scipy', 'pytest', 'sklearn',\n"
+        "                   'torchmetrics', 'matplotlib')\n"
         "       if m in sys.modules])"
     )
     assert printed.strip() == "[]"

@@ -186,8 +186,10 @@ def test_blocks_do_not_change_the_parts(monkeypatch: pytest.MonkeyPatch) -> None
         assert getattr(in_blocks, name) == pytest.approx(getattr(whole, name), abs=1e-5), name
 
 
-def test_posteriors_of_very_different_widths_stay_finite() -> None:
-    mu, logvar = torch.zeros(3, 2), torch.tensor([[-30.0], [0.0], [8.0]]).expand(3, 2)
+@pytest.mark.parametrize("logvars", [(-30.0, 0.0, 8.0), (-176.0, -176.0, -176.0)])
+def test_posteriors_of_extreme_widths_stay_finite(logvars: tuple[float, ...]) -> None:
+    # At −176 three densities of e^88 are more than float32 holds.
+    mu, logvar = torch.zeros(3, 2), torch.tensor(logvars)[:, None].expand(3, 2)
     parts = surgery(mu, logvar, NOISE, 300)
     for name in ("index_information", "marginal_kl", "total_correlation"):
         assert math.isfinite(getattr(parts, name).value), name

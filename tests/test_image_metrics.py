@@ -207,6 +207,10 @@ def test_the_mean_digit_is_far_worse_than_other_real_digits(
     assert floor["label_distance"] < 0.1
     assert ceiling["label_distance"] > 0.8  # all of them are one class
     assert max(ceiling["label_histogram"]) == 1
+    copies = images["train"].mean(0).repeat(500, 1)
+    again = image_scores(copies, images["test"], images["train"], net)
+    assert again["frechet"] == pytest.approx(ceiling["frechet"], rel=1e-5)
+    assert again["nearest_train"] == pytest.approx(ceiling["nearest_train"], rel=1e-5)
 
 
 def test_the_ceiling_of_binary_cells_is_binary(net: FeatureNet, images: dict[str, Tensor]) -> None:

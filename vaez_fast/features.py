@@ -108,6 +108,7 @@ class Training:
         return asdict(self)
 
 
+@torch.enable_grad()
 def train_features(dataset: Dataset, seed: int = 0) -> tuple[FeatureNet, Training]:
     """Train a network on the training split, at most its first 20,000 images, on their device.
 

@@ -62,13 +62,14 @@ def train(
     dataset: Dataset,
     *,
     show_progress: bool = False,
+    look_every: int = 1,
     observe: Observe | None = None,
     observe_at: Collection[int] = (),
 ) -> Result:
     """Run `config` on `dataset` from start to end.
 
     Where the ELBO is trained on, the state kept is the one with the best validation ELBO (one
-    sample an image), looked at after every epoch; elsewhere it is the last. The test split is read
+    sample an image) of those that were looked at; elsewhere it is the last. The test split is read
     once, after that choice. The same config on the same machine gives the same numbers to the last
     digit.
 
@@ -76,6 +77,7 @@ def train(
         config: what to run; its length is that of each phase.
         dataset: the images.
         show_progress: draw a bar, if stderr is a terminal.
+        look_every: epochs from one look at the validation split to the next; the last has one.
         observe: called after so many steps of each phase as `observe_at` lists (0: before them),
             with a model that it must not change; its time is not counted.
 
@@ -106,7 +108,7 @@ def train(
         pixel_scale=pixel_scale(config.binarize),
         device=device,
     )
-    run = _Run(config, dataset, vae, steps, device)
+    run = _Run(config, dataset, vae, steps, look_every, device)
     run.validate(vae, 1)
     epoch_order(config.seed, 0, size, device)  # its noise, too, is compiled at the first draw
     compile_seconds = time.perf_counter() - clock
@@ -137,10 +139,16 @@ class _Run:
     """The loop over a phase's batches, and what it leaves: the curve, the best state, the times."""
 
     def __init__(
-        self, config: TrainConfig, dataset: Dataset, vae: VAE, steps: int, device: torch.device
+        self,
+        config: TrainConfig,
+        dataset: Dataset,
+        vae: VAE,
+        steps: int,
+        look_every: int,
+        device: torch.device,
     ) -> None:
         self.config, self.dataset, self.vae, self.steps = config, dataset, vae, steps
-        self.device = device
+        self.look_every, self.device = look_every, device
         self.validate = _evaluator(config, dataset, "validation")
         self.images = binarized(dataset, "train", config.binarize, seed=config.seed)
         self.curve: list[dict[str, Any]] = []
@@ -157,7 +165,8 @@ class _Run:
         if observe is not None and 0 in at:
             self._write(phase)
             observe(phase.name, 0, self.vae)
-        for epoch in range(-(-self.steps // per_epoch)):
+        epochs = -(-self.steps // per_epoch)
+        for epoch in range(epochs):
             clock = time.perf_counter()
             if config.binarize == "dynamic":
                 self.images = binarized(
@@ -181,37 +190,38 @@ class _Run:
             self.train_seconds += time.perf_counter() - clock
             self.done += batches
             rate, distortion = (sum(values) for values in zip(*totals, strict=True))
-            self._close_epoch(phase, rate, distortion, progress)
+            self._check_and_record(phase, rate, distortion)
+            if (epoch + 1) % self.look_every == 0 or epoch + 1 == epochs:
+                self._look(phase, progress)
 
     def _write(self, phase: Phase) -> None:
         for engine in phase.engines:
             engine.write_to(self.vae)
 
-    def _close_epoch(
-        self, phase: Phase, rate: float, distortion: float, progress: Progress
-    ) -> None:
-        arm, lr = self.config.arm, self.config.lr
+    def _check_and_record(self, phase: Phase, rate: float, distortion: float) -> None:
         self.curve.append(self._point(phase, "train", rate, distortion))
         if not math.isfinite(rate + distortion):
             raise TrainingError(
-                f"the loss of {arm} is not finite by step {self.done} "
+                f"the loss of {self.config.arm} is not finite by step {self.done} "
                 f"(rate {rate}, distortion {distortion}); "
-                f"a smaller lr than {lr} may help"
+                f"a smaller lr than {self.config.lr} may help"
             )
+
+    def _look(self, phase: Phase, progress: Progress) -> None:
         clock = time.perf_counter()
         self._write(phase)
         held_out = self.validate(self.vae, 1)
         self.eval_seconds += time.perf_counter() - clock
         if not math.isfinite(held_out.elbo):
             raise TrainingError(
-                f"the validation ELBO of {arm} is not finite after step {self.done}; "
-                f"a smaller lr than {lr} may help"
+                f"the validation ELBO of {self.config.arm} is not finite after step {self.done}; "
+                f"a smaller lr than {self.config.lr} may help"
             )
         self.curve.append(self._point(phase, "validation", held_out.rate, held_out.distortion))
         if held_out.elbo > self.best_elbo or self.config.decoder != "joint":
             self.best_elbo, self.best_step = held_out.elbo, self.done
             self.best = {name: p.detach().clone() for name, p in self.vae.state_dict().items()}
-        progress.note(f"{arm}: ELBO train {-(rate + distortion):.2f} held out {held_out.elbo:.2f}")
+        progress.note(f"{self.config.arm}: held-out ELBO {held_out.elbo:.2f}")
 
     def _point(self, phase: Phase, split: str, rate: float, distortion: float) -> dict[str, Any]:
         return {

@@ -1,0 +1,202 @@
+"""What the study measures of a run: the decay of z's distance from N(0, I), the end, the images."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vaez_kernels import noise_key, rsample, uniform
+
+from .aggregate import (
+    Estimate,
+    active_units,
+    held_out_marginal_kl,
+    kl_per_dimension,
+    moments,
+    null_sample_kl,
+    sample_kl,
+    surgery,
+)
+from .config import TrainConfig
+from .data import Dataset, binarized, pixel_scale
+from .evaluate import Evaluator
+from .features import FeatureNet, Training, train_features
+from .image_metrics import floors, image_scores
+from .model import VAE
+from .samplers import SAMPLERS, fit
+from .train import train
+
+# Images whose posteriors make the aggregate one, and draws of it: 20,000 × 400 × 128 exponentials
+# are three seconds of one core.
+AGGREGATE_IMAGES, AGGREGATE_DRAWS = 20_000, 400
+GENERATED, SHOWN = 1_000, 12
+NEAREST_AMONG = 10_000
+# Samples at which log p(x) is looked at once, on so many test images.
+K_CURVE, K_CURVE_IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048), 500
+# Steps of the "evaluate" noise beside train's own two, and of "generate".
+DECAY, FINAL, AGGREGATE, HELD_OUT, CODES = 100, 10, 11, 12, 13
+DRAW, PIXEL, CEILING = 0, 1, 2
+
+# Epochs between looks at the validation ELBO, which chooses the joint arms' state.
+LOOK_EVERY = 5
+
+Record = dict[str, Any]
+
+
+class Measure:
+    """Trains arms on one data set and measures them all alike.
+
+    Args:
+        base: what the arms share.
+        dataset: the images.
+        device: where it all runs.
+    """
+
+    def __init__(self, base: TrainConfig, dataset: Dataset, device: torch.device) -> None:
+        self.base, self.dataset, self.device = base, dataset.to(device), device
+        count = len(dataset.train.images)
+        self.steps = base.steps or count // base.batch_size * (base.epochs or 0)
+        scale = pixel_scale(base.binarize)
+        self.train_x, self.validation_x, self.test_x = (
+            binarized(self.dataset, split, base.binarize).float() * scale
+            for split in ("train", "validation", "test")
+        )
+        self.k_curve: dict[str, list[float]] | None = None
+
+    @cached_property
+    def classifier(self) -> tuple[FeatureNet, Training]:
+        return train_features(self.dataset)
+
+    def run(
+        self, config: TrainConfig, observe_at: frozenset[int]
+    ) -> tuple[Record, dict[str, np.ndarray]]:
+        """Train an arm and measure it: its record, and images to show (SHOWN, 784) by sampler."""
+        decay: list[Record] = []
+
+        def observe(phase: str, step: int, vae: VAE) -> None:
+            if phase != "decoder" or config.decoder == "randn":
+                decay.append({"step": step, **self._distance(vae, config.seed, len(decay))})
+
+        result = train(
+            config,
+            self.dataset,
+            look_every=LOOK_EVERY,
+            observe=observe,
+            observe_at=observe_at,
+        )
+        images, scores = self._images(result.vae, config.seed)
+        record = {
+            "arm": config.arm,
+            "seed": config.seed,
+            "steps": result.steps,
+            "train_seconds": result.train_seconds,
+            "best_step": result.best_step,
+            "curve": result.curve,
+            "decay": decay,
+            "test": result.test.as_dict(),
+            "latents": self._latents(result.vae, config.seed),
+            "images": scores,
+        }
+        if config.arm == "elbo/analytic/joint" and config.seed == 0:
+            record["k_curve"] = self._k_curve(result.vae, config.seed)
+        return record, images
+
+    @torch.no_grad()
+    def _distance(self, vae: VAE, seed: int, index: int) -> Record:
+        # on the validation split, one z an image, from fresh noise at each look
+        mu, logvar = vae.encode(self.validation_x)
+        noise = noise_key(seed, "evaluate", DECAY + index, device=self.device)
+        z = rsample(mu, logvar, noise)[0]
+        rate = float(kl_per_dimension(mu, logvar).sum())
+        return {"sample_kl": sample_kl(z), "rate": rate}
+
+    @torch.no_grad()
+    def _latents(self, vae: VAE, seed: int) -> Record:
+        def key(step: int) -> Tensor:
+            return noise_key(seed, "evaluate", step, device=self.device)
+
+        mu, logvar = vae.encode(self.test_x)
+        z = rsample(mu, logvar, key(FINAL))[0]
+        own = vae.encode(self.train_x[:AGGREGATE_IMAGES])
+        parts = surgery(*own, key(AGGREGATE), AGGREGATE_DRAWS)
+        held_out = held_out_marginal_kl(*own, mu, logvar, key(HELD_OUT), AGGREGATE_DRAWS)
+        return {
+            "n": len(z),
+            "sample_kl": sample_kl(z),
+            "kl_per_dimension": kl_per_dimension(mu, logvar).tolist(),
+            "active_units": active_units(mu),
+            "moments": {name: _finite(value) for name, value in asdict(moments(z)).items()},
+            "surgery": {
+                name: value._asdict() if isinstance(value, Estimate) else value
+                for name, value in vars(parts).items()
+            },
+            "held_out_marginal_kl": held_out._asdict(),
+        }
+
+    @torch.no_grad()
+    def _images(self, vae: VAE, seed: int) -> tuple[dict[str, np.ndarray], Record]:
+        def key(purpose: str, step: int) -> Tensor:
+            return noise_key(seed, purpose, step, device=self.device)
+
+        net, _ = self.classifier
+        codes = rsample(*vae.encode(self.train_x[:AGGREGATE_IMAGES]), key("evaluate", CODES))[0]
+        pixels = uniform(key("generate", PIXEL), 1, GENERATED, self.test_x.shape[1])[0]
+        shown, scores = {}, {}
+        for name in SAMPLERS:
+            z = fit(name, codes).draw(key("generate", DRAW), GENERATED)
+            means = torch.sigmoid(vae.decode(z))
+            shown[name] = (255 * means[:SHOWN]).round().to(torch.uint8).cpu().numpy()
+            generated = (pixels < means).float()
+            scores[name] = image_scores(
+                generated, _spread(self.test_x), self.train_x[:NEAREST_AMONG], net
+            )
+        return shown, scores
+
+    def _k_curve(self, vae: VAE, seed: int) -> Record:
+        scale = pixel_scale(self.base.binarize)
+        pixels = binarized(self.dataset, "test", self.base.binarize)[:K_CURVE_IMAGES]
+        noise = noise_key(seed, "evaluate", FINAL, device=self.device)
+        evaluate = Evaluator(pixels, scale, noise)
+        return {
+            "images": len(pixels),
+            "k": list(K_CURVE),
+            "log_px": [evaluate(vae, k).log_px for k in K_CURVE],
+        }
+
+    def beside(self) -> Record:
+        """What the arms' numbers are set beside: floors, ceilings and nulls, of no arm."""
+        net, training = self.classifier
+        noise = noise_key(0, "generate", CEILING, device=self.device)
+        real = _spread(self.validation_x)
+        train_x = self.train_x[:NEAREST_AMONG]
+        bounds = floors(real, _spread(self.test_x), train_x, net, noise)
+        # Each pixel's frequency in the training split, half a count added, scored on the test one.
+        count = len(self.train_x)
+        frequency = (self.train_x.double().sum(0) + 0.5) / (count + 1)
+        x = self.test_x.double()
+        score = (x * frequency.log() + (1 - x) * (-frequency).log1p()).sum(1).mean()
+        latent = VAE(self.base.model).architecture.latent
+        return {
+            "images": bounds,
+            "features": training.as_dict(),
+            "marginal_log_prob": float(score),
+            "null_sample_kl": null_sample_kl(len(self.test_x), latent),
+            "latent": latent,
+            "n": len(self.test_x),
+            "log_aggregate_images": math.log(min(AGGREGATE_IMAGES, count)),
+        }
+
+
+def _spread(images: Tensor) -> Tensor:
+    # as many images as are generated, from all over the split: its first ones need not be typical
+    return images[:: max(1, len(images) // GENERATED)][:GENERATED]
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -126,6 +126,9 @@ def test_a_command_is_refused_in_one_line(
         (["train", "--epochs", "3", "--steps", "4", "--out", "x"], "not allowed with"),
         (["train", "--epochs", "many", "--out", "x"], "invalid int value: 'many'"),
         (["train", "--modle", "altosaar", "--out", "x"], "unrecognized arguments: --modle"),
+        (["article"], "--out"),
+        (["theory"], "--out"),
+        (["report"], "DIR"),
         (["fly"], "invalid choice: 'fly'"),
         ([], "COMMAND"),
     ],
@@ -158,3 +161,33 @@ def test_an_unknown_backend_in_the_environment_is_refused(
 def test_a_tensor_of_bad_values_is_not_an_error() -> None:
     bad: Tensor = torch.full((1, 4), float("nan"))
     assert kl_standard_normal(bad, bad).isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["article", "--seeds", "1"], 2, "seeds must be at least 2"),
+        (["article", "--beta", "1"], 2, "betas must differ from each other and from 1"),
+        (["article", "--beta", "0"], 2, "beta must be a positive number"),
+        (["article", "--steps", "0"], 2, "steps must be a positive integer"),
+        (["article", "--data", "cifar"], 2, "data must be one of"),
+        (["article", "--data", "mnist", "--data-root", "/proc/no"], 1, "mnist"),
+    ],
+)
+def test_a_study_that_cannot_be_is_refused_in_one_line(
+    arguments: list[str],
+    code: int,
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main([*arguments, "--out", str(tmp_path / "out")]) == code
+    captured = capsys.readouterr()
+    assert captured.err.startswith("vaez-fast article: error: ")
+    assert captured.err.count("\n") == 1
+    assert message in captured.err
+
+
+def test_a_theory_that_cannot_be_written_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["theory", "--out", "/proc/no"]) == 1
+    assert capsys.readouterr().err.startswith("vaez-fast theory: error: ")

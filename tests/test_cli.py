@@ -135,4 +135,4 @@ def test_help_names_every_flag_and_an_example(capsys: pytest.CaptureFixture[str]
     flags = "data data-root binarize model objective kl decoder epochs steps batch-size lr"
     for flag in f"{flags} precision device seed out".split():
         assert f"--{flag}" in text
-    assert cli.TRAIN_EXAMPLE.strip().splitlines()[1].strip() in text
+    assert cli.COMMANDS["train"].EXAMPLE in text

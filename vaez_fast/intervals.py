@@ -1,0 +1,51 @@
+"""Means over seeds with 95 % t-intervals; differences between arms are paired by seed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """mean ± half is a 95 % t-interval of `count` values."""
+
+    mean: float
+    half: float
+    count: int
+
+    @property
+    def low(self) -> float:
+        return self.mean - self.half
+
+    @property
+    def high(self) -> float:
+        return self.mean + self.half
+
+    def text(self, digits: int = 2) -> str:
+        return f"{self.mean:.{digits}f} ± {self.half:.{digits}f}"
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """The interval of the values' mean, as if they were independent draws of one normal law.
+
+    Raises:
+        ValueError: fewer than two values.
+    """
+    from scipy.stats import t
+
+    count = len(values)
+    if count < 2:
+        raise ValueError(f"interval: at least two values are needed, got {count}")
+    mean = sum(values) / count
+    variance = sum((value - mean) ** 2 for value in values) / (count - 1)
+    quantile = float(t.ppf(0.5 + LEVEL / 2, count - 1))
+    return Interval(mean, quantile * math.sqrt(variance / count), count)
+
+
+def paired(first: Sequence[float], second: Sequence[float]) -> Interval:
+    """The interval of first − second, value by value: arms of one seed share data and noise."""
+    return interval([a - b for a, b in zip(first, second, strict=True)])

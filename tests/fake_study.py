@@ -45,13 +45,26 @@ def record(config: TrainConfig) -> dict[str, Any]:
             "sample_kl": sample_kl,
             "kl_per_dimension": [rate / 128] * 128,
             "active_units": 30 if informed else 0,
+            "moments": {
+                "largest_abs_mean": 0.1,
+                "smallest_variance": 0.9,
+                "largest_variance": None,
+                "largest_abs_correlation": 0.2,
+                "smallest_excess_kurtosis": -0.3,
+                "largest_excess_kurtosis": 0.4,
+            },
             "surgery": {
                 "rate": rate,
                 **{name: {"value": v, "standard_error": 0.01} for name, v in values.items()},
             },
         },
         "images": {
-            name: {"frechet": (frechet.get(name, 0.4) if informed else 25.9) + wobble}
+            name: {
+                "frechet": (frechet.get(name, 0.4) if informed else 25.9) + wobble,
+                "kernel": 0.1,
+                "label_distance": 0.05,
+                "nearest_train": 7.0,
+            }
             for name in SAMPLERS
         },
         "k_curve": {"images": 500, "k": [1, 8, 128], "log_px": [-100.0, -97.0, -95.0]},
@@ -65,7 +78,16 @@ def images() -> dict[str, np.ndarray]:
 
 def beside() -> dict[str, Any]:
     return {
-        "images": {"floor": {"frechet": 0.3, "count": 1000}, "ceiling": {"frechet": 26.0}},
+        "images": {
+            name: {
+                "count": 1000,
+                "frechet": value,
+                "kernel": 0.0,
+                "label_distance": 0.02,
+                "nearest_train": 7.0,
+            }
+            for name, value in (("floor", 0.3), ("ceiling", 26.0))
+        },
         "features": {"accuracy_binary": 0.97},
         "marginal_log_prob": -205.7,
         "null_sample_kl": 0.0128,

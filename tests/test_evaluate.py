@@ -77,3 +77,29 @@ def test_log_px_is_above_the_elbo_and_grows_with_the_samples(vae: VAE, pixels: T
     evaluator = Evaluator(pixels, 1.0, NOISE)
     few, many = evaluator(vae, 2), evaluator(vae, 64)
     assert few.elbo < few.log_px < many.log_px
+
+
+def test_importance_sampling_finds_the_integral_that_quadrature_finds() -> None:
+    """log p(x) = log ∫ N(z; 0, I) p(x|z) dz over lyeoni's two latents, by a grid in float64."""
+    vae = VAE("lyeoni", 3)
+    for p in vae.decoder.parameters():
+        p.data.mul_(1.5)  # so that p(x|z) depends on z
+    x = (torch.rand(3, 784, generator=torch.Generator().manual_seed(2)) < 0.5).to(torch.uint8)
+    axis = torch.linspace(-7, 7, 141, dtype=torch.float64)
+    z = torch.cartesian_prod(axis, axis)
+    with torch.no_grad():
+        logits = vae.decode(z.float()).double()
+        log_joint = torch.stack(
+            [
+                torch.distributions.Bernoulli(logits=logits).log_prob(row).sum(1)
+                for row in x.double()
+            ]
+        )
+    log_joint = log_joint - 0.5 * z.square().sum(1) - math.log(2 * math.pi)
+    wanted = (torch.logsumexp(log_joint, 1) + 2 * math.log(float(axis[1] - axis[0]))).mean()
+    k = 1 << 14
+    found = Evaluator(x, 1.0, NOISE)(vae, k).log_px
+    # q is far from the posterior here, so weights vary by a few times their mean: 3/√k relative
+    # for each of three images, five times that.
+    assert found == pytest.approx(float(wanted), abs=5 * 3 / math.sqrt(3 * k))
+    assert abs(Evaluator(x, 1.0, NOISE)(vae, 1).log_px - float(wanted)) > 0.2

@@ -5,7 +5,7 @@ Everything is drawn from results.json and the runs beside it; `vaez_fast.theory`
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,18 @@ from .page import Block, Figure, Heading, Table, Text, html, markdown
 from .results import OutputError, write_atomically
 from .study import KIND, arm_names, images_of, read_json
 from .verdicts import (
+    ANALYTIC,
+    CURRENT,
+    RANDN,
+    SEPARATE,
     Verdict,
     active_units,
     distortion,
     elbo,
     frechet,
+    image_metric,
     log_px,
+    moment,
     rate,
     sample_kl,
     surgery,
@@ -123,6 +129,12 @@ def _blocks(results: Results, answers: list[Verdict]) -> Iterator[Block]:
         f"{beside['images']['floor']['count']:,} binary samples and as many test images.",
     )
     yield _image_table(results)
+    yield Text(
+        "All metrics, means over seeds: Fréchet and kernel distance in features, distance between "
+        "label histograms (total variation), and the median distance to the nearest training "
+        "image, which memorised images would have far below real ones."
+    )
+    yield _image_metrics(results)
     yield Figure("images-all.png", "Every regime and sampler, seed 0.")
     yield Heading(2, "Beyond the article")
     yield Figure("rate-distortion.png", "Every regime as a point (squares: simultaneous).")
@@ -132,6 +144,11 @@ def _blocks(results: Results, answers: list[Verdict]) -> Iterator[Block]:
         "Johnson 2016; Chen et al. 2018), for the aggregate posterior of training images.",
     )
     yield _surgery_table(results)
+    yield Text(
+        "Moments of the aggregate posterior over its dimensions, means over seeds. N(0, I) has 0, "
+        f"1, 1, 0, 0, 0; {beside['n']:,} exact draws show what the row of randn shows."
+    )
+    yield _moments(results)
     yield Figure("kl-per-dimension.png", "Most latents of an ELBO-trained VAE carry nothing.")
     yield Figure("k-curve.png", "log p(x) is a lower bound that more importance samples tighten.")
 
@@ -201,6 +218,47 @@ def _image_table(results: Results) -> Table:
     for name, text in (("floor", "real images (floor)"), ("ceiling", "mean digit (ceiling)")):
         rows.append((text, f"{bounds[name]['frechet']:.2f}", *[""] * (len(SAMPLERS) - 1)))
     return Table(("Fréchet distance, z from", *SAMPLERS), rows)
+
+
+def _mean(results: Results, arm: str, read: Callable[[Results], float], digits: int) -> str:
+    found = values(results, arm, read)
+    return f"{sum(found) / len(found):.{digits}f}"
+
+
+def _image_metrics(results: Results) -> Table:
+    from .samplers import SAMPLERS
+
+    metrics = {"frechet": 2, "kernel": 4, "label_distance": 3, "nearest_train": 2}
+    rows = []
+    for arm in (CURRENT, ANALYTIC, SEPARATE, RANDN):
+        for name in SAMPLERS:
+            cells = [
+                _mean(results, arm, image_metric(name, metric), digits)
+                for metric, digits in metrics.items()
+            ]
+            rows.append((f"{arm}, {name}", *cells))
+    bounds = results["beside"]["images"]
+    for name, text in (("floor", "real images (floor)"), ("ceiling", "mean digit (ceiling)")):
+        cells = [f"{bounds[name][metric]:.{digits}f}" for metric, digits in metrics.items()]
+        rows.append((text, *cells))
+    head = ("arm, z from", "Fréchet", "kernel", "label histogram", "nearest training image")
+    return Table(head, rows)
+
+
+def _moments(results: Results) -> Table:
+    parts = {
+        "largest |mean|": "largest_abs_mean",
+        "smallest variance": "smallest_variance",
+        "largest variance": "largest_variance",
+        "largest |correlation|": "largest_abs_correlation",
+        "smallest excess kurtosis": "smallest_excess_kurtosis",
+        "largest excess kurtosis": "largest_excess_kurtosis",
+    }
+    rows = [
+        (arm, *(_mean(results, arm, moment(name), 3) for name in parts.values()))
+        for arm in arm_names(results)
+    ]
+    return Table(("arm", *parts), rows)
 
 
 def _surgery_table(results: Results) -> Table:

@@ -134,6 +134,7 @@ def kl_per_dimension(results: Results) -> bytes:
                 fontsize=9.5,
             )
         ax.set_xscale("log")
+        ax.margins(y=0.12)
         ax.set_xlabel("mean KL of one latent dimension, nats (log axis)")
         ax.set_ylabel("dimensions")
         ax.set_title("Where the rate sits: KL by dimension, test split, seed 0")
@@ -212,7 +213,7 @@ def decoder_score(results: Results) -> bytes:
         ax.axvline(
             results["beside"]["marginal_log_prob"], color=style.GREY, linewidth=0.8, linestyle=":"
         )
-        ax.set_xlabel("decoder score E log p(x|z), nats per image (dotted: pixel marginals)")
+        ax.set_xlabel("decoder score E log p(x|z), nats (dotted: pixel marginals)")
         ax.set_title("What the decoder learnt, test split")
         return style.png(fig)
 
@@ -245,7 +246,7 @@ def surgery(results: Results) -> bytes:
         ax.axvline(
             results["beside"]["log_aggregate_images"], color=style.BLACK, linewidth=0.8, ls=":"
         )
-        ax.set_xlabel("nats per image (dotted: log N, which index information cannot exceed)")
+        ax.set_xlabel("nats per image (dotted: log N, a limit of I)")
         ax.set_title("ELBO surgery: what the rate is made of")
         ax.legend(loc="lower right", fontsize=9, frameon=False)
         return style.png(fig)

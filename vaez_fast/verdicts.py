@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -63,8 +64,20 @@ def surgery(part: str) -> Callable[[Results], float]:
     return lambda run: float(run["latents"]["surgery"][part]["value"])
 
 
+def moment(name: str) -> Callable[[Results], float]:
+    def read(run: Results) -> float:
+        value = run["latents"]["moments"][name]
+        return math.nan if value is None else float(value)
+
+    return read
+
+
+def image_metric(sampler: str, metric: str) -> Callable[[Results], float]:
+    return lambda run: float(run["images"][sampler][metric])
+
+
 def frechet(sampler: str) -> Callable[[Results], float]:
-    return lambda run: float(run["images"][sampler]["frechet"])
+    return image_metric(sampler, "frechet")
 
 
 def below(difference: Interval) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import signal
 import subprocess
@@ -94,9 +95,16 @@ def check(out: Path, deadline: float) -> tuple[list[Outcome], list[Row]]:
     rows = []
     for file in files.values():
         if file.exists():
-            rows += [Row(**row) for row in json.loads(file.read_text())["rows"]]
+            rows += [_row(values) for values in json.loads(file.read_text())["rows"]]
             file.unlink()
     return outcomes, rows
+
+
+def _row(values: dict[str, Any]) -> Row:
+    # JSON has no NaN: the numbers that a failed row lacks come back as such
+    numbers = ("absolute", "relative", "ulp", "tolerance")
+    lacking = {name: math.nan for name in numbers if values[name] is None}
+    return Row(**(values | lacking))
 
 
 def measure(out: Path, deadline: float) -> Outcome:
@@ -175,7 +183,10 @@ def _run_all(out: Path, seconds: float, say: Callable[[str], None]) -> int:
     outcomes, rows = check(out, begin + seconds / 2)
     log = "\n".join(f"===== {o.name}: {o.verdict}\n{o.output}" for o in outcomes)
     write_atomically(out / "tests.txt", log.encode())
-    content = json.dumps(record(rows, machine), indent=1, allow_nan=False) + "\n"
+    comparison = record(rows, machine)
+    comparison["missing"] = [op for op in OPS if op not in {row.op for row in rows}]
+    comparison["passed"] &= not comparison["missing"]
+    content = json.dumps(comparison, indent=1, allow_nan=False) + "\n"
     write_atomically(out / "comparison.json", content.encode())
     for outcome in outcomes:
         say(f"{outcome.name}: {outcome.verdict}")
@@ -184,12 +195,20 @@ def _run_all(out: Path, seconds: float, say: Callable[[str], None]) -> int:
     outcomes.append(measure(out, begin + seconds - GRACE_SECONDS))
     say(outcomes[-1].output)
     states.append(gpu_state())
-    file = out / "bench.json"
-    measured = json.loads(file.read_text()) if file.exists() and file.stat().st_size else None
+    measured = _measured(out / "bench.json")
     text = "\n".join(report(machine, states, outcomes, rows, measured)) + "\n"
     write_atomically(out / "README.md", text.encode())
     say(f"wrote {out}: README.md, comparison.json, tests.txt, bench.json")
     return int(any(outcome.status != 0 for outcome in outcomes))
+
+
+def _measured(file: Path) -> dict[str, Any] | None:
+    # None where the benchmarks were cut off before they could write, or while they did
+    try:
+        content: dict[str, Any] = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return None
+    return content
 
 
 if __name__ == "__main__":

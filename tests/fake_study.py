@@ -53,6 +53,7 @@ def record(config: TrainConfig) -> dict[str, Any]:
                 "smallest_excess_kurtosis": -0.3,
                 "largest_excess_kurtosis": 0.4,
             },
+            "held_out_marginal_kl": {"value": 1.0, "standard_error": 0.1},
             "surgery": {
                 "rate": rate,
                 **{name: {"value": v, "standard_error": 0.01} for name, v in values.items()},
@@ -63,6 +64,7 @@ def record(config: TrainConfig) -> dict[str, Any]:
                 "frechet": (frechet.get(name, 0.4) if informed else 25.9) + wobble,
                 "kernel": 0.1,
                 "label_distance": 0.05,
+                "label_histogram": [0.1] * 10,
                 "nearest_train": 7.0,
             }
             for name in SAMPLERS
@@ -84,6 +86,7 @@ def beside() -> dict[str, Any]:
                 "frechet": value,
                 "kernel": 0.0,
                 "label_distance": 0.02,
+                "label_histogram": [0.1] * 10,
                 "nearest_train": 7.0,
             }
             for name, value in (("floor", 0.3), ("ceiling", 26.0))

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
 from vaez_fast import features
 from vaez_fast.data import Dataset, Split, binarized, load
-from vaez_fast.features import FeatureNet, Training, train_features
+from vaez_fast.features import (
+    FeatureNet,
+    Training,
+    load_features,
+    save_features,
+    train_features,
+)
+from vaez_fast.results import OutputError
 
 
 @pytest.fixture(scope="module")
@@ -121,3 +129,28 @@ def test_it_trains_on_the_first_20000_images_at_most(
     monkeypatch.setattr(features, "MAX_IMAGES", 100)
     training = train_features(few)[1]
     assert (training.images, training.epochs) == (100, 2)
+
+
+def test_a_saved_network_is_read_back_with_its_record(tmp_path: Path) -> None:
+    net = FeatureNet()
+    net.normalize(torch.rand(5, 784))
+    training = Training("mnist-5k", 0, 5, 1, 0.9, 0.8, 1.5, net.sha256())
+    save_features(net, training, tmp_path / "features.pt")
+    again, record = load_features(tmp_path / "features.pt", torch.device("cpu"))
+    assert record == training
+    assert again.sha256() == net.sha256()
+    x = torch.rand(3, 784)
+    assert torch.equal(again.features(x), net.features(x))
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", None])
+def test_a_file_that_holds_no_network_is_one_clear_error(
+    content: bytes | None, tmp_path: Path
+) -> None:
+    file = tmp_path / "features.pt"
+    if content is None:
+        torch.save({"model": {}, "training": {}}, file)
+    else:
+        file.write_bytes(content)
+    with pytest.raises(OutputError, match=r"cannot read the classifier in .*features\.pt"):
+        load_features(file, torch.device("cpu"))

@@ -79,7 +79,7 @@ class TestVerdicts:
             REFUTED,  # diagonal, ELBO
             CONFIRMED,  # Monte Carlo
             CONFIRMED,  # encoder-only is closer
-            UNCLEAR,  # than torch.randn
+            REFUTED,  # than torch.randn: no difference that a sample could show
             REFUTED,  # slightly better
             CONFIRMED,  # simultaneous
             CONFIRMED,  # images
@@ -94,6 +94,22 @@ class TestVerdicts:
             if run["arm"].startswith("kl/"):
                 run["latents"]["sample_kl"] += shift + 1e-4 * run["seed"]
         assert verdict(results, record, "torch.randn") == word
+
+    def test_a_second_zero_or_a_turning_flow_refutes_the_minimum(self, record: Results) -> None:
+        for part, name, value in (
+            ("derivatives", "zeros_of_G", [0.5, 1.0]),
+            ("spiral", "flow_eigenvalues", [[-1.0, 0.5], [-1.0, -0.5]]),
+        ):
+            other = record | {part: record[part] | {name: value}}
+            assert verdict(fake_study.results(), other, "only minimum") == REFUTED
+
+    def test_two_noisy_seeds_leave_it_open(self, record: Results) -> None:
+        def change(run: Results) -> None:
+            run["test"]["distortion"] += 20.0 * (-1) ** run["seed"]
+
+        results = changed("kl/total-derivative/simultaneous", change)
+        assert verdict(results, record, "Simultaneous") == UNCLEAR
+        assert all(v.why for v in verdicts(results, record))
 
     def test_another_encoder_makes_simultaneous_differ(self, record: Results) -> None:
         def change(run: Results) -> None:

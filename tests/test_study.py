@@ -119,7 +119,7 @@ def test_an_unreadable_file_is_one_clear_error(content: str | None, tmp_path: Pa
 
 
 @pytest.fixture(scope="module")
-def small() -> tuple[Measure, Any, Any]:
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Measure, Any, Any]:
     """One arm, measured with few images, and its record."""
     full = load("mnist-5k")
 
@@ -131,7 +131,8 @@ def small() -> tuple[Measure, Any, Any]:
         "mnist-1k", first(full.train, 1000), first(full.validation, 200), first(full.test, 200)
     )
     base = TrainConfig(model="burda", epochs=None, steps=40, batch_size=50, precision="float32")
-    measure = Measure(base, dataset, torch.device("cpu"))
+    file = tmp_path_factory.mktemp("measure") / "features.pt"
+    measure = Measure(base, dataset, torch.device("cpu"), file)
     config = dataclasses.replace(base, objective="kl", decoder="separate")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measuring, "GENERATED", 100)

@@ -160,18 +160,20 @@ def _on(device: torch.device, tensors: Tensors) -> Tensors:
     return {name: x.to(device) for name, x in tensors.items()}
 
 
-def _upstream(name: str, output: Tensor, dtype: torch.dtype) -> Tensor:
+def _upstream(name: str, output: Tensor, dtype: torch.dtype, rounded: bool) -> Tensor:
     # The same numbers for every way to compute it, of no special size; of z in the case's dtype.
     generator = torch.Generator().manual_seed(output.numel())
     numbers = torch.randn(output.shape, generator=generator)
-    return (numbers.to(dtype) if name == "z" else numbers).to(output)
+    return (numbers.to(dtype) if name == "z" or rounded else numbers).to(output)
 
 
-def _with_gradients(case: Case, outputs: Tensors, leaves: Tensors) -> Tensors:
+def _with_gradients(
+    case: Case, outputs: Tensors, leaves: Tensors, rounded: bool = False
+) -> Tensors:
     grads = torch.autograd.grad(
         list(outputs.values()),
         list(leaves.values()),
-        [_upstream(name, output, case.dtype) for name, output in outputs.items()],
+        [_upstream(name, output, case.dtype, rounded) for name, output in outputs.items()],
         allow_unused=True,
         materialize_grads=True,
     )
@@ -213,8 +215,12 @@ def ours(case: Case, device: torch.device) -> Tensors:
     return _with_gradients(case, outputs, leaves)
 
 
-def truth(case: Case) -> Tensors:
-    """The float64 reference."""
+def truth(case: Case, rounded: bool = False) -> Tensors:
+    """The float64 reference; `rounded`, of eps and upstream gradients in the case's dtype.
+
+    That is what textbook code in bfloat16 is held to: a user draws eps in the dtype of z, and its
+    rounding is no error.
+    """
     samples, rows, columns = case.shape
     if case.op in STREAMS:
         draw = reference.normal if case.op == "normal" else reference.uniform
@@ -223,17 +229,19 @@ def truth(case: Case) -> Tensors:
     if case.op in LIKELIHOOD_OPS:
         leaves = _leaves({n: x for n, x in tensors.items() if inputs(case)[n].is_floating_point()})
         log_prob = reference.bernoulli_log_prob(leaves["logits"], leaves.get("x", tensors["x"]))
-        return _with_gradients(case, {"log_prob": log_prob}, leaves)
+        return _with_gradients(case, {"log_prob": log_prob}, leaves, rounded)
     leaves = _leaves(tensors)
     write_z, kl = LATENT_OPS[case.op]
     mu, logvar = leaves["mu"], leaves["logvar"]
     eps = reference.normal(KEY, samples, rows, columns)
+    if rounded:
+        eps = eps.to(case.dtype).double()
     outputs = {"z": reference.rsample(mu, logvar, eps)} if write_z else {}
     if kl == "analytic":
         outputs["kl"] = reference.kl_standard_normal(mu, logvar)
     elif kl is not None:
         outputs["kl"] = reference.kl_standard_normal_mc(mu, logvar, eps, kl)
-    return _with_gradients(case, outputs, leaves)
+    return _with_gradients(case, outputs, leaves, rounded)
 
 
 def textbook(case: Case) -> Tensors | None:

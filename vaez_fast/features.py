@@ -8,8 +8,11 @@ never with the Inception distances of the literature.
 from __future__ import annotations
 
 import hashlib
+import io
+import pickle
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +21,7 @@ from torch.nn.functional import cross_entropy
 from vaez_kernels import noise_key
 
 from .data import Dataset, binarize, binarized, epoch_order
+from .results import OutputError, write_atomically
 
 CLASSES = 10
 BATCH = 100
@@ -106,6 +110,30 @@ class Training:
 
     def as_dict(self) -> dict[str, str | int | float]:
         return asdict(self)
+
+
+def save_features(net: FeatureNet, training: Training, file: Path) -> None:
+    """Write a network and its record to `file`, whole or not at all."""
+    buffer = io.BytesIO()
+    torch.save({"model": net.state_dict(), "training": training.as_dict()}, buffer)
+    write_atomically(file, buffer.getvalue())
+
+
+def load_features(file: Path, device: torch.device) -> tuple[FeatureNet, Training]:
+    """Read what `save_features` wrote.
+
+    Raises:
+        OutputError: an unreadable file, or another one.
+    """
+    try:
+        content = torch.load(file, map_location=device, weights_only=True)
+        net = FeatureNet().to(device)
+        net.load_state_dict(content["model"])
+        training = Training(**content["training"])
+    except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        raise OutputError(f"cannot read the classifier in {file}: {error}") from None
+    net.requires_grad_(False)
+    return net, training
 
 
 @torch.enable_grad()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,10 @@ from .aggregate import (
     sample_kl,
     surgery,
 )
-from .config import TrainConfig
+from .config import ConfigError, TrainConfig
 from .data import Dataset, binarized, pixel_scale
 from .evaluate import Evaluator
-from .features import FeatureNet, Training, train_features
+from .features import FeatureNet, Training, load_features, save_features, train_features
 from .image_metrics import floors, image_scores
 from .model import VAE
 from .samplers import SAMPLERS, fit
@@ -56,22 +57,37 @@ class Measure:
         base: what the arms share.
         dataset: the images.
         device: where it all runs.
+        classifier_file: keeps the network in whose features images are compared, so that a study
+            that goes on later, or elsewhere, compares them in the same ones.
     """
 
-    def __init__(self, base: TrainConfig, dataset: Dataset, device: torch.device) -> None:
+    def __init__(
+        self, base: TrainConfig, dataset: Dataset, device: torch.device, classifier_file: Path
+    ) -> None:
         self.base, self.dataset, self.device = base, dataset.to(device), device
+        self.classifier_file = classifier_file
         count = len(dataset.train.images)
+        if count < base.batch_size:
+            raise ConfigError(
+                f"batch_size must be at most {count}, the training images of {dataset.name}, "
+                f"got {base.batch_size}"
+            )
         self.steps = base.steps or count // base.batch_size * (base.epochs or 0)
         scale = pixel_scale(base.binarize)
         self.train_x, self.validation_x, self.test_x = (
             binarized(self.dataset, split, base.binarize).float() * scale
             for split in ("train", "validation", "test")
         )
-        self.k_curve: dict[str, list[float]] | None = None
+        # As many generated as real ones: distances in features depend on how many there are.
+        self.generated = min(GENERATED, len(self.test_x), len(self.validation_x))
 
     @cached_property
     def classifier(self) -> tuple[FeatureNet, Training]:
-        return train_features(self.dataset)
+        if self.classifier_file.exists():
+            return load_features(self.classifier_file, self.device)
+        net, training = train_features(self.dataset)
+        save_features(net, training, self.classifier_file)
+        return net, training
 
     def run(
         self, config: TrainConfig, observe_at: frozenset[int]
@@ -146,16 +162,16 @@ class Measure:
 
         net, _ = self.classifier
         codes = rsample(*vae.encode(self.train_x[:AGGREGATE_IMAGES]), key("evaluate", CODES))[0]
-        pixels = uniform(key("generate", PIXEL), 1, GENERATED, self.test_x.shape[1])[0]
+        pixels = uniform(key("generate", PIXEL), 1, self.generated, self.test_x.shape[1])[0]
+        test, train = self._spread(self.test_x), self.train_x[:NEAREST_AMONG]
         shown, scores = {}, {}
         for name in SAMPLERS:
-            z = fit(name, codes).draw(key("generate", DRAW), GENERATED)
+            z = fit(name, codes).draw(key("generate", DRAW), self.generated)
             means = torch.sigmoid(vae.decode(z))
             shown[name] = (255 * means[:SHOWN]).round().to(torch.uint8).cpu().numpy()
-            generated = (pixels < means).float()
-            scores[name] = image_scores(
-                generated, _spread(self.test_x), self.train_x[:NEAREST_AMONG], net
-            )
+            # Grey data are compared with means, binary data with binary samples.
+            generated = means if self.base.binarize == "none" else (pixels < means).float()
+            scores[name] = image_scores(generated, test, train, net)
         return shown, scores
 
     def _k_curve(self, vae: VAE, seed: int) -> Record:
@@ -169,13 +185,18 @@ class Measure:
             "log_px": [evaluate(vae, k).log_px for k in K_CURVE],
         }
 
+    def _spread(self, images: Tensor) -> Tensor:
+        # as many images as are generated, from all over the split: its first need not be typical
+        return images[:: len(images) // self.generated][: self.generated]
+
     def beside(self) -> Record:
         """What the arms' numbers are set beside: floors, ceilings and nulls, of no arm."""
         net, training = self.classifier
         noise = noise_key(0, "generate", CEILING, device=self.device)
-        real = _spread(self.validation_x)
+        real = self._spread(self.validation_x)
         train_x = self.train_x[:NEAREST_AMONG]
-        bounds = floors(real, _spread(self.test_x), train_x, net, noise)
+        grey = self.base.binarize == "none"
+        bounds = floors(real, self._spread(self.test_x), train_x, net, None if grey else noise)
         # Each pixel's frequency in the training split, half a count added, scored on the test one.
         count = len(self.train_x)
         frequency = (self.train_x.double().sum(0) + 0.5) / (count + 1)
@@ -191,11 +212,6 @@ class Measure:
             "n": len(self.test_x),
             "log_aggregate_images": math.log(min(AGGREGATE_IMAGES, count)),
         }
-
-
-def _spread(images: Tensor) -> Tensor:
-    # as many images as are generated, from all over the split: its first ones need not be typical
-    return images[:: max(1, len(images) // GENERATED)][:GENERATED]
 
 
 def _finite(value: float) -> float | None:

@@ -13,21 +13,20 @@ from . import theory
 from .intervals import interval
 from .page import Block, Figure, Heading, Table, Text, html, markdown
 from .results import OutputError, write_atomically
-from .study import KIND, arm_names, images_of, read_json
+from .study import KIND, SCHEMA, arm_names, images_of, read_json
 from .verdicts import (
     ANALYTIC,
-    CURRENT,
-    RANDN,
-    SEPARATE,
     Verdict,
     active_units,
     distortion,
     elbo,
     frechet,
+    held_out_marginal_kl,
     image_metric,
     log_px,
     moment,
     rate,
+    rate_of_surgery,
     sample_kl,
     surgery,
     values,
@@ -48,8 +47,8 @@ def write(out: Path) -> list[str]:
     from .theory_figures import FIGURES
 
     results = read_json(out / "results.json")
-    if results.get("kind") != KIND:
-        raise OutputError(f"{out / 'results.json'} holds no study of the article")
+    if (results.get("kind"), results.get("schema")) != (KIND, SCHEMA):
+        raise OutputError(f"{out / 'results.json'} holds no study of the article, schema {SCHEMA}")
     record = theory.compute()
     arms = arm_names(results)
     images = {arm: images_of(out, arm, 0) for arm in arms}
@@ -109,12 +108,12 @@ def _blocks(results: Results, answers: list[Verdict]) -> Iterator[Block]:
         "exact normal draws, the dotted line its expectation, "
         f"{beside['null_sample_kl']:.5f} nats (about K/n): no sample of this size can be told "
         "from N(0, I) below it. An encoder's curve is the same whether its decoder is trained "
-        "separately or simultaneously.",
+        "separately or simultaneously. Validation split.",
     )
     yield Figure(
         "rate.png",
         "The rate is another quantity: the mean KL of each image's posterior, not of what they "
-        "make together.",
+        "make together. Validation split.",
     )
     yield _arms(results)
     yield Heading(2, "What that does to the decoder")
@@ -135,13 +134,18 @@ def _blocks(results: Results, answers: list[Verdict]) -> Iterator[Block]:
         "image, which memorised images would have far below real ones."
     )
     yield _image_metrics(results)
+    yield Text(f"Which digits the classifier sees in images of {ANALYTIC}, shares of ten classes:")
+    yield _label_histogram(results)
     yield Figure("images-all.png", "Every regime and sampler, seed 0.")
     yield Heading(2, "Beyond the article")
     yield Figure("rate-distortion.png", "Every regime as a point (squares: simultaneous).")
     yield Figure(
         "surgery.png",
         "The rate split into index information, total correlation and dimension-wise KL (Hoffman & "
-        "Johnson 2016; Chen et al. 2018), for the aggregate posterior of training images.",
+        "Johnson 2016; Chen et al. 2018), for the aggregate posterior of training images. Index "
+        "information cannot exceed log N, so that where the rate is far above it the rest counts "
+        "as total correlation: of the KL of all images that is an upper bound, and leave-one-out a "
+        "lower one. Far apart, as here, they say that N images are too few to know it.",
     )
     yield _surgery_table(results)
     yield Text(
@@ -149,7 +153,7 @@ def _blocks(results: Results, answers: list[Verdict]) -> Iterator[Block]:
         f"1, 1, 0, 0, 0; {beside['n']:,} exact draws show what the row of randn shows."
     )
     yield _moments(results)
-    yield Figure("kl-per-dimension.png", "Most latents of an ELBO-trained VAE carry nothing.")
+    yield Figure("kl-per-dimension.png", "Which latents carry the rate: KL by dimension.")
     yield Figure("k-curve.png", "log p(x) is a lower bound that more importance samples tighten.")
 
 
@@ -203,7 +207,7 @@ def _marginal_sentence(results: Results) -> str:
         f"With each pixel's frequency in the training split, a decoder that knows nothing of x "
         f"scores {marginal:.2f} nats. The decoder trained after {arm} scores {score.text()}, "
         f"{score.mean - marginal:+.2f} nats from it, with {left.text(5)} nats of rate left in its "
-        "encoder: what differs is what a trained network keeps of its noise input z."
+        "encoder."
     )
 
 
@@ -230,7 +234,7 @@ def _image_metrics(results: Results) -> Table:
 
     metrics = {"frechet": 2, "kernel": 4, "label_distance": 3, "nearest_train": 2}
     rows = []
-    for arm in (CURRENT, ANALYTIC, SEPARATE, RANDN):
+    for arm in arm_names(results):
         for name in SAMPLERS:
             cells = [
                 _mean(results, arm, image_metric(name, metric), digits)
@@ -243,6 +247,21 @@ def _image_metrics(results: Results) -> Table:
         rows.append((text, *cells))
     head = ("arm, z from", "Fréchet", "kernel", "label histogram", "nearest training image")
     return Table(head, rows)
+
+
+def _label_histogram(results: Results) -> Table:
+    from .samplers import SAMPLERS
+
+    runs = [run for run in results["runs"] if run["arm"] == ANALYTIC]
+
+    def shares(name: str) -> tuple[str, ...]:
+        columns = zip(*(run["images"][name]["label_histogram"] for run in runs), strict=True)
+        return tuple(f"{sum(column) / len(runs):.3f}" for column in columns)
+
+    rows = [(name, *shares(name)) for name in SAMPLERS]
+    floor = results["beside"]["images"]["floor"]["label_histogram"]
+    rows.append(("real images", *(f"{share:.3f}" for share in floor)))
+    return Table(("z from", *(str(digit) for digit in range(10))), rows)
 
 
 def _moments(results: Results) -> Table:
@@ -272,9 +291,10 @@ def _surgery_table(results: Results) -> Table:
     rows = [
         (
             arm,
-            interval(values(results, arm, rate)).text(),
+            interval(values(results, arm, rate_of_surgery)).text(),
             *(interval(values(results, arm, surgery(name))).text() for name in parts.values()),
+            interval(values(results, arm, held_out_marginal_kl)).text(),
         )
         for arm in arm_names(results)
     ]
-    return Table(("arm", "rate", *parts), rows)
+    return Table(("arm", "rate (training)", *parts, "marginal KL, held out"), rows)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,6 +19,7 @@ from .environment import environment
 from .measure import Measure
 from .progress import Progress
 from .results import OutputError, prepare_file, write_atomically
+from .train import TrainingError
 
 KIND, SCHEMA = "vaez-fast article", 1
 KLS = ("total-derivative", "analytic", "sticking-the-landing")
@@ -79,14 +82,16 @@ def run_study(config: StudyConfig, out: Path, *, show_progress: bool = False) ->
     device = choose_device(config.base.device)
     precision = str(choose_precision(config.base.precision, device)).removeprefix("torch.")
     settings = {**config.as_dict(), "precision": precision, "device": str(device)}
-    _claim(out, settings)
-    todo = [run for run in config.runs() if not _file(out, run).exists()]
+    prepare_file(out / "study.json")
     dataset = load(config.base.data, config.base.data_root)
-    measure = Measure(config.base, dataset, device)
+    measure = Measure(config.base, dataset, device, out / "features.pt")
+    _claim(out, settings)
+    todo = [run for run in config.runs() if not _is_finished(out, run)]
     with Progress(len(todo), "article", show=show_progress) as progress:
         for run in todo:
             progress.note(f"{run.arm}, seed {run.seed}")
             record, images = measure.run(run, _observation_steps(measure.steps))
+            _check_finite(record, run)
             buffer = io.BytesIO()
             np.savez_compressed(buffer, **images)  # type: ignore[arg-type]
             write_atomically(_file(out, run).with_suffix(".npz"), buffer.getvalue())
@@ -98,7 +103,7 @@ def run_study(config: StudyConfig, out: Path, *, show_progress: bool = False) ->
         "config": settings,
         "environment": environment(device),
         "beside": measure.beside(),
-        "runs": [json.loads(_file(out, run).read_text()) for run in config.runs()],
+        "runs": [read_json(_file(out, run)) for run in config.runs()],
     }
     _write_json(out / "results.json", results)
     return results
@@ -111,7 +116,6 @@ def _observation_steps(steps: int) -> frozenset[int]:
 
 def _claim(out: Path, settings: dict[str, Any]) -> None:
     path = out / "study.json"
-    prepare_file(path)
     if path.exists():
         held = read_json(path)
         different = [name for name in settings if held.get(name) != settings[name]]
@@ -119,7 +123,7 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
         if [name for name in different if name != "seeds"]:
             said = ", ".join(f"{name} {held.get(name)!r}" for name in different)
             raise OutputError(f"out: {out} holds a study of other settings ({said})")
-    (out / "runs").mkdir(exist_ok=True)
+    prepare_file(out / "runs" / "any")
     _write_json(path, settings)
 
 
@@ -137,6 +141,20 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise OutputError(f"cannot read {path}: not a study's file")
     return content
+
+
+def _is_finished(out: Path, run: TrainConfig) -> bool:
+    return _file(out, run).exists() and _file(out, run).with_suffix(".npz").exists()
+
+
+def _check_finite(record: dict[str, Any], run: TrainConfig) -> None:
+    try:
+        json.dumps(record, allow_nan=False)
+    except ValueError:
+        raise TrainingError(
+            f"{run.arm}, seed {run.seed}: a measured number is not finite; a smaller lr than "
+            f"{run.lr} may help"
+        ) from None
 
 
 def _file(out: Path, run: TrainConfig) -> Path:
@@ -162,7 +180,7 @@ def images_of(out: Path, arm: str, seed: int) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise OutputError(f"cannot read {path}: {error}") from None
 
 

@@ -69,9 +69,9 @@ def train(
     """Run `config` on `dataset` from start to end.
 
     Where the ELBO is trained on, the state kept is the one with the best validation ELBO (one
-    sample an image) of those that were looked at; elsewhere it is the last. The test split is read
-    once, after that choice. The same config on the same machine gives the same numbers to the last
-    digit.
+    sample an image, the rate weighted by β) of those that were looked at; elsewhere the last. The
+    test split is read once, after that choice. The same config on the same machine gives the same
+    numbers to the last digit.
 
     Args:
         config: what to run; its length is that of each phase.
@@ -218,8 +218,9 @@ class _Run:
                 f"a smaller lr than {self.config.lr} may help"
             )
         self.curve.append(self._point(phase, "validation", held_out.rate, held_out.distortion))
-        if held_out.elbo > self.best_elbo or self.config.decoder != "joint":
-            self.best_elbo, self.best_step = held_out.elbo, self.done
+        elbo = -(self.config.beta * held_out.rate + held_out.distortion)
+        if elbo > self.best_elbo or self.config.decoder != "joint":
+            self.best_elbo, self.best_step = elbo, self.done
             self.best = {name: p.detach().clone() for name, p in self.vae.state_dict().items()}
         progress.note(f"{self.config.arm}: held-out ELBO {held_out.elbo:.2f}")
 

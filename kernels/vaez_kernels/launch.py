@@ -124,6 +124,7 @@ def from_table(name: str, device: torch.device) -> Tile:
 def _tuned(
     kernel: Any, name: str, device: torch.device, case: object, run: Callable[[Tile], None]
 ) -> Tile:
+    # Of sizes the first one seen decides: timing each anew would stop a training loop repeatedly.
     key = (name, device, case)
     # A traced launch is not run and a captured one cannot be timed: they take what was found.
     idle = isinstance(kernel, triton.runtime.JITFunction)

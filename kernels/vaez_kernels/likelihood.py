@@ -296,7 +296,8 @@ class _Bernoulli(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, x: Tensor) -> Tensor:
         ctx.save_for_backward(logits, x)
-        if uses_triton(logits):
+        ctx.triton = uses_triton(logits)  # backward follows, also outside a `use_backend` block
+        if ctx.triton:
             with torch.cuda.device_of(logits):
                 return _launch_forward(bernoulli_forward_kernel, logits, x)
         return _run_twin(_twin_forward, logits, x)
@@ -307,7 +308,7 @@ class _Bernoulli(torch.autograd.Function):
             return _op_backward(ctx, grad)
         logits, x = ctx.saved_tensors
         needs = ctx.needs_input_grad
-        if uses_triton(logits):
+        if ctx.triton:
             with torch.cuda.device_of(logits):
                 grads = _launch_backward(bernoulli_backward_kernel, grad, logits, x, *needs)
         else:

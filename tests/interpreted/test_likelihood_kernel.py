@@ -171,3 +171,11 @@ def test_a_nan_stays_in_its_row() -> None:
     assert torch.equal(dirty.log_prob[~spoilt], clean.log_prob[~spoilt])
     assert dirty.grad_logits.isnan().sum() == 1
     assert torch.equal(dirty.grad_logits[~spoilt], clean.grad_logits[~spoilt])
+
+
+def test_backward_outside_the_backend_block_follows_its_forward(launches: list[str]) -> None:
+    logits, x = pixels(3, 7, 20)
+    with use_backend("torch"):
+        out = bernoulli_log_prob(logits, x)
+    out.sum().backward()
+    assert launches == []

@@ -5,13 +5,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# Two processes, a file at a time: most of the tests' time is compilation on one core. Their threads
+# must not spin while they wait, or each process would hold both cores.
+TEST_FLAGS ?= -n 2 --dist loadfile -p no:benchmark
 BENCH_FLAGS ?=
 GPU_OUT ?= runs/gpu
 
 .PHONY: test bench compare gpu lint format clean
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest $(TEST_FLAGS)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m pytest bench --benchmark-only $(BENCH_FLAGS)

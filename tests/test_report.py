@@ -6,7 +6,7 @@ import copy
 import io
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -137,8 +137,8 @@ class TestVerdicts:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A study's folder with its report."""
+def folder(tmp_path_factory: pytest.TempPathFactory, record: Results) -> Iterator[Path]:
+    """A study's folder with its report; the theory is computed once."""
     out = tmp_path_factory.mktemp("study")
     (out / "runs").mkdir()
     results = fake_study.results()
@@ -147,8 +147,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.savez_compressed(buffer, **fake_study.images())  # type: ignore[arg-type]
     for run in results["runs"]:
         (out / "runs" / f"{slug(run['arm'])}-seed{run['seed']}.npz").write_bytes(buffer.getvalue())
-    report.write(out)
-    return out
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(theory, "compute", lambda: record)
+        report.write(out)
+        yield out
 
 
 class TestReport:

@@ -26,7 +26,8 @@ class Interval:
         return self.mean + self.half
 
     def text(self, digits: int = 2) -> str:
-        return f"{self.mean:.{digits}f} ± {self.half:.{digits}f}"
+        mean = round(self.mean, digits) + 0.0  # no −0.00
+        return f"{mean:.{digits}f} ± {self.half:.{digits}f}"
 
 
 def interval(values: Sequence[float]) -> Interval:

@@ -123,13 +123,15 @@ def kl_per_dimension(results: Results) -> bytes:
             kls = np.clip(run["latents"]["kl_per_dimension"], bins[0], bins[-1])
             counts, _ = np.histogram(kls, bins)
             ax.stairs(counts, bins, color=style.colour(arm), linewidth=1.8)
-            peak = int(counts.argmax())
+            # The label stands at the first bar, outside the histogram where there is room.
+            first = int(counts.nonzero()[0][0])
+            room = first > len(bins) // 4
             ax.text(
-                float(np.sqrt(bins[peak] * bins[peak + 1])),
-                float(counts[peak]) * 1.02,
+                float(bins[first]),
+                float(counts[first]) + 1.5,
                 encoder_of(arm),
                 color=style.colour(arm),
-                ha="center",
+                ha="right" if room else "left",
                 va="bottom",
                 fontsize=9.5,
             )
@@ -201,6 +203,7 @@ def _dots(
         )  # fmt: skip
     ax.set_yticks([-i for i in range(len(names))], names)
     ax.set_ylim(-len(names) + 0.3, 0.8)
+    ax.margins(x=0.1)
 
 
 def decoder_score(results: Results) -> bytes:

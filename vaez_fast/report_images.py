@@ -44,7 +44,7 @@ def image_distance(results: Results) -> bytes:
         ax.set_yticks([-i for i in range(len(arms))], arms, fontsize=9)
         ax.set_xlabel("Fréchet distance in a classifier's features (log axis; left is better)")
         ax.set_title("Images by regime and by where z is drawn")
-        legend = ax.legend(title="z drawn from", fontsize=9, frameon=False, loc="center")
+        legend = ax.legend(title="z drawn from", fontsize=9, frameon=False, loc="lower center")
         legend.get_title().set_fontsize(9)
         return style.png(fig)
 
@@ -52,7 +52,7 @@ def image_distance(results: Results) -> bytes:
 def image_grid(results: Results, images: Images) -> bytes:
     """Every regime and sampler: means of p(x|z), the same base noise down each column."""
     arms, shown = list(images), 4
-    with style.figure(len(SAMPLERS), width=7.0, height=0.27 * len(arms) + 0.5) as (fig, axes):
+    with style.figure(len(SAMPLERS), width=7.0, height=0.24 * len(arms) + 0.4) as (fig, axes):
         for ax, name in zip(axes, SAMPLERS, strict=True):
             rows = [np.hstack(list(images[arm][name][:shown].reshape(-1, 28, 28))) for arm in arms]
             ax.imshow(255 - np.vstack(rows), cmap="gray", vmin=0, vmax=255)
@@ -68,7 +68,7 @@ def image_grid(results: Results, images: Images) -> bytes:
 
 def image_rows(results: Results, images: Images) -> bytes:
     """The ordinary VAE's images by sampler."""
-    with style.figure(height=3.6) as (fig, (ax,)):
+    with style.figure(height=3.2) as (fig, (ax,)):
         rows = [np.hstack(list(images[ANALYTIC][name].reshape(-1, 28, 28))) for name in SAMPLERS]
         ax.imshow(255 - np.vstack(rows), cmap="gray", vmin=0, vmax=255)
         labels = [

@@ -143,12 +143,12 @@ def _minimum(results: Results, theory: Results) -> Verdict:
 
 def _whole_elbo(results: Results) -> Verdict:
     end = interval(values(results, ANALYTIC, rate))
-    gain = paired(values(results, "kl/analytic/separate", elbo), values(results, ANALYTIC, elbo))
+    gain = paired(values(results, ANALYTIC, elbo), values(results, "kl/analytic/separate", elbo))
     return _answer(
         "(0, 1) is also the optimum of the whole ELBO",
-        f"the ELBO's encoder ends at a rate of {end.text()} nats; at (0, 1) the ELBO is "
-        f"{gain.text()} nats from its value there",
-        REFUTED if gain.high < 0 else CONFIRMED if gain.low > 0 else UNCLEAR,
+        f"training on the ELBO ends at a rate of {end.text()} nats, with an ELBO {gain.text()} "
+        "nats above that of an encoder at (0, 1)",
+        REFUTED if gain.low > 0 else CONFIRMED if gain.high < 0 else UNCLEAR,
         "Nothing that z could tell the decoder was worth its KL.",
         "The decoder needs to know x: what z tells of it costs KL and gains more likelihood.",
     )

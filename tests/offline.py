@@ -24,8 +24,7 @@ from torch import Tensor
 
 from vaez_kernels.backend import triton
 
-# Triton 3.9 fuses multiply and add by default and warns that 3.10 will not; the budgets are of fused
-# code.
+# Triton 3.9 fuses multiply and add by default, and warns that 3.10 will not: these budgets do.
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 TARGETS = {

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.digits import first
 from vaez_fast.config import TrainConfig
-from vaez_fast.data import Dataset, Split, binarized, load
+from vaez_fast.data import Dataset, binarized, load
 from vaez_fast.model import MODELS, VAE
 from vaez_fast.objective import Distortion, NegativeElbo, Rate
 from vaez_fast.regime import forget_x
@@ -24,9 +25,6 @@ BASE = TrainConfig(model="lyeoni", epochs=6, batch_size=50, lr=3e-3, seed=3)
 def dataset() -> Dataset:
     """1,000 / 100 / 100 real digits."""
     full = load("mnist-5k")
-
-    def first(split: Split, count: int) -> Split:
-        return Split(split.images[:count], split.labels[:count])
 
     return Dataset("mnist-1k", first(full.train, 1000), first(full.validation, 100), full.test)
 

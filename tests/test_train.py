@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from bench.baselines import TextbookVAE
+from tests.digits import first
 from vaez_fast.config import ConfigError, TrainConfig
 from vaez_fast.data import Dataset, Split, binarized, load
 from vaez_fast.train import LOG_PX_SAMPLES, Result, TrainingError, train
@@ -20,9 +21,6 @@ CONFIG = TrainConfig(model="lyeoni", epochs=10, batch_size=50, lr=3e-3, seed=7)
 def dataset() -> Dataset:
     """1,000 / 100 / 100 real digits."""
     full = load("mnist-5k")
-
-    def first(split: Split, count: int) -> Split:
-        return Split(split.images[:count], split.labels[:count])
 
     return Dataset("mnist-1k", *(first(s, n) for s, n in _sizes(full)))
 

@@ -153,7 +153,7 @@ def sample_kl(z: Tensor) -> float:
     return float(0.5 * (mean.square() + variance - 1.0 - variance.log()).sum())
 
 
-def null_sample_kl(n: int, D: int) -> float:
+def null_sample_kl(n: float, D: int) -> float:
     """The expectation of `sample_kl` over n draws of N(0, I_D), exact; D/n to first order.
 
     E[m² + v] = 1, and n·v is chi-squared with n − 1 degrees, whose mean logarithm is

@@ -61,6 +61,12 @@ def adam_schedule(lr: float, steps: int) -> Tensor:
     return torch.stack((rate, (1 - BETA2 ** (t + 1)).rsqrt()), 1).float()
 
 
+def _with_copies(weights: list[Tensor], copies: list[Tensor]) -> list[tuple[Tensor, Tensor | None]]:
+    # each weight with its copy in the products' dtype: the matrices have one, if there are any
+    remaining = iter(copies)
+    return [(w, next(remaining) if copies and w.dim() == 2 else None) for w in weights]
+
+
 # The same arm is trained from many seeds, and compiled once.
 _graphs: dict[object, Callable[..., None]] = {}
 
@@ -124,9 +130,8 @@ class Engine:
 
     def for_products(self) -> list[Tensor]:
         """The trained parameters as matrix products read them: those in the products' dtype."""
-        remaining = iter(self.state.copies)
-        copies = bool(self.state.copies)
-        return [next(remaining) if copies and w.dim() == 2 else w for w in self.state.weights]
+        pairs = _with_copies(self.state.weights, self.state.copies)
+        return [w if copy is None else copy for w, copy in pairs]
 
     def _update(
         self,
@@ -140,12 +145,8 @@ class Engine:
         first_moments: list[Tensor],
         second_moments: list[Tensor],
     ) -> None:
-        remaining = iter(copies)
-        copy_of = [next(remaining) if copies and w.dim() == 2 else None for w in weights]
-        leaves = [
-            (w if copy is None else copy).detach().requires_grad_()
-            for w, copy in zip(weights, copy_of, strict=True)
-        ]
+        pairs = _with_copies(weights, copies)
+        leaves = [(w if copy is None else copy).detach().requires_grad_() for w, copy in pairs]
         x = pixels.float() * self.pixel_scale
         names = [*self.names, *self.fixed_names]
         parameters = dict(zip(names, [*leaves, *fixed], strict=True))
@@ -154,8 +155,8 @@ class Engine:
         gradients = torch.autograd.grad(loss, leaves)
         with torch.no_grad():
             step_size, correction = schedule.index_select(0, noise[1:])[0].unbind()
-            for w, copy, m, v, gradient in zip(
-                weights, copy_of, first_moments, second_moments, gradients, strict=True
+            for (w, copy), m, v, gradient in zip(
+                pairs, first_moments, second_moments, gradients, strict=True
             ):
                 g = gradient.float()
                 m.lerp_(g, 1 - BETA1)

@@ -24,14 +24,14 @@ from .aggregate import (
     sample_kl,
     surgery,
 )
-from .config import ConfigError, TrainConfig
+from .config import TrainConfig
 from .data import Dataset, binarized, pixel_scale
 from .evaluate import Evaluator
 from .features import FeatureNet, Training, load_features, save_features, train_features
 from .image_metrics import floors, image_scores
 from .model import VAE
 from .samplers import SAMPLERS, fit
-from .train import train
+from .train import steps_of, train
 
 # Images whose posteriors make the aggregate one, and draws of it: 20,000 × 400 × 128 exponentials
 # are three seconds of one core.
@@ -66,13 +66,7 @@ class Measure:
     ) -> None:
         self.base, self.dataset, self.device = base, dataset.to(device), device
         self.classifier_file = classifier_file
-        count = len(dataset.train.images)
-        if count < base.batch_size:
-            raise ConfigError(
-                f"batch_size must be at most {count}, the training images of {dataset.name}, "
-                f"got {base.batch_size}"
-            )
-        self.steps = base.steps or count // base.batch_size * (base.epochs or 0)
+        self.steps = steps_of(base, dataset)
         scale = pixel_scale(base.binarize)
         self.train_x, self.validation_x, self.test_x = (
             binarized(self.dataset, split, base.binarize).float() * scale

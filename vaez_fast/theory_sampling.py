@@ -27,6 +27,7 @@ import torch
 
 from vaez_kernels import kl_standard_normal_mc, noise_key, normal, use_backend
 
+from .aggregate import null_sample_kl
 from .theory_flow import LATENTS, PLANE_MU, PLANE_SIGMA, Array, gradient, kl
 
 SEED = 0
@@ -147,8 +148,7 @@ def fit_kl_mean(n: Array, latents: int = LATENTS) -> Array:
     1/n, E v = 1 − 1/n and E ln v = ψ((n − 1)/2) + ln(2/n), the sum ½(m² + v − 1 − ln v) is
     ½(ln(n/2) − ψ((n − 1)/2)) a dimension, exactly: 1/n and terms of order 1/n².
     """
-    half = torch.from_numpy(0.5 * (n - 1.0))
-    return 0.5 * latents * (np.log(0.5 * n) - torch.digamma(half).numpy())
+    return np.array([null_sample_kl(count, latents) for count in n.tolist()])
 
 
 def fit_kl_sd(n: Array, latents: int = LATENTS) -> Array:

@@ -54,6 +54,21 @@ class Result:
         }
 
 
+def steps_of(config: TrainConfig, dataset: Dataset) -> int:
+    """The length of each phase of `config` on `dataset`.
+
+    Raises:
+        ConfigError: a batch larger than the training split.
+    """
+    size = len(dataset.train.images)
+    if size < config.batch_size:
+        raise ConfigError(
+            f"batch_size must be at most {size}, the training images of {dataset.name}, "
+            f"got {config.batch_size}"
+        )
+    return config.steps or size // config.batch_size * (config.epochs or 0)
+
+
 Observe = Callable[[str, int, VAE], None]  # phase, steps done in it, the model as it stands
 
 
@@ -89,14 +104,8 @@ def train(
     if device.type == "cuda":
         torch.cuda.set_device(device)
     precision = choose_precision(config.precision, device)
+    steps = steps_of(config, dataset)
     dataset = dataset.to(device)
-    size = len(dataset.train.images)
-    if size < config.batch_size:
-        raise ConfigError(
-            f"batch_size must be at most {size}, the training images of {dataset.name}, "
-            f"got {config.batch_size}"
-        )
-    steps = config.steps or size // config.batch_size * (config.epochs or 0)
 
     clock = time.perf_counter()
     vae = VAE(config.model, config.seed).to(device)
@@ -110,7 +119,9 @@ def train(
     )
     run = _Run(config, dataset, vae, steps, look_every, device)
     run.validate(vae, 1)
-    epoch_order(config.seed, 0, size, device)  # its noise, too, is compiled at the first draw
+    epoch_order(
+        config.seed, 0, len(dataset.train.images), device
+    )  # its noise, too, is compiled at the first draw
     compile_seconds = time.perf_counter() - clock
 
     with Progress(steps * len(plan), "training", show=show_progress) as progress:

@@ -30,6 +30,7 @@ LAYOUTS = ("contiguous", "one-sample", "one-row", "rows-first", "pixels-first", 
 
 UNIT = 2.0**-24
 PIXEL = 1.1e-7 + 2 * UNIT
+GRADIENT_ERROR = 6 * UNIT  # of the logits' gradient, for each unit of what comes from above
 
 
 class Numbers(NamedTuple):
@@ -111,7 +112,7 @@ def bounds(logits: Tensor, x: Tensor) -> Numbers:
     parts = (targets * size + wide.clamp(min=0.0) + torch.log1p(torch.exp(-size))).sum(2)
     value = (columns / 8 + 8) * UNIT * parts + columns * PIXEL
     grad_x = (samples + 1) * UNIT * (g * size).sum(0) if x.requires_grad else None
-    return Numbers(value, (6 * UNIT * g).expand_as(wide), grad_x)
+    return Numbers(value, (GRADIENT_ERROR * g).expand_as(wide), grad_x)
 
 
 def check(

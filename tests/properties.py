@@ -173,8 +173,13 @@ def rows_never_meet(case: LatentCase, row: int) -> None:
         _assert_same_bits(name, None if one is None else one[at], None if two is None else two[at])
 
 
-def pixel_rows_may_be_permuted(case: PixelCase, order: list[int]) -> None:
-    """Rows in another order, and of some more than once or none at all, have the same numbers."""
+def pixel_rows_may_be_permuted(case: PixelCase, order: list[int], bitwise: bool) -> None:
+    """Rows in another order, and of some more than once or none at all, have the same numbers.
+
+    Bit for bit in the kernels. PyTorch's eager functions take another formula for the elements that
+    are left over beyond whole vectors, and which those are depends on where a row lies: there, two
+    results may be as far apart as twice the error that either is allowed.
+    """
     logits, x = (t.detach().contiguous().requires_grad_(t.requires_grad) for t in case)
     upstream = torch.linspace(0.5, 1.5, logits.shape[0])[:, None]
 
@@ -184,5 +189,14 @@ def pixel_rows_may_be_permuted(case: PixelCase, order: list[int]) -> None:
         return out.detach(), grad
 
     whole, part = run(logits, x), run(logits[:, order], x[order])
-    for name, one, two in zip(("log_prob", "grad_logits"), whole, part, strict=True):
-        _assert_same_bits(name, one[:, order], two)
+    gradient = pixels.GRADIENT_ERROR * upstream[..., None]
+    limits = (pixels.bounds(logits, x).log_prob[:, order], gradient)
+    for name, one, two, limit in zip(("log_prob", "grad_logits"), whole, part, limits, strict=True):
+        one = one[:, order]
+        if bitwise:
+            _assert_same_bits(name, one, two)
+            continue
+        same = (one == two) | (one.isnan() & two.isnan())
+        rounding = ROUNDING.get(one.dtype, 0.0) * one.double().abs()
+        apart = (one.double() - two.double()).abs()
+        assert bool((same | (apart <= 2 * (limit + rounding))).all()), name

@@ -22,6 +22,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from vaez_kernels import noise
+from vaez_kernels.compiler import has_cpu_compiler
+
 
 def rsample_kl_floor(samples: int, rows: int, columns: int, itemsize: int, backward: bool) -> int:
     """Bytes of `rsample_kl` with the analytic KL, eps drawn on the chip and drawn again backwards.
@@ -138,7 +141,8 @@ def inductor_bytes(work: Callable[[], object]) -> int | None:
 
     `work` must call all its compiled functions for the first time since `torch._dynamo.reset()`,
     each graph once: bytes are known while a graph is compiled. Inductor counts a buffer once for
-    each fused loop nest that reads or writes it. Eager kernels between the graphs are not seen.
+    each fused loop nest that reads or writes it. Eager kernels between the graphs are not seen; the
+    noise, compiled once for all sizes, is counted as it is drawn: it stores its numbers.
 
     Returns:
         None where nothing was compiled, or this version of PyTorch does not tell.
@@ -157,6 +161,19 @@ def _counting(counts: list[int | None]) -> Iterator[None]:
     import torch._inductor.config as inductor
     from torch._inductor.graph import GraphLowering
 
+    compiled_quads = noise.compiled_quads
+
+    def counted_quads(normal: bool) -> Callable[..., Tensor]:
+        def draw(*args: Tensor) -> Tensor:
+            numbers: Tensor = compiled_quads(normal)(*args)
+            counts.append(numbers.numel() * numbers.element_size())
+            return numbers
+
+        return draw
+
+    if has_cpu_compiler():
+        for normal in (True, False):
+            compiled_quads(normal)
     codegen = GraphLowering.codegen
 
     def counted(graph: Any) -> Any:
@@ -172,5 +189,6 @@ def _counting(counts: list[int | None]) -> Iterator[None]:
         inductor.patch(fx_graph_cache=False),
         functorch.patch(enable_autograd_cache=False),
         patch.object(GraphLowering, "codegen", counted),
+        patch.object(noise, "compiled_quads", counted_quads),
     ):
         yield

@@ -15,7 +15,7 @@ from bench.traffic import (
     inductor_bytes,
     rsample_kl_floor,
 )
-from vaez_kernels import noise_key, rsample_kl
+from vaez_kernels import noise, noise_key, rsample_kl
 from vaez_kernels.compiler import has_cpu_compiler
 
 CPU = torch.device("cpu")
@@ -195,3 +195,12 @@ def test_the_fallback_moves_its_noise_and_its_tensors(dtype: torch.dtype) -> Non
     assert moved is not None
     # The rest is the key, the step and numbers of the generator that are the same for all.
     assert 0 <= moved - (drawn + z + kl + backward) < 1024
+
+
+@needs_compiler
+def test_the_compiled_noise_stores_its_numbers_and_nothing_else() -> None:
+    # What `inductor_bytes` takes for granted: one loop, from the examples' 100,003 quads.
+    compile_anew = noise.compiled_quads.__wrapped__
+    moved = inductor_bytes(lambda: compile_anew(True))
+    assert moved is not None
+    assert 0 <= moved - 100_003 * 16 < 1024

@@ -175,8 +175,10 @@ class TestWithoutACompiler:
             raise AssertionError("torch.compile was called where nothing can compile")
 
         monkeypatch.setattr(cpp_builder, "get_cpp_compiler", missing)
-        for module in (noise, latent, likelihood):
+        for module in (latent, likelihood):
             monkeypatch.setattr(module, "compiled", refuse)
+        monkeypatch.setattr(noise, "compiled_without_guards", refuse)
+        monkeypatch.setattr(noise, "compiled_quads", refuse)
         compiler.has_cpu_compiler.cache_clear()
         yield
         compiler.has_cpu_compiler.cache_clear()

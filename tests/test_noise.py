@@ -113,14 +113,14 @@ def test_uniforms_lie_strictly_between_0_and_1() -> None:
 
 def test_compiled_and_eager_draw_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     # 1e6 numbers: eager runs over many chunks, the last one partial.
-    compiled_quads = noise._compiled_quads
+    compiled_quads = noise.compiled_quads
     calls = []
 
     def counted(normal: bool) -> Any:
         calls.append(normal)
         return compiled_quads(normal)
 
-    monkeypatch.setattr(noise, "_compiled_quads", counted)
+    monkeypatch.setattr(noise, "compiled_quads", counted)
     shape = (5, 1001, 203)
     compiled = normal(KEY, *shape), uniform(KEY, *shape)
     if has_cpu_compiler():

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 # torch.compile guards on these dispatch keys and on the gradient mode, and would compile once more
 # for each kind of caller: eager code, a custom op, an autograd function, no_grad.
@@ -74,6 +75,27 @@ def compiled(function: Callable[..., Any], variant: object = None, **options: An
             return run(*args)
 
     return below_autograd
+
+
+def compiled_without_guards(
+    function: Callable[..., Any], *examples: Tensor, **options: Any
+) -> Callable[..., Any]:
+    """`function` compiled for tensors of the examples' dtypes and dimensions, contiguous, any size.
+
+    torch.compile looks at every argument before it runs a graph, which costs a small one more than
+    its work: 16,384 normals in 80 µs, in 38 without. Here nobody looks: the caller vouches for the
+    arguments, and for sizes above 1. The examples' sizes should be those of typical work, because
+    inductor chooses by them whether threads pay.
+    """
+    import torch._inductor
+    import torch._inductor.config as inductor
+
+    with torch._C._ExcludeDispatchKeyGuard(_ABOVE_KERNELS), torch.no_grad():
+        graph = make_fx(function, tracing_mode="symbolic")(*examples)
+        with inductor.patch(options | thread_options()):
+            return torch._inductor.standalone_compile(
+                graph, list(examples), dynamic_shapes="from_graph"
+            )
 
 
 def canonical(x: Any) -> Any:

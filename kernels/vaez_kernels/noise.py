@@ -11,15 +11,17 @@ compiled) and the interpreted kernel agree bit for bit, and a GPU to a few units
 
 from __future__ import annotations
 
+import functools
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import custom_op, triton_op
+from torch.library import triton_op
 
 from .backend import is_plain, jit, launcher, tl, uses_triton
 from .checks import check_choice, check_count, check_noise
-from .compiler import compiled, has_cpu_compiler
+from .compiler import compiled_without_guards, has_cpu_compiler
 from .launch import launch
 
 PURPOSES = ("train", "binarize", "permute", "evaluate", "generate")
@@ -306,14 +308,11 @@ def _twin(
         return torch.empty(shape, device=noise.device)
     quads = -(-columns // 4)
     count = samples * rows * quads
-
-    def layout(first: int) -> Tensor:
-        numbers = (first, rows * quads, row_offset * quads, sample_offset)
-        return torch.tensor(numbers, dtype=torch.int64, device=noise.device)
-
+    layout = partial(_layout, noise.device, rows * quads, row_offset * quads, sample_offset)
     if noise.device.type == "cpu" and has_cpu_compiler():
         # A size of 1 would be compiled apart; as it is, one compilation serves all shapes.
-        out = _compiled_quads(normal)(noise, layout(0), max(count, 2), normal)[:count]
+        sized = torch.empty(max(count, 2), dtype=torch.uint8)
+        out = compiled_quads(normal)(noise.contiguous(), layout(0), sized)[:count]
     else:
         out = torch.empty((count, 4), device=noise.device)
         chunk = EAGER_CHUNK.get(noise.device.type, count)
@@ -323,17 +322,41 @@ def _twin(
     return out.reshape(samples, rows, quads * 4)[..., :columns].contiguous()
 
 
-def _compiled_quads(normal: bool) -> Any:
+@functools.lru_cache(64)  # a training run asks for the same one in every step
+def _layout(
+    device: torch.device, quads: int, first_quad: int, first_sample: int, first: int
+) -> Tensor:
+    return torch.tensor((first, quads, first_quad, first_sample), device=device)
+
+
+@functools.cache
+def compiled_quads(normal: bool) -> Any:
     # realize_opcount_threshold=1: without it inductor inlines each round into its users and does
     # not end; max_fusion_size: with the default the loop is split (8–12 ms a million, not 1).
-    return compiled(_quads, normal, realize_opcount_threshold=1, max_fusion_size=100_000)
+    def quads(noise: Tensor, layout: Tensor, sized: Tensor) -> Tensor:
+        return _quads(noise, layout, sized.shape[0], normal)  # len would fix it
+
+    cpu = torch.device("cpu")
+    sized = torch.empty(100_003, dtype=torch.uint8)
+    examples = (torch.zeros(2, dtype=torch.int64), _layout(cpu, 1, 0, 0, 0), sized)
+    return compiled_without_guards(
+        quads, *examples, realize_opcount_threshold=1, max_fusion_size=100_000
+    )
 
 
-# Registration. The twin stays opaque: inlined into a larger graph it loses its vectorisation.
+# Registration. The twin stays opaque: inlined into a larger graph it loses its vectorisation. By
+# its schema, because what custom_op wraps around a function would cost as much as 16,384 normals.
+
+torch.library.define(
+    "vaez::noise_twin",
+    "(Tensor noise, SymInt samples, SymInt rows, SymInt columns, SymInt row_offset, "
+    "SymInt sample_offset, bool normal) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
 
 
-@custom_op("vaez::noise_twin", mutates_args=())
-def noise_twin_op(
+@torch.library.impl("vaez::noise_twin", "default")
+def _(
     noise: Tensor,
     samples: int,
     rows: int,
@@ -345,7 +368,7 @@ def noise_twin_op(
     return _twin(noise, (samples, rows, columns), row_offset, sample_offset, normal)
 
 
-@noise_twin_op.register_fake
+@torch.library.register_fake("vaez::noise_twin")
 def _(
     noise: Tensor,
     samples: int,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vaez_fast.model import MODELS, VAE, bernoulli_log_prob, log_softplus
+from vaez_fast.model import MODELS, VAE, log_softplus
 
 
 def test_altosaar_has_the_parameters_of_its_original() -> None:
@@ -45,20 +45,6 @@ def test_a_seed_fixes_the_weights_and_leaves_the_global_generator_alone() -> Non
     pairs = zip(first.parameters(), again.parameters(), strict=True)
     assert all(torch.equal(p, q) for p, q in pairs)
     assert not torch.equal(next(first.parameters()), next(other.parameters()))
-
-
-def test_bernoulli_log_prob_is_that_of_torch_distributions() -> None:
-    logits = torch.randn(5, 3, 784, dtype=torch.float64) * 10
-    x = (torch.rand(3, 784) < 0.3).double()
-    truth = torch.distributions.Bernoulli(logits=logits).log_prob(x.expand_as(logits)).sum(-1)
-    torch.testing.assert_close(bernoulli_log_prob(logits, x), truth)
-
-
-def test_the_gradient_of_bernoulli_log_prob_is_x_minus_sigmoid_at_zero_and_far_out() -> None:
-    logits = torch.tensor([0.0, -0.0, 1e-20, 3.0, -3.0, 90.0, -90.0], requires_grad=True)
-    x = torch.tensor([0.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0])
-    (gradient,) = torch.autograd.grad(bernoulli_log_prob(logits, x), logits)
-    torch.testing.assert_close(gradient, x - torch.sigmoid(logits.detach()), atol=1e-7, rtol=1e-6)
 
 
 def test_an_unknown_model_is_refused_with_the_known_ones() -> None:

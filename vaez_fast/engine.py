@@ -1,10 +1,9 @@
-"""One training step as one compiled graph: loss, backward and optimiser."""
+"""One training step as one compiled graph: batch, loss, backward and optimiser."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,53 +11,37 @@ from torch.func import functional_call
 
 from vaez_kernels import noise_key
 
-from .data import PIXELS
+from .batches import Batches
 from .graph import compile_graph
 from .model import VAE
 from .objective import Objective
-
-BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
-# The share of all steps over which the learning rate rises. At full rate from the first step 100
-# of the encoder's first 256 units die, against 20, and log p(x) of static MNIST ends at −96.8
-# instead of −95.3 (reports/README.md, "Warm-up").
-WARMUP = 0.05
+from .optimizer import Optimizer
 
 
 @dataclass
 class State:
-    """All that a step reads and advances, in place and on the device."""
+    """All that a step advances, in place and on the device."""
 
     noise: Tensor  # (2,) int64: key, and the step that is to come
-    schedule: Tensor  # (T, 2) float32: see `adam_schedule`
     totals: Tensor  # (2,) float32: rate and distortion, summed over images since they were read
     weights: list[Tensor]  # the parameters that are trained, float32
     copies: list[Tensor]  # of the matrices in the products' dtype; empty for float32
-    first_moments: list[Tensor]
-    second_moments: list[Tensor]
+    moments: list[list[Tensor]]  # the optimiser's, for each weight
 
-    def clone(self) -> State:
-        def copy(value: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
-            return [v.clone() for v in value] if isinstance(value, list) else value.clone()
+    def tensors(self) -> list[Tensor]:
+        moments = [m for of_weight in self.moments for m in of_weight]
+        return [self.noise, self.totals, *self.weights, *self.copies, *moments]
 
-        return State(*(copy(getattr(self, f.name)) for f in fields(self)))  # type: ignore[arg-type]
-
-    def arguments(self) -> tuple[Tensor | list[Tensor], ...]:
-        return tuple(getattr(self, f.name) for f in fields(self))
-
-
-def adam_schedule(lr: float, steps: int) -> Tensor:
-    """(steps, 2) float32: the learning rate with Adam's bias corrections folded in.
-
-    The rate rises linearly over the first steps and follows a cosine to zero. Row t holds
-    lr_t / (1 − β₁^(t+1)) and 1 / √(1 − β₂^(t+1)) (Kingma & Ba 2015, algorithm 1). A table, because
-    inductor repeats scalar arithmetic inside the loop over the weights, where two pow and a cos
-    cost more than the update (0.8 against 0.2 ms for 200,000 weights).
-    """
-    t = torch.arange(steps, dtype=torch.float64)
-    rise = ((t + 1) / max(1.0, WARMUP * steps)).clamp(max=1)
-    cosine = 0.5 * (1 + torch.cos(math.pi * t / steps))
-    rate = lr * rise * cosine / (1 - BETA1 ** (t + 1))
-    return torch.stack((rate, (1 - BETA2 ** (t + 1)).rsqrt()), 1).float()
+    def over(self, tensors: list[Tensor]) -> State:
+        """The same fields made of other tensors, in the order of `tensors()`."""
+        rest = iter(tensors)
+        return State(
+            next(rest),
+            next(rest),
+            [next(rest) for _ in self.weights],
+            [next(rest) for _ in self.copies],
+            [[next(rest) for _ in of_weight] for of_weight in self.moments],
+        )
 
 
 def _with_copies(weights: list[Tensor], copies: list[Tensor]) -> list[tuple[Tensor, Tensor | None]]:
@@ -67,24 +50,30 @@ def _with_copies(weights: list[Tensor], copies: list[Tensor]) -> list[tuple[Tens
     return [(w, next(remaining) if copies and w.dim() == 2 else None) for w in weights]
 
 
+def _stored_for_products(p: Tensor) -> Tensor:
+    # A matrix (out, in) is laid out as (in, out), as products with a batch read it on either side:
+    # those of a step take 1.88 ms so, 2.06 as nn.Linear has it (bfloat16, batch 128, two cores).
+    p = p.detach()
+    return p.t().clone(memory_format=torch.contiguous_format).t() if p.dim() == 2 else p.clone()
+
+
 # The same arm is trained from many seeds, and compiled once.
 _graphs: dict[object, Callable[..., None]] = {}
 
 
 class Engine:
-    """Adam, with a short warm-up and a cosine schedule, on one objective.
+    """Trains one objective, a whole step at a time; nothing is read back from the device.
 
     Args:
         objective: the model, how its loss is computed, and which half of it is trained; its
             parameters are the start.
-        steps: T, the length of the schedule.
-        batch_size: B.
-        lr: the schedule's height.
+        batches: the images, on the device where all of it will live.
+        optimizer: the update rule.
+        rates: (T,) float64, the learning rate of each step; there are no more steps than T.
         seed: fixes the training noise.
         precision: dtype of the matrix products (float32 or bfloat16); weights, moments and all
             reductions are float32.
         pixel_scale: what turns the uint8 pixels into x in [0, 1].
-        device: where all of it lives.
         encoder: the engine that trains the encoder, where this one trains the decoder on its z: its
             weights are read as they stand at each step.
     """
@@ -92,17 +81,18 @@ class Engine:
     def __init__(
         self,
         objective: Objective,
+        batches: Batches,
+        optimizer: Optimizer,
+        rates: Tensor,
         *,
-        steps: int,
-        batch_size: int,
-        lr: float,
         seed: int,
         precision: torch.dtype,
         pixel_scale: float,
-        device: torch.device,
         encoder: Engine | None = None,
     ) -> None:
-        self.objective = objective
+        self.objective, self.batches, self.optimizer = objective, batches, optimizer
+        self.pixel_scale = pixel_scale
+        device = batches.images.device
         trained = [
             (name, p)
             for name, p in objective.named_parameters()
@@ -111,82 +101,75 @@ class Engine:
         self.names = [name for name, _ in trained]
         self.fixed_names = encoder.names if encoder is not None else []
         self.fixed = encoder.for_products() if encoder is not None else []
-        self.batch_size = batch_size
-        self.pixel_scale = pixel_scale
-        weights = [p.detach().to(device).clone() for _, p in trained]
+        self.schedule = optimizer.table(rates).to(device)
+        weights = [_stored_for_products(p.to(device)) for _, p in trained]
         # Matrices are kept in the products' dtype beside the float32 weights, and written by the
         # optimiser, instead of being converted in every step.
         matrices = [w for w in weights if w.dim() == 2] if precision != torch.float32 else []
         self.state = State(
             noise=noise_key(seed, "train", device=device),
-            schedule=adam_schedule(lr, steps).to(device),
             totals=torch.zeros(2, device=device),
             weights=weights,
             copies=[w.to(precision) for w in matrices],
-            first_moments=[torch.zeros_like(w) for w in weights],
-            second_moments=[torch.zeros_like(w) for w in weights],
+            moments=[[torch.zeros_like(w) for _ in range(optimizer.moments)] for w in weights],
         )
-        self._run = self._compile(device)
+        self._inputs = [batches.images, batches.order, self.schedule, *self.fixed]
+        self._arguments = [*self._inputs, *self.state.tensors()]
+        self._run = self._compile()
 
     def for_products(self) -> list[Tensor]:
         """The trained parameters as matrix products read them: those in the products' dtype."""
         pairs = _with_copies(self.state.weights, self.state.copies)
         return [w if copy is None else copy for w, copy in pairs]
 
-    def _update(
-        self,
-        pixels: Tensor,  # (B, 784) uint8
-        fixed: list[Tensor],
-        noise: Tensor,
-        schedule: Tensor,
-        totals: Tensor,
-        weights: list[Tensor],
-        copies: list[Tensor],
-        first_moments: list[Tensor],
-        second_moments: list[Tensor],
-    ) -> None:
-        pairs = _with_copies(weights, copies)
+    def update(self, *tensors: Tensor) -> None:
+        """What is compiled: a step on `arguments()`, or on others like them."""
+        images, order, schedule = tensors[:3]
+        fixed = tensors[3 : len(self._inputs)]
+        state = self.state.over(list(tensors[len(self._inputs) :]))
+        step = state.noise[1:]
+        x = self.batches.rows(images, order, step).float() * self.pixel_scale
+        pairs = _with_copies(state.weights, state.copies)
         leaves = [(w if copy is None else copy).detach().requires_grad_() for w, copy in pairs]
-        x = pixels.float() * self.pixel_scale
         names = [*self.names, *self.fixed_names]
         parameters = dict(zip(names, [*leaves, *fixed], strict=True))
-        rate, distortion = functional_call(self.objective, parameters, (x, noise))
+        rate, distortion = functional_call(self.objective, parameters, (x, state.noise))
         loss = (self.objective.beta * rate + distortion).mean()
         gradients = torch.autograd.grad(loss, leaves)
         with torch.no_grad():
-            step_size, correction = schedule.index_select(0, noise[1:])[0].unbind()
-            for (w, copy), m, v, gradient in zip(
-                pairs, first_moments, second_moments, gradients, strict=True
-            ):
-                g = gradient.float()
-                m.lerp_(g, 1 - BETA1)
-                v.mul_(BETA2).addcmul_(g, g, value=1 - BETA2)
-                w.sub_(step_size * m / (v.sqrt() * correction + EPSILON))
+            row = schedule.index_select(0, step)[0]
+            for (w, copy), moments, gradient in zip(pairs, state.moments, gradients, strict=True):
+                self.optimizer.update(w, gradient.float(), moments, row)
                 if copy is not None:
                     copy.copy_(w)
-            totals.add_(torch.stack((rate.sum(), distortion.sum())))
-            noise.add_(torch.arange(2, device=noise.device))
+            state.totals.add_(torch.stack((rate.sum(), distortion.sum())))
+            state.noise.add_(torch.arange(2, device=step.device))
 
-    def _compile(self, device: torch.device) -> Callable[..., None]:
-        pixels = torch.zeros((self.batch_size, PIXELS), dtype=torch.uint8, device=device)
-        arguments = (pixels, self.fixed)
+    def arguments(self) -> list[Tensor]:
+        """The tensors that a step reads and advances."""
+        return self._arguments
+
+    def _compile(self) -> Callable[..., None]:
         # Everything that the graph depends on: the sizes of what it is given, and what it computes.
-        shapes = tuple((tuple(t.shape), t.dtype) for t in (*self.fixed, *self.state.copies))
-        sizes = (self.batch_size, len(self.state.schedule), shapes, self.pixel_scale, device)
-        key = (self.objective.key, self.objective.vae.name, sizes)
+        shapes = tuple((tuple(t.shape), t.dtype, t.device) for t in self._arguments)
+        computes = (self.objective.key, self.objective.vae.architecture, self.optimizer)
+        key = (shapes, computes, self.batches.batch_size, self.pixel_scale)
         if key not in _graphs:
-            run = compile_graph(self._update, *arguments, *self.state.arguments(), device=device)
-            run(*arguments, *self.state.clone().arguments())  # compiles; the step lands on a copy
+            device = self.batches.images.device
+            run = compile_graph(self.update, *self._arguments, device=device)
+            # Compiles on CUDA, too, what is compiled at the first run; the step lands on a copy.
+            run(*self._inputs, *(t.clone() for t in self.state.tensors()))
             _graphs[key] = run
         return _graphs[key]
 
-    def step(self, pixels: Tensor) -> None:
-        """Advance by one batch of uint8 pixels (B, 784); reads nothing back from the device."""
-        self._run(pixels, self.fixed, *self.state.arguments())
+    def step(self) -> None:
+        """Advance by one batch."""
+        self._run(*self._arguments)
 
     def take_totals(self, steps: int) -> tuple[float, float]:
         """Mean rate and distortion, nats, over the `steps` since the last call (waits for them)."""
-        rate, distortion = (self.state.totals / (steps * self.batch_size)).tolist()
+        images = steps * self.batches.batch_size
+        rate, distortion = (self.state.totals / images).tolist()
         self.state.totals.zero_()
         return rate, distortion
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from vaez_kernels import kl_standard_normal, normal
+from vaez_kernels import bernoulli_log_prob, kl_standard_normal, normal
 
 from .graph import compile_graph
-from .model import VAE, bernoulli_log_prob
+from .model import VAE
 
 SAMPLES_AT_ONCE = 8
 # Images times samples decoded at once. 1,000 × 784 logits stay in a CPU's cache; a GPU wants more.
@@ -83,16 +83,20 @@ class Evaluator:
     ) -> tuple[Tensor, Tensor]:
         # mu, logvar (B, D), eps (S, B, D) → log p(x|z), log q(z|x) − log p(z), each (S, B)
 
+        names = [name for name, _ in decoder.named_parameters()]
+
         def log_probs(
-            parameters: dict[str, Tensor], mu: Tensor, logvar: Tensor, eps: Tensor, x: Tensor
+            mu: Tensor, logvar: Tensor, eps: Tensor, x: Tensor, *parameters: Tensor
         ) -> tuple[Tensor, Tensor]:
             z = mu + torch.exp(0.5 * logvar) * eps
-            logits = functional_call(decoder, parameters, (z,))
+            named = dict(zip(names, parameters, strict=True))
+            logits = functional_call(decoder, named, (z,))
             log_ratio = (0.5 * (z - eps) * (z + eps) - 0.5 * logvar).sum(2)
             return bernoulli_log_prob(logits, x), log_ratio
 
-        parameters = {name: p.detach() for name, p in decoder.named_parameters()}
-        arguments = (parameters, mu, logvar, eps, x)
+        # Contiguous, since the compiled graph takes one layout, and a model may have any.
+        parameters = [p.detach().contiguous() for p in decoder.parameters()]
+        tensors = (mu.contiguous(), logvar.contiguous(), eps, x, *parameters)
         if eps.shape not in self._graphs:
-            self._graphs[eps.shape] = compile_graph(log_probs, *arguments, device=x.device)
-        return self._graphs[eps.shape](*arguments)
+            self._graphs[eps.shape] = compile_graph(log_probs, *tensors, device=x.device)
+        return self._graphs[eps.shape](*tensors)

@@ -1,4 +1,4 @@
-"""From a Python function to one compiled graph."""
+"""From a Python function of tensors to one compiled graph."""
 
 from __future__ import annotations
 
@@ -6,25 +6,41 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from vaez_kernels.backend import triton
 from vaez_kernels.compiler import has_cpu_compiler, thread_options
 
 
-def compile_graph(
-    function: Callable[..., Any], *arguments: Any, device: torch.device
-) -> Callable[..., Any]:
-    """`function` as one graph for arguments of exactly these shapes, compiled at its first call.
+def trace(function: Callable[..., Any], *tensors: Tensor) -> GraphModule:
+    """The operators that `function` runs for tensors of exactly these shapes, as one graph.
 
     It is traced below autograd, so a function that differentiates and updates in place becomes one
-    graph, and each trace is code of its own: torch.compile gives up on code that it has compiled
-    for eight shapes. Where nothing can compile it (a CPU without a C++ compiler, a GPU without
-    triton) the graph runs as it is.
+    graph, too.
     """
     # The lambda, because make_fx miscounts the arguments of a bound method.
-    graph = make_fx(lambda *inputs: function(*inputs), tracing_mode="fake")(*arguments)
+    return make_fx(lambda *inputs: function(*inputs), tracing_mode="fake")(*tensors)
+
+
+def compile_graph(
+    function: Callable[..., Any], *tensors: Tensor, device: torch.device
+) -> Callable[..., Any]:
+    """`function` as one compiled graph for tensors of exactly these shapes, dtypes and layouts.
+
+    Nothing looks at the arguments of a call: the caller vouches for them. (torch.compile looks at
+    each of a training step's 50, for 0.3 ms of a 2.8 ms step.) Where nothing can compile it, a CPU
+    without a C++ compiler or a GPU without triton, the graph runs as it is.
+    """
+    graph = trace(function, *tensors)
     can_compile = has_cpu_compiler() if device.type == "cpu" else triton is not None
     if not can_compile:
         return graph
-    return torch.compile(graph, fullgraph=True, options=thread_options() or None)
+    import torch._inductor
+    import torch._inductor.config as inductor
+
+    with inductor.patch(thread_options()):
+        return torch._inductor.standalone_compile(
+            graph, list(tensors), dynamic_shapes="from_example_inputs"
+        )

@@ -5,9 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vaez_kernels import kl_standard_normal, kl_standard_normal_mc, normal, rsample, rsample_kl
+from vaez_kernels import (
+    bernoulli_log_prob,
+    kl_standard_normal,
+    kl_standard_normal_mc,
+    normal,
+    rsample,
+    rsample_kl,
+)
 
-from .model import VAE, bernoulli_log_prob
+from .model import VAE
 
 BOTH = ("encoder", "decoder")
 
@@ -34,7 +41,7 @@ class NegativeElbo(nn.Module):
         """x (B, 784) in [0, 1], noise (2,) → rate (B,), one-sample distortion (B,)."""
         mu, logvar = self.vae.encode(x)
         z, rate = rsample_kl(mu, logvar, noise, kl=self.kl)
-        return rate, -bernoulli_log_prob(self.vae.decode(z[0]), x)
+        return rate, -bernoulli_log_prob(self.vae.decode(z), x)[0]
 
 
 class Rate(nn.Module):
@@ -87,10 +94,10 @@ class Distortion(nn.Module):
         """x (B, 784), noise (2,) → zeros (B,), distortion (B,)."""
         if self.source == "encoder":
             with torch.no_grad():
-                z = rsample(*self.vae.encode(x), noise)[0]
+                z = rsample(*self.vae.encode(x), noise)
         else:
-            z = normal(noise, 1, len(x), self.vae.architecture.latent)[0]
-        distortion = -bernoulli_log_prob(self.vae.decode(z), x)
+            z = normal(noise, 1, len(x), self.vae.architecture.latent)
+        distortion = -bernoulli_log_prob(self.vae.decode(z), x)[0]
         return torch.zeros_like(distortion), distortion
 
 

@@ -19,9 +19,9 @@ class Progress:
                 return
             self._bar = tqdm(total=total, desc=label, unit="step", dynamic_ncols=True)
 
-    def advance(self) -> None:
+    def advance(self, steps: int = 1) -> None:
         if self._bar is not None:
-            self._bar.update()
+            self._bar.update(steps)
 
     def note(self, text: str) -> None:
         if self._bar is not None:

@@ -3,33 +3,62 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 
 import torch
 
+from .batches import Batches
 from .config import TrainConfig
 from .engine import Engine
 from .model import VAE, Linear
 from .objective import Distortion, NegativeElbo, Rate
+from .optimizer import Adam, warmup_cosine
+
+# Steps in one replay of a CUDA graph: enough that the launch of the graph is lost in its run.
+STEPS_PER_REPLAY = 32
 
 
-@dataclass
 class Phase:
     """Engines that see the same batches, each stepped once a batch, in this order."""
 
-    name: str
-    engines: list[Engine]
+    def __init__(self, name: str, engines: list[Engine]) -> None:
+        self.name, self.engines = name, engines
+        self.batches = engines[0].batches
+        self._replay: Callable[[], None] | None = None
+
+    def advance(self, steps: int) -> None:
+        """Train on the next `steps` batches."""
+        if self.batches.images.device.type == "cuda":
+            replays, steps = divmod(steps, STEPS_PER_REPLAY)
+            for _ in range(replays):
+                self._replay_steps()
+        self._step(steps)
+
+    def _step(self, steps: int) -> None:
+        for _ in range(steps):
+            for engine in self.engines:
+                engine.step()
+
+    def _replay_steps(self) -> None:
+        if self._replay is None:
+            # The engines ran when they were compiled; capturing runs nothing, and so no step is
+            # taken twice.
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                self._step(STEPS_PER_REPLAY)
+            self._replay = graph.replay
+        self._replay()
 
 
 def phases(
     config: TrainConfig,
     vae: VAE,
+    batches: Batches,
     *,
     steps: int,
     precision: torch.dtype,
     pixel_scale: float,
-    device: torch.device,
 ) -> list[Phase]:
     """The phases of `config`'s arm, from the weights of `vae`.
 
@@ -39,13 +68,12 @@ def phases(
     """
     make = partial(
         Engine,
-        steps=steps,
-        batch_size=config.batch_size,
-        lr=config.lr,
+        batches=batches,
+        optimizer=Adam(),
+        rates=warmup_cosine(config.lr, steps),
         seed=config.seed,
         precision=precision,
         pixel_scale=pixel_scale,
-        device=device,
     )
     if config.decoder == "joint":
         return [Phase("vae", [make(NegativeElbo(vae, config.kl, config.beta))])]

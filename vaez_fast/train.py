@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vaez_kernels import noise_key
 
+from .batches import Batches
 from .config import ConfigError, TrainConfig, choose_device, choose_precision
 from .data import Dataset, binarized, epoch_order, pixel_scale
 from .evaluate import Evaluator, Metrics
@@ -21,6 +22,7 @@ from .progress import Progress
 from .regime import Phase, phases
 
 LOG_PX_SAMPLES = 128
+SHOW_EVERY = 64  # steps
 EVALUATION_STEP = {"validation": 0, "test": 1}  # of the "evaluate" noise
 
 
@@ -109,19 +111,20 @@ def train(
 
     clock = time.perf_counter()
     vae = VAE(config.model, config.seed).to(device)
+    batches = Batches(
+        binarized(dataset, "train", config.binarize, seed=config.seed), config.batch_size
+    )
     plan = phases(
         config,
         vae,
+        batches,
         steps=steps,
         precision=precision,
         pixel_scale=pixel_scale(config.binarize),
-        device=device,
     )
-    run = _Run(config, dataset, vae, steps, look_every, device)
+    run = _Run(config, dataset, vae, batches, steps, look_every)
     run.validate(vae, 1)
-    epoch_order(
-        config.seed, 0, len(dataset.train.images), device
-    )  # its noise, too, is compiled at the first draw
+    run.begin_epoch(0)  # its noise, too, is compiled at the first draw
     compile_seconds = time.perf_counter() - clock
 
     with Progress(steps * len(plan), "training", show=show_progress) as progress:
@@ -154,14 +157,13 @@ class _Run:
         config: TrainConfig,
         dataset: Dataset,
         vae: VAE,
+        batches: Batches,
         steps: int,
         look_every: int,
-        device: torch.device,
     ) -> None:
-        self.config, self.dataset, self.vae, self.steps = config, dataset, vae, steps
-        self.look_every, self.device = look_every, device
+        self.config, self.dataset, self.vae = config, dataset, vae
+        self.batches, self.steps, self.look_every = batches, steps, look_every
         self.validate = _evaluator(config, dataset, "validation")
-        self.images = binarized(dataset, "train", config.binarize, seed=config.seed)
         self.curve: list[dict[str, Any]] = []
         self.best: dict[str, Tensor] = {}
         self.best_elbo, self.best_step = -math.inf, 0
@@ -171,39 +173,41 @@ class _Run:
     def phase(
         self, phase: Phase, progress: Progress, observe: Observe | None, at: frozenset[int]
     ) -> None:
-        config, size = self.config, self.config.batch_size
-        per_epoch = len(self.images) // size
+        per_epoch = self.batches.per_epoch
         if observe is not None and 0 in at:
             self._write(phase)
             observe(phase.name, 0, self.vae)
         epochs = -(-self.steps // per_epoch)
         for epoch in range(epochs):
             clock = time.perf_counter()
-            if config.binarize == "dynamic":
-                self.images = binarized(
-                    self.dataset, "train", "dynamic", seed=config.seed, epoch=epoch
-                )
-            order = epoch_order(config.seed, epoch, len(self.images), self.device)
+            self.begin_epoch(epoch)
             first = epoch * per_epoch
-            batches = min(per_epoch, self.steps - first)
-            for batch in range(batches):
-                pixels = self.images.index_select(0, order[batch * size : (batch + 1) * size])
-                for engine in phase.engines:
-                    engine.step(pixels)
-                progress.advance()
-                done = first + batch + 1
+            last = min(first + per_epoch, self.steps)
+            done = first
+            for stop in _stops(first, last, at):
+                phase.advance(stop - done)
+                progress.advance(stop - done)
+                done = stop
                 if observe is not None and done in at:
                     self.train_seconds += time.perf_counter() - clock
                     self._write(phase)
                     observe(phase.name, done, self.vae)
                     clock = time.perf_counter()
-            totals = [engine.take_totals(batches) for engine in phase.engines]
+            totals = [engine.take_totals(last - first) for engine in phase.engines]
             self.train_seconds += time.perf_counter() - clock
-            self.done += batches
+            self.done += last - first
             rate, distortion = (sum(values) for values in zip(*totals, strict=True))
             self._check_and_record(phase, rate, distortion)
             if (epoch + 1) % self.look_every == 0 or epoch + 1 == epochs:
                 self._look(phase, progress)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Lay out the images of an epoch, in its order."""
+        images, seed = self.batches.images, self.config.seed
+        drawn = None
+        if self.config.binarize == "dynamic":
+            drawn = binarized(self.dataset, "train", "dynamic", seed=seed, epoch=epoch)
+        self.batches.begin_epoch(epoch_order(seed, epoch, len(images), images.device), drawn)
 
     def _write(self, phase: Phase) -> None:
         for engine in phase.engines:
@@ -245,6 +249,12 @@ class _Run:
             "rate": rate,
             "distortion": distortion,
         }
+
+
+def _stops(first: int, last: int, at: frozenset[int]) -> list[int]:
+    """Where the steps from `first` to `last` pause: to observe, and to show progress."""
+    shown = range(first + SHOW_EVERY, last, SHOW_EVERY)
+    return sorted({last, *shown, *(step for step in at if first < step < last)})
 
 
 def _evaluator(config: TrainConfig, dataset: Dataset, split: str) -> Evaluator:

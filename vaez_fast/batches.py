@@ -1,0 +1,39 @@
+"""The training images on the device, and the order in which an epoch visits them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Batches:
+    """Batches of B images; each step finds its own by its number, without the host.
+
+    A new epoch writes into the same tensors, because a captured CUDA graph reads those.
+
+    Args:
+        images: (N, 784) uint8 on the device, N ≥ B.
+        batch_size: B.
+    """
+
+    def __init__(self, images: Tensor, batch_size: int) -> None:
+        self.images = images
+        self.batch_size = batch_size
+        self.order = torch.arange(len(images), device=images.device)
+
+    @property
+    def per_epoch(self) -> int:
+        """Whole batches in an epoch; the images left over wait for another permutation."""
+        return len(self.images) // self.batch_size
+
+    def begin_epoch(self, order: Tensor, images: Tensor | None = None) -> None:
+        """Visit the images in `order`, a permutation (N,) int64; or other images of that shape."""
+        self.order.copy_(order)
+        if images is not None:
+            self.images.copy_(images)
+
+    def rows(self, images: Tensor, order: Tensor, step: Tensor) -> Tensor:
+        """The batch of a step: images, order and step (1,) int64 on the device → (B, 784) uint8."""
+        first = step % self.per_epoch * self.batch_size
+        chosen = first + torch.arange(self.batch_size, device=order.device)
+        return images.index_select(0, order.index_select(0, chosen))

@@ -10,8 +10,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from bench.baselines import TextbookVAE
-from vaez_fast.engine import Engine
 from vaez_kernels import reference
 
 # What one number may err by, in units of its terms' size: 1e-6 is the ops' promise for float32
@@ -189,45 +187,3 @@ class LikelihoodCase:
 
     def advance(self) -> None:
         pass
-
-
-def float64_loss(vae: TextbookVAE, x: Tensor, eps: Tensor, analytic: bool) -> float:
-    """Mean −ELBO of a batch in float64, nats: x (B, 784), eps (B, D)."""
-    vae = vae.cpu().double()
-    x = x.cpu().double()
-    with torch.no_grad():
-        q = vae.posterior(x)
-        z = q.loc + q.scale * eps
-        logits = vae.decoder(z)
-        log_prob = (x * logits - torch.nn.functional.softplus(logits)).sum(1)
-        logvar = 2 * q.scale.log()
-        if analytic:
-            rate = reference.kl_standard_normal(q.loc, logvar)
-        else:
-            rate = reference.kl_standard_normal_mc(q.loc, logvar, eps[None])
-        return float((rate - log_prob).mean())
-
-
-def check_first_step(engine: Engine, name: str, pixels: Tensor, tolerance: float) -> Check:
-    """Hold the loss of the engine's next step to float64, for a fresh engine of seed 0.
-
-    Args:
-        tolerance: relative; float32 rounds a loss of 550 nats to 1e-5 of it over 1,000 terms,
-            bfloat16 products move each logit by 2⁻⁸ and the loss by 1e-3 (measured: 1e-4).
-    """
-    latent = engine.objective.vae.architecture.latent
-    eps = reference.normal(engine.state.noise.cpu(), 1, len(pixels), latent)[0]
-    truth = float64_loss(TextbookVAE(name), pixels, eps, analytic=True)
-    engine.step(pixels)
-    rate, distortion = engine.take_totals(1)
-    return Check(abs(rate + distortion - truth) / abs(truth) / tolerance, "float64 loss, same eps")
-
-
-def check_textbook_loss(vae: TextbookVAE, name: str, x: Tensor) -> Check:
-    """Hold the textbook loss to float64, with eps recovered from its z."""
-    with torch.no_grad():
-        loss, z = vae.negative_elbo(x)
-        q = vae.posterior(x)
-        eps = ((z - q.loc) / q.scale).double().cpu()
-    truth = float64_loss(TextbookVAE(name), x, eps, analytic=False)
-    return Check(abs(float(loss.mean()) - truth) / abs(truth) / 1e-5, "float64 loss, its own eps")

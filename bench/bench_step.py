@@ -1,7 +1,8 @@
-"""A training step of each preset: the article's eager textbook against the compiled engine."""
+"""A training step: the baselines, the engine, and the engine's matrix products alone."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -9,34 +10,59 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.accuracy import check_first_step, check_textbook_loss
-from bench.baselines import TextbookTraining, TextbookVAE
+from bench.baselines import CarefulTraining, TextbookTraining, TextbookVAE, compiled_training
+from bench.graphs import captured
 from bench.measure import CLOCK
+from bench.products import products_of, replay
 from bench.rows import Bench, Group, Rival
+from bench.training_checks import check_first_step, check_loss, check_product
+from vaez_fast.batches import Batches
 from vaez_fast.config import choose_precision
 from vaez_fast.data import binarized, load
 from vaez_fast.engine import Engine
-from vaez_fast.model import MODELS, VAE
-from vaez_fast.objective import NegativeElbo
+from vaez_fast.model import VAE
+from vaez_fast.objective import Distortion, NegativeElbo, Objective, Rate
+from vaez_fast.optimizer import Adam, constant
+from vaez_fast.regime import STEPS_PER_REPLAY, Phase
 
-PROVIDERS = ("textbook", "engine float32", "engine bfloat16")
 BATCH_SIZE = 128
-# Relative error of the first loss; `check_first_step` says where they come from.
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-3}
+
+# What is trained: the model, and which of the losses of the engine and of the textbook.
+CASES = {
+    "altosaar": ("altosaar", "elbo"),
+    "lyeoni": ("lyeoni", "elbo"),
+    "burda": ("burda", "elbo"),
+    "altosaar, the encoder alone (kl)": ("altosaar", "kl"),
+    "altosaar, the decoder after it": ("altosaar", "decoder"),
+}
+OBJECTIVES: dict[str, Callable[[VAE], Objective]] = {
+    "elbo": lambda vae: NegativeElbo(vae, "analytic"),
+    "kl": lambda vae: Rate(vae, "analytic"),
+    "decoder": lambda vae: Distortion(vae, "encoder"),
+}
+OURS = tuple(
+    f"{what} {dtype}" for dtype in ("float32", "bfloat16") for what in ("engine", "products")
+)
+PROVIDERS = {
+    "elbo": ("textbook", "compiled", "careful", *OURS),
+    "kl": ("textbook", *OURS),
+    "decoder": ("textbook", *OURS),
+}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     quick = metafunc.config.getoption("quick")
-    metafunc.parametrize("model", ["altosaar"] if quick else list(MODELS))
-    metafunc.parametrize("provider", PROVIDERS)
+    cases = ["altosaar"] if quick else list(CASES)
+    rows = [(case, provider) for case in cases for provider in PROVIDERS[CASES[case][1]]]
+    metafunc.parametrize(("case", "provider"), rows)
 
 
 @pytest.mark.benchmark(timer=CLOCK)
 def test_training_step(
-    benchmark: Any, bench: Bench, images: Tensor, model: str, provider: str
+    benchmark: Any, bench: Bench, images: Tensor, case: str, provider: str
 ) -> None:
-    make = partial(_group, model, images, bench.device)
-    bench.record(benchmark, bench.measured(model, make, budget=4.0), provider)
+    make = partial(_group, case, images, bench.device)
+    bench.record(benchmark, bench.measured(case, make, budget=6.0), provider)
 
 
 @pytest.fixture(scope="module")
@@ -44,43 +70,85 @@ def images(bench: Bench, data_root: str) -> Tensor:
     return binarized(load("mnist-5k", data_root).to(bench.device), "train", "static")
 
 
-def _group(model: str, images: Tensor, device: torch.device) -> Group:
-    textbook = TextbookTraining(TextbookVAE(model).to(device), images.cpu(), BATCH_SIZE)
-    batch = images[:BATCH_SIZE]
-    rivals = {
-        "textbook": Rival(textbook.step, check_textbook_loss(textbook.vae, model, batch.float()))
-    }
-    unavailable = {}
+def _group(case: str, images: Tensor, device: torch.device) -> Group:
+    model, trains = CASES[case]
+    rivals = _baselines(model, trains, images, device)
+    unavailable: dict[str, str] = {}
+    products: dict[str, str] = {}
     for dtype in (torch.float32, torch.bfloat16):
-        name = f"engine {str(dtype).removeprefix('torch.')}"
+        engine_row, products_row = (f"{what} {dtype}".replace("torch.", "") for what in ROWS)
         if dtype == torch.bfloat16 and choose_precision("auto", device) != dtype:
-            unavailable[name] = "this processor does not multiply bfloat16"
+            reason = "this processor does not multiply bfloat16"
+            unavailable |= {engine_row: reason, products_row: reason}
             continue
-        engine = Engine(
-            NegativeElbo(VAE(model).to(device), "analytic"),
-            steps=100_000,  # more than are timed
-            batch_size=BATCH_SIZE,
-            lr=1e-3,
-            seed=0,
-            precision=dtype,
-            pixel_scale=1.0,
-            device=device,
-        )
-        check = check_first_step(engine, model, batch, TOLERANCE[dtype])
-        rivals[name] = Rival(_Steps(engine, images), check)
-    title = f"training step, {model}, batch {BATCH_SIZE}"
-    return Group(title, rivals, unavailable, floor_bytes=None)
+        products[engine_row] = products_row
+        engine = _engine(model, trains, images, dtype)
+        rivals[engine_row] = _steps(engine, model, trains)
+        rivals[products_row] = _products(engine, device)
+    title = f"training step, {case}, batch {BATCH_SIZE}"
+    return Group(title, rivals, unavailable, floor_bytes=None, products=products)
 
 
-class _Steps:
-    """Steps through the images in order, gathering each batch as training does."""
+ROWS = ("engine", "products")
 
-    def __init__(self, engine: Engine, images: Tensor) -> None:
-        self.engine, self.images = engine, images
-        self.order = torch.arange(len(images), device=images.device)
-        self.at = 0
 
-    def __call__(self) -> None:
-        rows = self.order[self.at : self.at + BATCH_SIZE]
-        self.engine.step(self.images.index_select(0, rows))
-        self.at = (self.at + BATCH_SIZE) % (len(self.images) - BATCH_SIZE)
+def _baselines(model: str, trains: str, images: Tensor, device: torch.device) -> dict[str, Rival]:
+    def checked(training: TextbookTraining | CarefulTraining, loss: str) -> Rival:
+        x = images[:BATCH_SIZE].float()
+        return Rival(training.step, check_loss(training.loss, training.vae, x, loss))
+
+    def vae() -> TextbookVAE:
+        return TextbookVAE(model).to(device)
+
+    on_cpu = images.cpu()
+    if trains == "elbo":
+        return {
+            "textbook": checked(TextbookTraining(vae(), on_cpu, BATCH_SIZE), "elbo"),
+            "compiled": checked(compiled_training(vae(), on_cpu, BATCH_SIZE), "elbo"),
+            "careful": checked(CarefulTraining(vae(), images, BATCH_SIZE), "analytic elbo"),
+        }
+    one = vae()
+    loss, half = (
+        (one.monte_carlo_kl, one.encoder) if trains == "kl" else (one.distortion, one.decoder)
+    )
+    return {"textbook": checked(TextbookTraining(one, on_cpu, BATCH_SIZE, loss, half), trains)}
+
+
+def _engine(model: str, trains: str, images: Tensor, dtype: torch.dtype) -> Engine:
+    vae = VAE(model).to(images.device)
+    make = partial(
+        Engine,
+        batches=Batches(images, BATCH_SIZE),
+        optimizer=Adam(),
+        rates=constant(1e-3, 100_000),  # more steps than are timed
+        seed=0,
+        precision=dtype,
+        pixel_scale=1.0,
+    )
+    encoder = make(Rate(vae, "analytic")) if trains == "decoder" else None
+    return make(OBJECTIVES[trains](vae), encoder=encoder)
+
+
+def _steps(engine: Engine, model: str, trains: str) -> Rival:
+    check = check_first_step(engine, model, trains)
+    if engine.batches.images.device.type == "cpu":
+        return Rival(engine.step, check)
+    advance = partial(Phase("steps", [engine]).advance, STEPS_PER_REPLAY)
+    return Rival(advance, check, own_memory=False, calls=STEPS_PER_REPLAY)
+
+
+def _products(engine: Engine, device: torch.device) -> Rival:
+    products = products_of(engine)
+    run = replay(products, device)
+    notes = {"operations": sum(product.operations for product in products)}
+    check = check_product(products[0], device)
+    if device.type == "cpu":
+        return Rival(run, check, notes)
+
+    def several() -> tuple[Tensor, ...]:
+        for _ in range(STEPS_PER_REPLAY):
+            run()
+        return ()
+
+    graph, _ = captured(several)
+    return Rival(graph, check, notes, own_memory=False, calls=STEPS_PER_REPLAY)

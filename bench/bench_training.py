@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from statistics import median
 from typing import Any
 
 import pytest
@@ -10,10 +11,16 @@ import torch
 
 from bench.accuracy import Check
 from bench.baselines import TextbookVAE
-from bench.measure import CLOCK
+from bench.measure import CLOCK, interleave
+from bench.products import products_of, replay
 from bench.rows import Bench, Group, Rival
-from vaez_fast.config import TrainConfig
+from vaez_fast.batches import Batches
+from vaez_fast.config import TrainConfig, choose_device, choose_precision
 from vaez_fast.data import binarized, load
+from vaez_fast.engine import Engine
+from vaez_fast.model import VAE
+from vaez_fast.objective import NegativeElbo
+from vaez_fast.optimizer import Adam, constant
 from vaez_fast.train import EVALUATION_STEP, LOG_PX_SAMPLES, Result, train
 from vaez_kernels import noise_key, reference
 
@@ -38,6 +45,7 @@ def test_training(benchmark: Any, bench: Bench, data_root: str, kl: str) -> None
         "steps": steps,
         "images_per_second": result.speed()["images_per_second"],
         "compile_seconds": result.compile_seconds,
+        "step_over_products": result.train_seconds / steps / _products(config, data_root),
     }
     rival = Rival(None, _check(result, config, data_root), notes)
     title = f"training, {config.model}, {config.data}, {steps} steps"
@@ -45,6 +53,23 @@ def test_training(benchmark: Any, bench: Bench, data_root: str, kl: str) -> None
     group = Group(title, {config.arm: rival}, {}, floor_bytes=None, timing=timing)
     group.seconds = {config.arm: [result.train_seconds]}
     bench.record(benchmark, group, config.arm)
+
+
+def _products(config: TrainConfig, data_root: str) -> float:
+    """Seconds of a step's matrix products, alone and right after the training."""
+    device = choose_device(config.device)
+    images = binarized(load(config.data, data_root).to(device), "train", config.binarize)
+    engine = Engine(
+        NegativeElbo(VAE(config.model).to(device), config.kl),
+        Batches(images, config.batch_size),
+        Adam(),
+        constant(config.lr, 1),
+        seed=config.seed,
+        precision=choose_precision(config.precision, device),
+        pixel_scale=1.0,
+    )
+    products = replay(products_of(engine), device)
+    return median(interleave({"products": products}, device, budget=1.0)["products"])
 
 
 def _check(result: Result, config: TrainConfig, data_root: str) -> Check:

@@ -23,6 +23,7 @@ class Rival:
     notes: dict[str, Any] = field(default_factory=dict)
     moved_bytes: int | None = None  # what it loads and stores; None where that is not known
     own_memory: bool = True  # a graph's was set aside at its capture: no call shows it
+    calls: int = 1  # what the work does so many times over; times are those of one
 
 
 @dataclass
@@ -35,6 +36,7 @@ class Group:
     floor_bytes: int | None  # None where no floor is known
     broken: Mapping[str, str] = field(default_factory=dict)  # of ours, provider → its error
     timing: str | None = None  # how it was timed, where not by `interleave`
+    products: Mapping[str, str] = field(default_factory=dict)  # provider → the row of its products
     seconds: dict[str, list[float]] = field(default_factory=dict)
 
 
@@ -58,7 +60,11 @@ class Bench:
             works = {name: r.work for name, r in group.rivals.items() if r.work and r.check.passed}
             if works:
                 seconds = budget / 3 if self.quick else budget
-                group.seconds = interleave(works, self.device, seconds)
+                times = interleave(works, self.device, seconds)
+                group.seconds = {
+                    name: [t / group.rivals[name].calls for t in taken]
+                    for name, taken in times.items()
+                }
             self._measured = (key, group)
         return self._measured[1]
 
@@ -87,6 +93,9 @@ class Bench:
             moved_bytes=rival.moved_bytes,
             **rival.notes,
         )
+        if provider in group.products:
+            products = median(group.seconds[group.products[provider]])
+            info["step_over_products"] = median(seconds) / products
         if group.floor_bytes is None:
             info.update(floor_bytes=None, gb_per_second=None, percent_of_copy=None)
         else:

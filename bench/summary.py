@@ -18,7 +18,8 @@ NOTES = (
     "Medians of rounds taken in turn; × is how many times faster than the first row.",
     "GB/s counts the bytes that the op must move at least, the floor; bytes/floor is how many",
     "times as many the provider loads and stores. Every row passed its check against float64",
-    "before it was timed (error: in units of the tolerance).",
+    "before it was timed (error: in units of the tolerance). step/products: a training step over",
+    "its matrix products alone, the same shapes and dtype, timed in the same run.",
 )
 
 
@@ -83,7 +84,8 @@ def _rivals(title: str, rows: list[Row]) -> Table:
     if floor:
         title += f" ({_size(floor)} at the floor)"
         columns += [("GB/s", 8), ("of copy", 9), ("bytes/floor", 13)]
-    columns += [("peak", 11), ("error", 7)]
+    trains = any("step_over_products" in info for _, info, *_ in rows)
+    columns += [("step/products", 15)] * trains + [("peak", 11), ("error", 7)]
     lines = []
     for _, info, median, iqr in rows:
         cells = [info["provider"], _time(median), _time(iqr / 2), f"{first / median:.2f}"]
@@ -91,6 +93,9 @@ def _rivals(title: str, rows: list[Row]) -> Table:
             cells += [f"{info['gb_per_second']:.1f}", f"{info['percent_of_copy']:.0f}%"]
             moved = info.get("moved_bytes")
             cells.append("–" if moved is None else f"{moved / floor:.2f}")
+        if trains:
+            ratio = info.get("step_over_products")
+            cells.append("–" if ratio is None else f"{ratio:.2f}")
         peak = info["peak_memory_bytes"]
         cells.append("–" if peak is None else _size(peak))
         lines.append((*cells, f"{info['check_error_over_tolerance']:.2f}"))
@@ -101,14 +106,15 @@ def _metrics(rows: list[Row]) -> Table:
     title, info = rows[0][:2]
     samples = info["metrics"]["log_px_samples"]
     columns = (
-        *(("arm", 34), ("time", 9), ("images/s", 10)),
+        *(("arm", 34), ("time", 9), ("images/s", 10), ("step/products", 15)),
         *(("KL", 8), ("ELBO", 9), ("log p(x)", 10)),
     )
     lines = []
     for _, info, median, _ in rows:
         metrics = [f"{info['metrics'][name]:.2f}" for name in ("rate", "elbo", "log_px")]
         speed = f"{info['images_per_second']:,.0f}"
-        lines.append((info["provider"], _time(median), speed, *metrics))
+        ratio = f"{info['step_over_products']:.2f}"
+        lines.append((info["provider"], _time(median), speed, ratio, *metrics))
     title = f"{title}: {info['data']}, nats per image, {samples} samples"
     return Table(title, columns, lines)
 

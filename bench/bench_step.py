@@ -120,7 +120,7 @@ def _engine(model: str, trains: str, images: Tensor, dtype: torch.dtype) -> Engi
         Engine,
         batches=Batches(images, BATCH_SIZE),
         optimizer=Adam(),
-        rates=constant(1e-3, 100_000),  # more steps than are timed
+        learning_rates=constant(1e-3, 100_000),  # more steps than are timed
         seed=0,
         precision=dtype,
         pixel_scale=1.0,

@@ -69,7 +69,8 @@ class Engine:
             parameters are the start.
         batches: the images, on the device where all of it will live.
         optimizer: the update rule.
-        rates: (T,) float64, the learning rate of each step; there are no more steps than T.
+        learning_rates: (T,) float64, one for each step; there are no more steps than T.
+        kl_weights: (T,) float64, the rate's weight at each step; the objective's β by default.
         seed: fixes the training noise.
         precision: dtype of the matrix products (float32 or bfloat16); weights, moments and all
             reductions are float32.
@@ -83,11 +84,12 @@ class Engine:
         objective: Objective,
         batches: Batches,
         optimizer: Optimizer,
-        rates: Tensor,
+        learning_rates: Tensor,
         *,
         seed: int,
         precision: torch.dtype,
         pixel_scale: float,
+        kl_weights: Tensor | None = None,
         encoder: Engine | None = None,
     ) -> None:
         self.objective, self.batches, self.optimizer = objective, batches, optimizer
@@ -99,9 +101,16 @@ class Engine:
             if name.split(".")[1] in objective.trains  # "vae.encoder.0.weight"
         ]
         self.names = [name for name, _ in trained]
-        self.fixed_names = encoder.names if encoder is not None else []
-        self.fixed = encoder.for_products() if encoder is not None else []
-        self.schedule = optimizer.table(rates).to(device)
+        # What the loss reads and the step leaves alone: buffers, and another engine's encoder.
+        fixed = {name: b.detach().to(device) for name, b in objective.named_buffers()}
+        if encoder is not None:
+            fixed |= dict(zip(encoder.names, encoder.for_products(), strict=True))
+        self.fixed_names, self.fixed = list(fixed), list(fixed.values())
+        if kl_weights is None:
+            kl_weights = torch.full_like(learning_rates, objective.beta)
+        # (T, 1 + the optimiser's columns) float32
+        table = optimizer.table(learning_rates)
+        self.schedule = torch.cat((kl_weights[:, None].float(), table), 1).to(device)
         weights = [_stored_for_products(p.to(device)) for _, p in trained]
         # Matrices are kept in the products' dtype beside the float32 weights, and written by the
         # optimiser, instead of being converted in every step.
@@ -134,10 +143,10 @@ class Engine:
         names = [*self.names, *self.fixed_names]
         parameters = dict(zip(names, [*leaves, *fixed], strict=True))
         rate, distortion = functional_call(self.objective, parameters, (x, state.noise))
-        loss = (self.objective.beta * rate + distortion).mean()
+        kl_weight, *row = schedule.index_select(0, step)[0].unbind()
+        loss = (kl_weight * rate + distortion).mean()
         gradients = torch.autograd.grad(loss, leaves)
         with torch.no_grad():
-            row = schedule.index_select(0, step)[0]
             for (w, copy), moments, gradient in zip(pairs, state.moments, gradients, strict=True):
                 self.optimizer.update(w, gradient.float(), moments, row)
                 if copy is not None:
@@ -152,7 +161,8 @@ class Engine:
     def _compile(self) -> Callable[..., None]:
         # Everything that the graph depends on: the sizes of what it is given, and what it computes.
         shapes = tuple((tuple(t.shape), t.dtype, t.device) for t in self._arguments)
-        computes = (self.objective.key, self.objective.vae.architecture, self.optimizer)
+        vae = self.objective.vae
+        computes = (self.objective.key, type(vae), vae.architecture, self.optimizer)
         key = (shapes, computes, self.batches.batch_size, self.pixel_scale)
         if key not in _graphs:
             device = self.batches.images.device

@@ -35,7 +35,7 @@ class NegativeElbo(nn.Module):
     def __init__(self, vae: VAE, kl: str, beta: float = 1.0) -> None:
         super().__init__()
         self.vae, self.kl, self.beta = vae, kl, beta
-        self.key = ("elbo", kl, beta)
+        self.key = ("elbo", kl)
 
     def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, 784) in [0, 1], noise (2,) → rate (B,), one-sample distortion (B,)."""

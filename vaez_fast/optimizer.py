@@ -45,10 +45,12 @@ class Adam:
         t = torch.arange(1, len(rates) + 1, dtype=torch.float64)
         return torch.stack((rates / (1 - self.beta1**t), (1 - self.beta2**t).rsqrt()), 1).float()
 
-    def update(self, weight: Tensor, gradient: Tensor, moments: list[Tensor], row: Tensor) -> None:
-        """One step in place; gradient float32, row (2,) of the table."""
+    def update(
+        self, weight: Tensor, gradient: Tensor, moments: list[Tensor], row: list[Tensor]
+    ) -> None:
+        """One step in place; gradient float32, `row` the numbers of the step's row of the table."""
         m, v = moments
-        step_size, correction = row.unbind()
+        step_size, correction = row
         m.lerp_(gradient, 1 - self.beta1)
         v.mul_(self.beta2).addcmul_(gradient, gradient, value=1 - self.beta2)
         weight.sub_(step_size * m / (v.sqrt() * correction + self.epsilon))
@@ -66,13 +68,15 @@ class CenteredRMSprop:
         """(T,) rates → (T, 1) float32, the same."""
         return rates[:, None].float()
 
-    def update(self, weight: Tensor, gradient: Tensor, moments: list[Tensor], row: Tensor) -> None:
-        """One step in place; gradient float32, row (1,) of the table."""
+    def update(
+        self, weight: Tensor, gradient: Tensor, moments: list[Tensor], row: list[Tensor]
+    ) -> None:
+        """One step in place; gradient float32, `row` the numbers of the step's row of the table."""
         square, mean = moments
         square.mul_(self.alpha).addcmul_(gradient, gradient, value=1 - self.alpha)
         mean.lerp_(gradient, 1 - self.alpha)
         deviation = (square - mean.square()).sqrt() + self.epsilon
-        weight.sub_(row * gradient / deviation)
+        weight.sub_(row[0] * gradient / deviation)
 
 
 Optimizer = Adam | CenteredRMSprop

@@ -70,7 +70,7 @@ def phases(
         Engine,
         batches=batches,
         optimizer=Adam(),
-        rates=warmup_cosine(config.lr, steps),
+        learning_rates=warmup_cosine(config.lr, steps),
         seed=config.seed,
         precision=precision,
         pixel_scale=pixel_scale,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from bench.measure import available_device, copy_bandwidth
 from bench.rows import Bench
 from bench.summary import summary
-from vaez_fast.environment import environment
+from vaez_fast.environment import environment, expect_no_gpu
 
 SCHEMA = 2
 
@@ -35,8 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # Our tables stand in for pytest-benchmark's own, whose columns know no bytes and no ratios;
     # --benchmark-verbose brings those back.
     config.option.benchmark_quiet = True
-    # Where a CUDA toolkit but no GPU is installed, compiling for the CPU logs a warning about it.
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    expect_no_gpu()
 
 
 @pytest.fixture(scope="session")

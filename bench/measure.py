@@ -51,7 +51,7 @@ def replay(benchmark: Any, seconds: list[float]) -> None:
 
 
 def interleave(
-    rivals: Mapping[str, Work], device: torch.device, budget: float
+    rivals: Mapping[str, Work], device: torch.device, budget: float, fewest: int = FEWEST_ROUNDS
 ) -> dict[str, list[float]]:
     """Seconds of each rival, in rounds that call every rival once and start with another each time.
 
@@ -60,7 +60,8 @@ def interleave(
     Args:
         rivals: functions to time; each is warmed up first.
         device: CUDA takes events and a flushed L2 cache, the CPU the wall clock.
-        budget: about how many seconds the rounds may take; there are 11 to 501 of them.
+        budget: about how many seconds the rounds may take.
+        fewest: rounds, whatever they take; there are never more than 501.
     """
     timed = _cuda_timer(device) if device.type == "cuda" else _wall_timer
     for work in rivals.values():
@@ -68,7 +69,7 @@ def interleave(
             work()
     # On CUDA without waiting, `once` would be the time to submit: far less than a round takes.
     once = sum(_wall_timer(lambda: timed(work)) for work in rivals.values())  # noqa: B023
-    rounds = max(FEWEST_ROUNDS, min(MOST_ROUNDS, int(budget / once)))
+    rounds = max(fewest, min(MOST_ROUNDS, int(budget / once)))
     names = list(rivals)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for i in range(rounds):

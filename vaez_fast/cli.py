@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import logging
 import sys
 from collections.abc import Sequence
 
@@ -13,6 +12,7 @@ from .commands import article, compare, report, theory, train
 from .compare import CompareError
 from .config import ConfigError
 from .data import DataError
+from .environment import expect_no_gpu
 from .results import OutputError
 from .train import TrainingError
 
@@ -31,8 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that cannot print σ or ² goes on
     options = _parser().parse_args(argv)
-    # Where a CUDA toolkit but no GPU is installed, compiling for the CPU logs a warning about it.
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    expect_no_gpu()
     name = f"vaez-fast {options.command}"
     try:
         return COMMANDS[options.command].run(options)

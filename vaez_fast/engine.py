@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -147,12 +147,17 @@ class Engine:
         loss = (kl_weight * rate + distortion).mean()
         gradients = torch.autograd.grad(loss, leaves)
         with torch.no_grad():
-            for (w, copy), moments, gradient in zip(pairs, state.moments, gradients, strict=True):
-                self.optimizer.update(w, gradient.float(), moments, row)
-                if copy is not None:
-                    copy.copy_(w)
+            self.descend(state, gradients, row)
             state.totals.add_(torch.stack((rate.sum(), distortion.sum())))
             state.noise.add_(torch.arange(2, device=step.device))
+
+    def descend(self, state: State, gradients: Sequence[Tensor], row: list[Tensor]) -> None:
+        """The optimiser's part of a step, in place."""
+        pairs = _with_copies(state.weights, state.copies)
+        for (w, copy), moments, gradient in zip(pairs, state.moments, gradients, strict=True):
+            self.optimizer.update(w, gradient.float(), moments, row)
+            if copy is not None:
+                copy.copy_(w)
 
     def arguments(self) -> list[Tensor]:
         """The tensors that a step reads and advances."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 import subprocess
 from pathlib import Path
@@ -30,6 +31,11 @@ def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
         "revision": revision,
         "dirty": dirty,
     }
+
+
+def expect_no_gpu() -> None:
+    """Keep torch from logging that a CUDA toolkit is installed and no GPU, when it compiles."""
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
 
 def cpu_name() -> str:

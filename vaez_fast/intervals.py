@@ -50,3 +50,16 @@ def interval(values: Sequence[float]) -> Interval:
 def paired(first: Sequence[float], second: Sequence[float]) -> Interval:
     """The interval of first − second, value by value: arms of one seed share data and noise."""
     return interval([a - b for a, b in zip(first, second, strict=True)])
+
+
+def one_sided_p(values: Sequence[float], target: float) -> float:
+    """p of the t-test whose null says that the values' expectation is at most `target`.
+
+    Raises:
+        ValueError: fewer than two values.
+    """
+    from scipy.stats import ttest_1samp
+
+    if len(values) < 2:
+        raise ValueError(f"one_sided_p: at least two values are needed, got {len(values)}")
+    return float(ttest_1samp(values, target, alternative="greater").pvalue)

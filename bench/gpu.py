@@ -1,8 +1,9 @@
 """All that a CUDA machine can say of the ops, in one call: `python -m bench.gpu --out DIR`.
 
 Correctness first, in parallel: `vaez-fast compare` on CUDA and tests/cuda. Then, alone on the
-machine, the op benchmarks. DIR gets comparison.json, tests.txt, bench.json and a README.md that
-shows them; what the time limit cut off is named there.
+machine, the op benchmarks, and the training steps where mnist-5k is at hand. DIR gets
+comparison.json, tests.txt, bench.json and a README.md that shows them; what the time limit cut off
+is named there.
 """
 
 from __future__ import annotations
@@ -26,11 +27,13 @@ import torch
 from bench.summary import rows_of_json, summary
 from vaez_fast.compare import Row, record, table
 from vaez_fast.comparison import OPS
+from vaez_fast.data import DataError, load
 from vaez_fast.environment import environment
 from vaez_fast.results import OutputError, prepare_file, write_atomically
 
 ROOT = Path(__file__).parents[1]
 BENCHES = ("bench/bench_latent.py", "bench/bench_likelihood.py", "bench/bench_noise.py")
+STEPS = "bench/bench_step.py"  # where mnist-5k is at hand
 # Of the whole call; correctness may take up to half of it.
 MINUTES = 8.0
 # A run that is told to stop writes what it has: so long it may take for that.
@@ -107,9 +110,17 @@ def _row(values: dict[str, Any]) -> Row:
     return Row(**(values | lacking))
 
 
-def measure(out: Path, deadline: float) -> Outcome:
+def measure(out: Path, data_root: str, deadline: float) -> Outcome:
+    """The op benchmarks and, where there are digits, the training steps."""
     flags = ["--benchmark-only", f"--benchmark-json={out / 'bench.json'}", "-p", "no:cacheprovider"]
-    return run("benchmarks", ["-m", "pytest", *BENCHES, *flags, "-q"], deadline)
+    files = list(BENCHES)
+    try:
+        load("mnist-5k", data_root)
+        files.append(STEPS)
+        flags.append(f"--data-root={Path(data_root).resolve()}")
+    except DataError as error:
+        print(f"no training steps: {error}", file=sys.stderr)
+    return run("benchmarks", ["-m", "pytest", *files, *flags, "-q"], deadline)
 
 
 def gpu_state() -> str:
@@ -164,6 +175,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__)
     parser.add_argument("--out", required=True, type=Path, metavar="DIR")
     parser.add_argument("--minutes", type=float, default=MINUTES, help=f"limit (default {MINUTES})")
+    parser.add_argument(
+        "--data-root", default="data", metavar="DIR", help="of mnist-5k.npz (default: data)"
+    )
     options = parser.parse_args(argv)
     if not torch.cuda.is_available():
         print("bench.gpu: error: no CUDA device is here", file=sys.stderr)
@@ -171,13 +185,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     out: Path = options.out.resolve()
     try:
         prepare_file(out / "README.md")
-        return _run_all(out, 60 * options.minutes, print)
+        return _run_all(out, options.data_root, 60 * options.minutes, print)
     except OutputError as error:
         print(f"bench.gpu: error: {error}", file=sys.stderr)
         return 1
 
 
-def _run_all(out: Path, seconds: float, say: Callable[[str], None]) -> int:
+def _run_all(out: Path, data_root: str, seconds: float, say: Callable[[str], None]) -> int:
     begin = time.monotonic()
     machine, states = environment("cuda"), [gpu_state()]
     outcomes, rows = check(out, begin + seconds / 2)
@@ -192,7 +206,7 @@ def _run_all(out: Path, seconds: float, say: Callable[[str], None]) -> int:
         say(f"{outcome.name}: {outcome.verdict}")
         if outcome.status != 0:
             say(outcome.output[-3000:])
-    outcomes.append(measure(out, begin + seconds - GRACE_SECONDS))
+    outcomes.append(measure(out, data_root, begin + seconds - GRACE_SECONDS))
     say(outcomes[-1].output)
     states.append(gpu_state())
     measured = _measured(out / "bench.json")

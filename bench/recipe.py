@@ -22,12 +22,13 @@ class Recipe:
 
     steps: int
     batch_size: int = 128
-    lr: float = 3e-3
+    lr: float = 6e-3
     warmup: float = 0.05  # share of the steps over which the learning rate rises
-    kl_warmup: float = 0.2  # share of the steps over which the KL's weight rises from 0 to 1
+    kl_warmup: float = 0.5  # share of the steps over which the KL's weight rises from 0 to 1
     kl: str = "sticking-the-landing"
-    optimizer: Adam = field(default=Adam(beta2=0.99))
+    optimizer: Adam = field(default=Adam(beta1=0.8, beta2=0.99))
     posterior_scale: float = 0.3  # of the encoder's last weights, in units of He's
+    posterior_deviation: float = 0.3  # sigma of every latent, where those weights are zero
     logits_scale: float = 0.3  # of the decoder's last weights
 
     def learning_rates(self) -> Tensor:
@@ -80,7 +81,7 @@ def start(vae: VAE, recipe: Recipe, seed: int) -> None:
     """Initial weights for ReLU layers (He et al. 2015, equation 10), the last ones smaller.
 
     PyTorch's default has a sixth of the variance: signals shrink from layer to layer, and gradients
-    with them. Biases are zero.
+    with them. Biases are zero, except that sigma begins at the recipe's.
     """
     generator = torch.Generator().manual_seed(seed)
     for half, scale in ((vae.encoder, recipe.posterior_scale), (vae.decoder, recipe.logits_scale)):
@@ -90,3 +91,7 @@ def start(vae: VAE, recipe: Recipe, seed: int) -> None:
             drawn = torch.randn(layer.weight.shape, generator=generator)
             layer.weight.copy_(drawn * deviation)
             layer.bias.zero_()
+    last = vae.encoder[-1]
+    assert isinstance(last, Linear)
+    assert vae.architecture.scale == "softplus"
+    last.bias[vae.architecture.latent :] = math.log(math.expm1(recipe.posterior_deviation))

@@ -61,7 +61,7 @@ def test_the_report_shows_every_part_and_a_failure_fails_the_call(
 
     monkeypatch.setattr(gpu, "run", run)
     monkeypatch.setattr(gpu, "environment", lambda _: _machine())
-    assert gpu._run_all(tmp_path, 10.0, lambda _: None) == code
+    assert gpu._run_all(tmp_path, "data", 10.0, lambda _: None) == code
     page = (tmp_path / "README.md").read_text()
     assert "# The ops on a GPU" in page
     assert "| tests/cuda/test_numbers.py | " in page

@@ -60,6 +60,8 @@ def test_weights_start_with_hes_variance_and_the_last_ones_smaller() -> None:
             wanted = factor * math.sqrt(2 / layer.in_features)
             # The deviation of n draws errs by 1/√(2n) of it: 0.4 % for the smallest layer.
             assert float(layer.weight.detach().std()) == pytest.approx(wanted, rel=0.02)
+    sigma = torch.nn.functional.softplus(vae.encoder[-1].bias[128:])  # type: ignore[index]
+    torch.testing.assert_close(sigma, torch.full((128,), RECIPE.posterior_deviation))
     again = VAE("altosaar", seed=8)
     start(again, RECIPE, seed=3)
     assert all(torch.equal(p, q) for p, q in zip(vae.parameters(), again.parameters(), strict=True))

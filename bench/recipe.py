@@ -26,7 +26,7 @@ class Recipe:
     warmup: float = 0.05  # share of the steps over which the learning rate rises
     kl_warmup: float = 0.5  # share of the steps over which the KL's weight rises from 0 to 1
     kl: str = "sticking-the-landing"
-    optimizer: Adam = field(default=Adam(beta1=0.8, beta2=0.99))
+    optimizer: Adam = field(default=Adam(beta1=0.85, beta2=0.99))
     posterior_scale: float = 0.3  # of the encoder's last weights, in units of He's
     posterior_deviation: float = 0.3  # sigma of every latent, where those weights are zero
     logits_scale: float = 0.3  # of the decoder's last weights

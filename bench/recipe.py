@@ -26,6 +26,8 @@ class Recipe:
     warmup: float = 0.05  # share of the steps over which the learning rate rises
     kl_warmup: float = 0.5  # share of the steps over which the KL's weight rises from 0 to 1
     kl: str = "sticking-the-landing"
+    centred: bool = True  # the encoder sees x less the mean image
+    he: bool = True  # initial weights: He's, or PyTorch's default with its biases
     optimizer: Adam = field(default=Adam(beta1=0.85, beta2=0.99))
     posterior_scale: float = 0.3  # of the encoder's last weights, in units of He's
     posterior_deviation: float = 0.3  # sigma of every latent, where those weights are zero
@@ -83,6 +85,8 @@ def start(vae: VAE, recipe: Recipe, seed: int) -> None:
     PyTorch's default has a sixth of the variance: signals shrink from layer to layer, and gradients
     with them. Biases are zero, except that sigma begins at the recipe's.
     """
+    if not recipe.he:
+        return
     generator = torch.Generator().manual_seed(seed)
     for half, scale in ((vae.encoder, recipe.posterior_scale), (vae.decoder, recipe.logits_scale)):
         layers = [module for module in half if isinstance(module, Linear)]

@@ -1,9 +1,13 @@
 """Seconds of training until static MNIST's test log p(x) is −97.10 nats.
 
 `python -m bench.speedrun --seeds 5 --data-root DIR` trains the altosaar VAE by the recipe of
-bench/recipe.py from so many seeds, then the textbook baseline on the same machine until its
-validation log p(x) gets there, and prints and writes what both took. Training time is the loop
-alone, with the epochs' permutations; what is compiled and evaluated is listed beside it.
+bench/recipe.py from so many seeds, then the textbook baseline on the same machine until it gets
+there, and prints and writes what both took. Training time is the loop alone, with the epochs'
+permutations; what is compiled and evaluated is listed beside it.
+
+Our steps were fixed on the validation split, and the test split is read once a run, at its end. The
+textbook is looked at every 2,500 steps and stops at the first look at which its test log p(x) is the
+target: to its advantage, since the validation split is harder by 0.7 nats.
 """
 
 from __future__ import annotations
@@ -87,12 +91,20 @@ class Referee:
         return seconds
 
 
-def speedrun(
-    recipe: Recipe, images: Tensor, referee: Referee, seed: int, precision: torch.dtype
-) -> Run:
-    """Train by `recipe` on images (N, 784) uint8, and evaluate once, at the end."""
+@dataclass(frozen=True)
+class Trained:
+    """A model that a recipe made, and the seconds that it took."""
+
+    vae: VAE
+    train_seconds: float
+    compile_seconds: float
+
+
+def train(recipe: Recipe, images: Tensor, seed: int, precision: torch.dtype) -> Trained:
+    """Train by `recipe` on images (N, 784) uint8; nothing is evaluated on the way."""
     clock = time.perf_counter()
-    vae = CenteredVAE(MODEL, seed, images.float().mean(0))
+    mean = images.float().mean(0) * float(recipe.centred)
+    vae = CenteredVAE(MODEL, seed, mean)
     start(vae, recipe, seed)
     vae.to(images.device)
     batches = Batches(images, recipe.batch_size)
@@ -112,21 +124,26 @@ def speedrun(
 
     clock = time.perf_counter()
     for first in range(0, recipe.steps, batches.per_epoch):
-        batches.begin_epoch(
-            epoch_order(seed, first // batches.per_epoch, len(images), images.device)
-        )
+        epoch = first // batches.per_epoch
+        batches.begin_epoch(epoch_order(seed, epoch, len(images), images.device))
         phase.advance(min(batches.per_epoch, recipe.steps - first))
     engine.take_totals(recipe.steps)  # waits for the device
     train_seconds = time.perf_counter() - clock
-
     engine.write_to(vae)
-    trained = vae.folded(MODEL)
-    validation, test = (referee.judge(trained, split) for split in ("validation", "test"))
+    return Trained(vae.folded(MODEL), train_seconds, compile_seconds)
+
+
+def speedrun(
+    recipe: Recipe, images: Tensor, referee: Referee, seed: int, precision: torch.dtype
+) -> Run:
+    """Train by `recipe`, and evaluate once, at the end."""
+    trained = train(recipe, images, seed, precision)
+    validation, test = (referee.judge(trained.vae, split) for split in ("validation", "test"))
     return Run(
         seed=seed,
         steps=recipe.steps,
-        train_seconds=train_seconds,
-        compile_seconds=compile_seconds,
+        train_seconds=trained.train_seconds,
+        compile_seconds=trained.compile_seconds,
         eval_seconds=referee.take_seconds(),
         validation_log_px=validation.log_px,
         test=test.as_dict(),
@@ -136,12 +153,12 @@ def speedrun(
 def textbook(
     images: Tensor, referee: Referee, limit: int, say: Callable[[str], None]
 ) -> tuple[Run, bool]:
-    """The textbook until its validation log p(x) is the target, or for `limit` steps."""
+    """The textbook until its test log p(x) is the target, or for `limit` steps."""
     vae = TextbookVAE(MODEL).to(images.device)
     torch.manual_seed(0)
     training = TextbookTraining(vae, images.cpu(), TEXTBOOK_BATCH)
     judged = VAE(MODEL).to(images.device)
-    seconds, steps, reached, validation = 0.0, 0, False, float("-inf")
+    seconds, steps, reached = 0.0, 0, False
     while not reached and steps < limit:
         clock = time.perf_counter()
         for _ in range(LOOK_EVERY):
@@ -151,12 +168,12 @@ def textbook(
         seconds += time.perf_counter() - clock
         steps += LOOK_EVERY
         judged.load_state_dict(vae.state_dict())
-        validation = referee.judge(judged, "validation").log_px
-        reached = validation >= TARGET
-        say(f"textbook: {steps:,} steps in {seconds:.0f} s, validation log p(x) {validation:.2f}")
-    test = referee.judge(judged, "test").as_dict()
+        test = referee.judge(judged, "test")
+        reached = test.log_px >= TARGET
+        say(f"textbook: {steps:,} steps in {seconds:.0f} s, test log p(x) {test.log_px:.2f}")
+    validation = referee.judge(judged, "validation").log_px
     eval_seconds = referee.take_seconds()
-    return Run(0, steps, seconds, 0.0, eval_seconds, validation, test), reached
+    return Run(0, steps, seconds, 0.0, eval_seconds, validation, test.as_dict()), reached
 
 
 def record(

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench import speedrun
+from bench import ablation, speedrun
 from bench.recipe import CenteredVAE, Recipe, start
 from bench.speedrun import Referee, Run, main, record, table
 from tests.digits import first
@@ -140,6 +140,25 @@ def test_the_record_tests_the_mean_against_the_target() -> None:
     assert content["textbook_over_ours"] == pytest.approx(20.0)
     assert "one-sided p = 0.01" in table(content)
     assert one_sided_p([-98.0, -98.1], -97.1) > 0.95
+
+
+def test_an_ablation_takes_one_ingredient_away_at_a_time() -> None:
+    whole, *others = ablation.variants(RECIPE).values()
+    assert whole == RECIPE
+    assert all(recipe != whole for recipe in others)
+    assert len(set(map(repr, others))) == len(ablation.WITHOUT)
+    vae, untouched = VAE("altosaar", 4), VAE("altosaar", 4)
+    start(vae, replace(RECIPE, he=False), seed=1)
+    assert all(
+        torch.equal(p, q) for p, q in zip(vae.parameters(), untouched.parameters(), strict=True)
+    )
+
+
+def test_the_ablations_worth_is_paired_by_seed() -> None:
+    log_px = {"the recipe": [-97.0, -99.0], "one thing": [-98.0, -100.0]}
+    *_, whole, less = ablation.table(log_px).splitlines()
+    assert whole.endswith("|  |")
+    assert less.endswith("| +1.00 ± 0.00 |")
 
 
 @pytest.mark.parametrize(

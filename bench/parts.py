@@ -3,7 +3,8 @@
 `python -m bench.parts --out DIR` times the step of the altosaar VAE and each of its parts, compiled
 alone on tensors of the same shapes and dtypes, all in turn, and writes parts.json and parts.png.
 What is left of the step is the rest: biases and activations, conversions between dtypes, the calls
-from one kernel to the next, and caches that the parts alone keep warm.
+from one kernel to the next. It can be below zero, because a part alone finds colder caches than
+within the step.
 """
 
 from __future__ import annotations
@@ -141,6 +142,11 @@ def figure(profiles: dict[str, dict[str, float]], title: str) -> bytes:
                 label = part if name == next(iter(profiles)) else None
                 ax.barh(name, width, left=left, color=COLOURS[part], label=label)
                 left += width
+            step = 1e3 * seconds["step"]
+            label = "the whole step" if name == next(iter(profiles)) else None
+            ax.plot(
+                step, name, "D", label=label, markerfacecolor="white", markeredgecolor=style.BLACK
+            )
         ax.set_xlabel("milliseconds of a step")
         ax.grid(visible=False, axis="y")
         drawn.suptitle(title)

@@ -5,9 +5,9 @@ bench/recipe.py from so many seeds, then the textbook baseline on the same machi
 there, and prints and writes what both took. Training time is the loop alone, with the epochs'
 permutations; what is compiled and evaluated is listed beside it.
 
-Our steps were fixed on the validation split, and the test split is read once a run, at its end. The
-textbook is looked at every 2,500 steps and stops at the first look at which its test log p(x) is the
-target: to its advantage, since the validation split is harder by 0.7 nats.
+Our steps were fixed on the validation split, and the test split is read once a run, at its end.
+The textbook is looked at every 2,500 steps and stops at the first look at which its test log p(x)
+is the target: to its advantage, since the validation split is harder by 0.7 nats.
 """
 
 from __future__ import annotations

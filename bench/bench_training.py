@@ -11,16 +11,12 @@ import torch
 
 from bench.accuracy import Check
 from bench.baselines import TextbookVAE
+from bench.engines import ordinary_engine
 from bench.measure import CLOCK, interleave
 from bench.products import products_of, replay
 from bench.rows import Bench, Group, Rival
-from vaez_fast.batches import Batches
 from vaez_fast.config import TrainConfig, choose_device, choose_precision
 from vaez_fast.data import binarized, load
-from vaez_fast.engine import Engine
-from vaez_fast.model import VAE
-from vaez_fast.objective import NegativeElbo
-from vaez_fast.optimizer import Adam, constant
 from vaez_fast.train import EVALUATION_STEP, LOG_PX_SAMPLES, Result, train
 from vaez_kernels import noise_key, reference
 
@@ -59,15 +55,8 @@ def _products(config: TrainConfig, data_root: str) -> float:
     """Seconds of a step's matrix products, alone and right after the training."""
     device = choose_device(config.device)
     images = binarized(load(config.data, data_root).to(device), "train", config.binarize)
-    engine = Engine(
-        NegativeElbo(VAE(config.model).to(device), config.kl),
-        Batches(images, config.batch_size),
-        Adam(),
-        constant(config.lr, 1),
-        seed=config.seed,
-        precision=choose_precision(config.precision, device),
-        pixel_scale=1.0,
-    )
+    precision = choose_precision(config.precision, device)
+    engine = ordinary_engine(config.model, images, config.batch_size, precision, config.kl)
     products = replay(products_of(engine), device)
     return median(interleave({"products": products}, device, budget=1.0)["products"])
 

@@ -20,18 +20,15 @@ import torch
 from torch import Tensor
 
 from bench.baselines import TextbookTraining, TextbookVAE, compiled_training
+from bench.engines import ordinary_engine
 from bench.measure import available_device, interleave
 from bench.products import products_of, replay
 from bench.training_checks import check_first_step, check_loss
 from vaez_fast import engine, style
-from vaez_fast.batches import Batches
 from vaez_fast.config import choose_precision
 from vaez_fast.data import DataError, binarized, load
-from vaez_fast.engine import Engine
 from vaez_fast.environment import environment, expect_no_gpu
-from vaez_fast.model import MODELS, VAE
-from vaez_fast.objective import NegativeElbo
-from vaez_fast.optimizer import Adam, constant
+from vaez_fast.model import MODELS
 from vaez_fast.results import OutputError, prepare_file, write_atomically
 
 
@@ -69,15 +66,7 @@ def measure(size: Size, images: Tensor, budget: float) -> dict[str, Any]:
     )
     precision = choose_precision("auto", device)
     engine._graphs.clear()  # each size is used once, and 4,096 units take memory
-    ours = Engine(
-        NegativeElbo(VAE(architecture).to(device), "analytic"),
-        Batches(images, size.batch),
-        Adam(),
-        constant(1e-3, 100_000),  # more steps than are timed
-        seed=0,
-        precision=precision,
-        pixel_scale=1.0,
-    )
+    ours = ordinary_engine(architecture, images, size.batch, precision)
     checks = {"engine": check_first_step(ours, architecture, "elbo")}
     products = products_of(ours)
     works: dict[str, Callable[[], object]] = {"engine": ours.step}

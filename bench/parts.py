@@ -20,18 +20,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.engines import ordinary_engine
 from bench.measure import Work, available_device, interleave
 from bench.products import products_of, replay
 from vaez_fast import style
-from vaez_fast.batches import Batches
 from vaez_fast.config import choose_precision
 from vaez_fast.data import DataError, binarized, load
 from vaez_fast.engine import Engine
 from vaez_fast.environment import environment, expect_no_gpu
 from vaez_fast.graph import compile_graph
-from vaez_fast.model import VAE
-from vaez_fast.objective import NegativeElbo
-from vaez_fast.optimizer import Adam, constant
 from vaez_fast.results import OutputError, prepare_file, write_atomically
 from vaez_kernels import bernoulli_log_prob, rsample_kl
 
@@ -97,22 +94,9 @@ def parts_of(engine: Engine, precision: torch.dtype) -> dict[str, Work]:
     }
 
 
-def engine_of(images: Tensor, precision: torch.dtype) -> Engine:
-    """The engine of the ordinary VAE on images (N, 784) uint8."""
-    return Engine(
-        NegativeElbo(VAE(MODEL).to(images.device), "analytic"),
-        Batches(images, BATCH_SIZE),
-        Adam(),
-        constant(1e-3, 100_000),  # more steps than are timed
-        seed=0,
-        precision=precision,
-        pixel_scale=1.0,
-    )
-
-
 def profile(images: Tensor, precision: torch.dtype, budget: float) -> dict[str, float]:
     """Median seconds of a step ("step"), of each part, and of the rest."""
-    engine = engine_of(images, precision)
+    engine = ordinary_engine(MODEL, images, BATCH_SIZE, precision)
     works = {"step": engine.step} | parts_of(engine, precision)
     seconds = {
         name: median(taken) for name, taken in interleave(works, images.device, budget).items()

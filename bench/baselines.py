@@ -56,11 +56,8 @@ class TextbookVAE(nn.Module):
 
     def negative_elbo(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """One-sample Monte Carlo −ELBO, the article's objective: x (B, 784) → (B,), z (B, D)."""
-        q = self.posterior(x)
-        z = q.rsample()
-        log_prior = Normal(torch.zeros_like(z), torch.ones_like(z)).log_prob(z).sum(1)
-        log_likelihood = Bernoulli(logits=self.decoder(z)).log_prob(x).sum(1)
-        return q.log_prob(z).sum(1) - log_prior - log_likelihood, z
+        kl, z = self.monte_carlo_kl(x)
+        return kl - Bernoulli(logits=self.decoder(z)).log_prob(x).sum(1), z
 
     def analytic_negative_elbo(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """−ELBO with the KL in closed form, and the loss that PyTorch has for logits."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vaez_fast.model import VAE, Linear
-from vaez_fast.optimizer import Adam
+from vaez_fast.optimizer import Adam, rise
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,12 @@ class Recipe:
     def learning_rates(self) -> Tensor:
         """(steps,) float64: a linear rise, and times it a line to zero over the whole run."""
         t = torch.arange(self.steps, dtype=torch.float64)
-        return self.lr * self._rise(t + 1, self.warmup) * (1 - t / self.steps)
+        return self.lr * rise(t + 1, self.warmup * self.steps) * (1 - t / self.steps)
 
     def kl_weights(self) -> Tensor:
         """(steps,) float64: from 0 to 1, then 1 (Sønderby et al. 2016, section 3)."""
-        return self._rise(torch.arange(self.steps, dtype=torch.float64), self.kl_warmup)
-
-    def _rise(self, t: Tensor, share: float) -> Tensor:
-        return (t / max(1.0, share * self.steps)).clamp(max=1)
+        t = torch.arange(self.steps, dtype=torch.float64)
+        return rise(t, self.kl_warmup * self.steps)
 
 
 class CenteredVAE(VAE):

@@ -93,9 +93,9 @@ class Bench:
             moved_bytes=rival.moved_bytes,
             **rival.notes,
         )
-        if provider in group.products:
-            products = median(group.seconds[group.products[provider]])
-            info["step_over_products"] = median(seconds) / products
+        products = group.seconds.get(group.products.get(provider, ""))
+        if products is not None:  # they are there, and passed their own check
+            info["step_over_products"] = median(seconds) / median(products)
         if group.floor_bytes is None:
             info.update(floor_bytes=None, gb_per_second=None, percent_of_copy=None)
         else:

@@ -113,7 +113,9 @@ def _metrics(rows: list[Row]) -> Table:
     for _, info, median, _ in rows:
         metrics = [f"{info['metrics'][name]:.2f}" for name in ("rate", "elbo", "log_px")]
         speed = f"{info['images_per_second']:,.0f}"
-        ratio = f"{info['step_over_products']:.2f}"
+        # Files of before the engine's floor have none.
+        over = info.get("step_over_products")
+        ratio = "–" if over is None else f"{over:.2f}"
         lines.append((info["provider"], _time(median), speed, ratio, *metrics))
     title = f"{title}: {info['data']}, nats per image, {samples} samples"
     return Table(title, columns, lines)

@@ -19,11 +19,15 @@ from torch import Tensor
 WARMUP = 0.05
 
 
+def rise(t: Tensor, steps: float) -> Tensor:
+    """From 0 at t = 0 to 1 at t = `steps`, then 1."""
+    return (t / max(1.0, steps)).clamp(max=1)
+
+
 def warmup_cosine(lr: float, steps: int) -> Tensor:
     """(steps,) float64: rates that rise linearly to `lr` and follow a cosine to zero."""
     t = torch.arange(steps, dtype=torch.float64)
-    rise = ((t + 1) / max(1.0, WARMUP * steps)).clamp(max=1)
-    return lr * rise * 0.5 * (1 + torch.cos(math.pi * t / steps))
+    return lr * rise(t + 1, WARMUP * steps) * 0.5 * (1 + torch.cos(math.pi * t / steps))
 
 
 def constant(lr: float, steps: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from vaez_kernels.backend import triton
-from vaez_kernels.compiler import has_cpu_compiler, thread_options
+from vaez_kernels.compiler import has_cpu_compiler, standalone
 
 
 def trace(function: Callable[..., Any], *tensors: Tensor) -> GraphModule:
@@ -37,10 +37,4 @@ def compile_graph(
     can_compile = has_cpu_compiler() if device.type == "cpu" else triton is not None
     if not can_compile:
         return graph
-    import torch._inductor
-    import torch._inductor.config as inductor
-
-    with inductor.patch(thread_options()):
-        return torch._inductor.standalone_compile(
-            graph, list(tensors), dynamic_shapes="from_example_inputs"
-        )
+    return standalone(graph, tensors, "from_example_inputs")

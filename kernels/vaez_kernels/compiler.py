@@ -6,12 +6,13 @@ import functools
 import sysconfig
 import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 # torch.compile guards on these dispatch keys and on the gradient mode, and would compile once more
@@ -87,15 +88,22 @@ def compiled_without_guards(
     arguments, and for sizes above 1. The examples' sizes should be those of typical work, because
     inductor chooses by them whether threads pay.
     """
+    with torch._C._ExcludeDispatchKeyGuard(_ABOVE_KERNELS), torch.no_grad():
+        graph = make_fx(function, tracing_mode="symbolic")(*examples)
+        return standalone(graph, examples, "from_graph", **options)
+
+
+def standalone(
+    graph: GraphModule, examples: Sequence[Tensor], dynamic_shapes: Any, **options: Any
+) -> Callable[..., Any]:
+    """`graph` compiled by inductor alone, with its `options`: what is run has no guards."""
     import torch._inductor
     import torch._inductor.config as inductor
 
-    with torch._C._ExcludeDispatchKeyGuard(_ABOVE_KERNELS), torch.no_grad():
-        graph = make_fx(function, tracing_mode="symbolic")(*examples)
-        with inductor.patch(options | thread_options()):
-            return torch._inductor.standalone_compile(
-                graph, list(examples), dynamic_shapes="from_graph"
-            )
+    with inductor.patch(options | thread_options()):
+        return torch._inductor.standalone_compile(
+            graph, list(examples), dynamic_shapes=dynamic_shapes
+        )
 
 
 def canonical(x: Any) -> Any:

@@ -16,17 +16,20 @@ from torch._dynamo.backends.common import aot_autograd
 from torch.fx import GraphModule, Node
 
 from tests.helpers import MODES, call, latents
+from tests.mixtures import mixture
 from tests.pixels import pixels
 from vaez_kernels import (
     bernoulli_log_prob,
     interpreting,
     latent,
     likelihood,
+    mixture_log_prob,
     noise,
     noise_key,
     normal,
     uniform,
 )
+from vaez_kernels import mixture as mixture_module
 from vaez_kernels.backend import triton
 
 pytestmark = [
@@ -97,7 +100,7 @@ def capture(monkeypatch: pytest.MonkeyPatch) -> Iterator[Capture]:
             compiled(*args)
         return graphs
 
-    for module in (latent, likelihood, noise):
+    for module in (latent, likelihood, mixture_module, noise):
         monkeypatch.setattr(module, "uses_triton", lambda _: True)
     torch._dynamo.reset()
     # Without a driver the analysis of what a kernel writes fails, and every argument is cloned.
@@ -214,3 +217,25 @@ def test_the_likelihood_saves_its_inputs_alone(capture: Capture) -> None:
         (2, torch.uint8),
     }
     assert sum(isinstance(x, Tensor) for x in inputs) == 3
+
+
+@pytest.mark.parametrize("leave_out", [False, True])
+def test_the_mixture_is_one_launch_forward_and_one_backward(
+    leave_out: bool, capture: Capture
+) -> None:
+    case = mixture(7, 300, 20, leave_out=leave_out)
+    forward, backward = capture(mixture_log_prob, *case)
+    written = ({"top_ptr", "total_ptr"}, {"out_ptr", "weights_ptr"})
+    for graph, outputs in zip((forward, backward), written, strict=True):
+        (launch,) = launches(graph)
+        assert_writes_only(launch, outputs)
+        assert_symbolic(launch)
+        arguments: Any = launch.kwargs["kwargs"]
+        assert isinstance(arguments["tiles"], Node)
+
+
+def test_the_mixture_saves_its_inputs_and_two_numbers_a_draw(capture: Capture) -> None:
+    _, backward = capture(mixture_log_prob, *mixture(7, 300, 20))
+    inputs = [node.meta["val"] for node in backward.graph.nodes if node.op == "placeholder"]
+    # The gradient of the result, z, mu and logvar; the largest score and the sum.
+    assert sorted(x.dim() for x in inputs if isinstance(x, Tensor)) == [1, 1, 1, 2, 2, 2]

@@ -71,7 +71,7 @@ def test_compiled_value_and_gradients_are_the_references(
     shape: tuple[int, int, int], compilations: list[Any]
 ) -> None:
     check(*pixels(*shape))
-    assert compilations == [likelihood._twin_forward, likelihood._twin_backward]
+    assert compilations == [likelihood.bernoulli_twin, likelihood._twin_backward]
 
 
 @pytest.mark.parametrize("targets", TARGETS)

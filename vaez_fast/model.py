@@ -45,6 +45,8 @@ def log_softplus(raw: Tensor) -> Tensor:
 class Linear(nn.Linear):
     """x (…, in) → (…, out) float32: a product in the weight's dtype, the bias added in float32."""
 
+    is_affine = True  # vaez_kernels may compute it in its own code
+
     def forward(self, x: Tensor) -> Tensor:
         return (x.to(self.weight.dtype) @ self.weight.t()).float() + self.bias
 

@@ -2,8 +2,12 @@
 
 from vaez_kernels import (
     bernoulli_log_prob,
+    importance_estimates,
+    importance_log_likelihood,
     kl_standard_normal,
     kl_standard_normal_mc,
+    linear_bernoulli_log_prob,
+    mixture_log_prob,
     noise_key,
     normal,
     rsample,
@@ -14,8 +18,12 @@ from vaez_kernels import (
 
 __all__ = [
     "bernoulli_log_prob",
+    "importance_estimates",
+    "importance_log_likelihood",
     "kl_standard_normal",
     "kl_standard_normal_mc",
+    "linear_bernoulli_log_prob",
+    "mixture_log_prob",
     "noise_key",
     "normal",
     "rsample",

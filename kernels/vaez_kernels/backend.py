@@ -19,6 +19,7 @@ except ImportError:  # macOS and Windows: the fallback alone
 
 __all__ = [
     "BACKENDS",
+    "has_fast_bfloat16",
     "interpreting",
     "is_plain",
     "jit",
@@ -28,6 +29,7 @@ __all__ = [
     "triton",
     "use_backend",
     "uses_triton",
+    "without_autocast",
 ]
 
 BACKENDS = ("torch", "triton")
@@ -104,6 +106,13 @@ def uses_triton(tensor: Tensor) -> bool:
     return True
 
 
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether the processor multiplies bfloat16 faster than float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
 def is_plain(*tensors: Tensor | None) -> bool:
     """Whether the call can skip the dispatcher: no tracing, and ordinary tensors only.
 
@@ -112,6 +121,11 @@ def is_plain(*tensors: Tensor | None) -> bool:
     if torch.compiler.is_compiling():
         return False
     return all(t is None or type(t) in (Tensor, torch.nn.Parameter) for t in tensors)
+
+
+def without_autocast(tensor: Tensor) -> torch.autocast:
+    """The block in which our own products stay in the dtype that they are given."""
+    return torch.autocast(tensor.device.type, enabled=False)
 
 
 def no_second_derivative(*_: Any) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def check_latent(op: str, mu: Tensor, logvar: Tensor) -> None:
+def check_latent(op: str, mu: Tensor, logvar: Tensor, rows: str = "B") -> None:
     for name, value in (("mu", mu), ("logvar", logvar)):
         if not isinstance(value, Tensor):
             raise TypeError(f"{op}: {name} must be a tensor, got {type(value).__name__}")
@@ -17,7 +17,7 @@ def check_latent(op: str, mu: Tensor, logvar: Tensor) -> None:
                 f"{op}: {name} must be float32, bfloat16, float16 or float64, got {value.dtype}"
             )
         if value.dim() != 2:
-            raise ValueError(f"{op}: {name} must have shape (B, D), got {tuple(value.shape)}")
+            raise ValueError(f"{op}: {name} must have shape ({rows}, D), got {tuple(value.shape)}")
     if mu.shape[1] == 0:
         raise ValueError(f"{op}: mu must have at least one column, got {tuple(mu.shape)}")
     if mu.shape != logvar.shape:
@@ -38,10 +38,7 @@ def check_pixels(op: str, logits: Tensor, x: Tensor) -> None:
         raise TypeError(
             f"{op}: logits must be float32, bfloat16, float16 or float64, got {logits.dtype}"
         )
-    if x.dtype not in (torch.uint8, torch.bool, *FLOATS):
-        raise TypeError(
-            f"{op}: x must be uint8, bool, float32, bfloat16, float16 or float64, got {x.dtype}"
-        )
+    check_targets(op, x)
     if logits.dim() != 3:
         raise ValueError(f"{op}: logits must have shape (S, B, P), got {tuple(logits.shape)}")
     if logits.shape[0] == 0 or logits.shape[2] == 0:
@@ -54,6 +51,111 @@ def check_pixels(op: str, logits: Tensor, x: Tensor) -> None:
         )
     if x.device != logits.device:
         raise ValueError(f"{op}: x must be on logits' device {logits.device}, got {x.device}")
+
+
+def check_linear(op: str, hidden: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> None:
+    named = (("hidden", hidden), ("weight", weight), ("bias", bias), ("x", x))
+    for name, value in named:
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{op}: {name} must be a tensor, got {type(value).__name__}")
+    for name, value in named[:3]:
+        if value.dtype not in FLOATS:
+            raise TypeError(
+                f"{op}: {name} must be float32, bfloat16, float16 or float64, got {value.dtype}"
+            )
+    check_targets(op, x)
+    if weight.dtype != hidden.dtype:
+        raise TypeError(f"{op}: weight must have hidden's dtype {hidden.dtype}, got {weight.dtype}")
+    if hidden.dim() != 3:
+        raise ValueError(f"{op}: hidden must have shape (S, B, H), got {tuple(hidden.shape)}")
+    if hidden.shape[0] == 0 or hidden.shape[2] == 0:
+        raise ValueError(
+            f"{op}: hidden must have at least one sample and unit, got {tuple(hidden.shape)}"
+        )
+    if weight.dim() != 2 or weight.shape[1] != hidden.shape[2] or weight.shape[0] == 0:
+        raise ValueError(
+            f"{op}: weight must have shape (P, H) with P ≥ 1 and H = {hidden.shape[2]}, "
+            f"got {tuple(weight.shape)}"
+        )
+    pixels = weight.shape[0]
+    if tuple(bias.shape) != (pixels,):
+        raise ValueError(f"{op}: bias must have shape (P,) = ({pixels},), got {tuple(bias.shape)}")
+    if x.shape != (hidden.shape[1], pixels):
+        raise ValueError(
+            f"{op}: x must have shape (B, P) = {(hidden.shape[1], pixels)}, got {tuple(x.shape)}"
+        )
+    for name, value in named[1:]:
+        if value.device != hidden.device:
+            raise ValueError(
+                f"{op}: {name} must be on hidden's device {hidden.device}, got {value.device}"
+            )
+
+
+def check_targets(op: str, x: Tensor) -> None:
+    if x.dtype not in (torch.uint8, torch.bool, *FLOATS):
+        raise TypeError(
+            f"{op}: x must be uint8, bool, float32, bfloat16, float16 or float64, got {x.dtype}"
+        )
+
+
+def check_mixture(op: str, z: Tensor, mu: Tensor, logvar: Tensor, leave_out: Tensor | None) -> None:
+    check_latent(op, mu, logvar, rows="N")
+    components, columns = mu.shape
+    if not isinstance(z, Tensor):
+        raise TypeError(f"{op}: z must be a tensor, got {type(z).__name__}")
+    if z.dtype != mu.dtype:
+        raise TypeError(f"{op}: z must have mu's dtype {mu.dtype}, got {z.dtype}")
+    if z.dim() != 2 or z.shape[1] != columns:
+        raise ValueError(
+            f"{op}: z must have shape (M, D) with D = {columns} as mu has, got {tuple(z.shape)}"
+        )
+    if z.device != mu.device:
+        raise ValueError(f"{op}: z must be on mu's device {mu.device}, got {z.device}")
+    if components == 0:
+        raise ValueError(f"{op}: mu must have at least one component, got {tuple(mu.shape)}")
+    if torch.is_grad_enabled():
+        for name, value in (("mu", mu), ("logvar", logvar)):
+            if value.requires_grad:
+                raise ValueError(
+                    f"{op}: {name} must not require a gradient: none flows to the components; "
+                    f"pass {name}.detach()"
+                )
+    if leave_out is None:
+        return
+    if not isinstance(leave_out, Tensor):
+        raise TypeError(f"{op}: leave_out must be a tensor, got {type(leave_out).__name__}")
+    if leave_out.dtype != torch.int64:
+        raise TypeError(f"{op}: leave_out must be int64, got {leave_out.dtype}")
+    if leave_out.shape != z.shape[:1]:
+        raise ValueError(
+            f"{op}: leave_out must have shape (M,) = {tuple(z.shape[:1])}, "
+            f"got {tuple(leave_out.shape)}"
+        )
+    if leave_out.device != mu.device:
+        raise ValueError(
+            f"{op}: leave_out must be on mu's device {mu.device}, got {leave_out.device}"
+        )
+    if components < 2:
+        raise ValueError(f"{op}: leave_out needs at least two components, got {components}")
+
+
+def check_indices(op: str, name: str, index: Tensor, below: int) -> None:
+    """Reads the values: on a CUDA device this would wait for all work before it."""
+    outside = index[(index < 0) | (index >= below)]
+    if len(outside) > 0:
+        raise ValueError(f"{op}: {name} must be in [0, {below}), got {int(outside[0])}")
+
+
+def check_targets_of(op: str, x: Tensor, mu: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{op}: x must be a tensor, got {type(x).__name__}")
+    check_targets(op, x)
+    if x.dim() != 2 or x.shape[0] != mu.shape[0] or x.shape[1] == 0:
+        raise ValueError(
+            f"{op}: x must have shape (B, P) with B = {mu.shape[0]} and P ≥ 1, got {tuple(x.shape)}"
+        )
+    if x.device != mu.device:
+        raise ValueError(f"{op}: x must be on mu's device {mu.device}, got {x.device}")
 
 
 def check_noise(op: str, noise: Tensor, device: torch.device | None = None) -> None:

@@ -88,9 +88,20 @@ def compiled_without_guards(
     arguments, and for sizes above 1. The examples' sizes should be those of typical work, because
     inductor chooses by them whether threads pay.
     """
-    with torch._C._ExcludeDispatchKeyGuard(_ABOVE_KERNELS), torch.no_grad():
+    # What a caller's autocast would add to the graph would stay in it.
+    plain = torch.autocast("cpu", enabled=False)
+    with torch._C._ExcludeDispatchKeyGuard(_ABOVE_KERNELS), torch.no_grad(), plain:
         graph = make_fx(function, tracing_mode="symbolic")(*examples)
         return standalone(graph, examples, "from_graph", **options)
+
+
+def sizes_unlike(count: int, *fixed: int) -> list[int]:
+    """Example sizes for dimensions that vary: no two alike, and none like one that is fixed.
+
+    A traced graph takes sizes that are equal in its examples for one and the same.
+    """
+    primes = (23, 41, 29, 37, 31, 43, 19, 47, 53, 59)
+    return [n for n in primes if n not in fixed][:count]
 
 
 def standalone(

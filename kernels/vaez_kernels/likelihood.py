@@ -155,7 +155,8 @@ def bernoulli_backward_kernel(  # type: ignore[no-untyped-def]
             tl.store(grad_x_ptr + rows * P + pixels, grad_x, mask=mask)
 
 
-def _readable(x: Tensor) -> Tensor:
+def readable(x: Tensor) -> Tensor:
+    """`x` as kernels read it: bytes for bools, and the last dimension contiguous."""
     x = x.view(torch.uint8) if x.dtype == torch.bool else x  # a bool's byte is 0 or 1
     return x if x.stride(-1) == 1 else x.contiguous()
 
@@ -198,7 +199,7 @@ def _balanced(num_samples: int) -> int:
 
 def _launch_forward(kernel: Any, logits: Tensor, x: Tensor) -> Tensor:
     num_samples, rows, _ = logits.shape
-    logits, x = _readable(logits), _readable(x)
+    logits, x = readable(logits), readable(x)
     out = logits.new_empty((num_samples, rows), dtype=torch.float32)
     if rows > 0:
         args = (logits, x, out, rows, num_samples, logits.stride(0))
@@ -210,22 +211,23 @@ def _launch_backward(
     kernel: Any, grad: Tensor, logits: Tensor, x: Tensor, need_logits: bool, need_x: bool
 ) -> tuple[Tensor, Tensor]:
     num_samples, rows, _ = logits.shape
-    logits, readable = _readable(logits), _readable(x)
+    logits, targets = readable(logits), readable(x)
     grad_logits = logits.new_empty(logits.shape if need_logits else (0,))
     grad_x = x.new_empty(x.shape if need_x else (0,))
     if rows > 0:
         samples = num_samples if need_x else _balanced(num_samples)
-        tensors = (grad, logits, readable, grad_logits, grad_x)
+        tensors = (grad, logits, targets, grad_logits, grad_x)
         args = (*tensors, rows, num_samples, *grad.stride(), logits.stride(0))
         flags = {"NEED_LOGITS": need_logits, "NEED_X": need_x}
-        _launch(kernel, "bernoulli_backward", args, logits, readable, samples, flags)
+        _launch(kernel, "bernoulli_backward", args, logits, targets, samples, flags)
     return grad_logits, grad_x
 
 
 # The PyTorch twin. float64 stays float64, all else is computed in float32.
 
 
-def _twin_forward(logits: Tensor, x: Tensor) -> Tensor:
+def bernoulli_twin(logits: Tensor, x: Tensor) -> Tensor:
+    """logits (S, B, P), x (B, P) → (S, B)."""
     wide = torch.promote_types(logits.dtype, torch.float32)
     logits = logits.to(wide)
     # Not exp: inductor keeps an exp that is used more than once in memory, and loops twice.
@@ -265,7 +267,7 @@ def _run_twin(twin: Any, *tensors: Tensor, needs: tuple[bool, ...] = ()) -> Any:
 def bernoulli_forward_op(logits: Tensor, x: Tensor) -> Tensor:
     if uses_triton(logits):
         return _launch_forward(launcher(bernoulli_forward_kernel), logits, x)
-    return _twin_forward(logits, x)
+    return bernoulli_twin(logits, x)
 
 
 @triton_op("vaez::bernoulli_backward", mutates_args=())
@@ -300,7 +302,7 @@ class _Bernoulli(torch.autograd.Function):
         if ctx.triton:
             with torch.cuda.device_of(logits):
                 return _launch_forward(bernoulli_forward_kernel, logits, x)
-        return _run_twin(_twin_forward, logits, x)
+        return _run_twin(bernoulli_twin, logits, x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -6,6 +6,8 @@ the ops. Everything else is PyTorch in float64, differentiated by autograd.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -92,3 +94,33 @@ def bernoulli_log_prob(logits: Tensor, x: Tensor) -> Tensor:
     """(S, B) float64 from logits (S, B, P) and x (B, P); log sigmoid(−l) is −softplus(l)."""
     logits, x = logits.double(), x.double()
     return (x * logits + torch.nn.functional.logsigmoid(-logits)).sum(2)
+
+
+def mixture_log_prob(
+    z: Tensor, mu: Tensor, logvar: Tensor, leave_out: Tensor | None = None
+) -> Tensor:
+    """(M,) float64 from z (M, D), mu and logvar (N, D), one z after the other."""
+    z, mu, logvar = z.double(), mu.double(), logvar.double()
+    rows = []
+    for m, point in enumerate(z):
+        squares = (point - mu).square() * torch.exp(-logvar)
+        log_q = -0.5 * (squares + logvar + np.log(2.0 * np.pi)).sum(1)
+        if leave_out is not None:
+            log_q = log_q[torch.arange(len(mu), device=mu.device) != leave_out[m]]
+        rows.append(torch.logsumexp(log_q, 0) - np.log(len(log_q)))
+    return torch.stack(rows) if rows else z.sum(1)
+
+
+def importance_log_weights(
+    decoder: Callable[[Tensor], Tensor], mu: Tensor, logvar: Tensor, x: Tensor, eps: Tensor
+) -> tuple[Tensor, Tensor]:
+    """log p(x, z)/q(z|x) and log p(x|z), (S, B) float64, from a float64 decoder and eps (S, B, D).
+
+    log p(x) is estimated by logsumexp over S of the former, less log S (Burda et al. 2016, eq. 8).
+    """
+    mu, logvar = mu.double(), logvar.double()
+    z = rsample(mu, logvar, eps)
+    q = torch.distributions.Normal(mu, torch.exp(0.5 * logvar), validate_args=False)
+    p = torch.distributions.Normal(torch.zeros_like(mu), torch.ones_like(mu))
+    log_prob = bernoulli_log_prob(decoder(z), x)
+    return log_prob + (p.log_prob(z) - q.log_prob(z)).sum(2), log_prob

@@ -65,8 +65,8 @@ def test_memory_layout_does_not_matter(layout: str, targets: torch.dtype) -> Non
 def test_targets_and_samples_that_are_broadcast_are_not_copied() -> None:
     for layout in ("contiguous", "one-sample", "rows-first", "part"):
         logits, x = pixels(3, 9, 20, layout=layout)
-        assert likelihood._readable(logits) is logits
-        assert layout == "one-sample" or likelihood._readable(x) is x
+        assert likelihood.readable(logits) is logits
+        assert layout == "one-sample" or likelihood.readable(x) is x
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 784), (9, 5, 20)])

@@ -1,0 +1,51 @@
+"""A decoder seen as layers, where it is a multilayer perceptron: what fused code can take apart."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+ACTIVATIONS = {nn.ReLU: "relu", nn.Tanh: "tanh"}
+
+
+class Perceptron(NamedTuple):
+    """Linear layers with one activation between them; weights (out, in), biases (out,)."""
+
+    weights: tuple[Tensor, ...]
+    biases: tuple[Tensor, ...]
+    activation: str  # "relu" or "tanh"
+
+
+def taken_apart(decoder: Any) -> Perceptron | None:
+    """The layers of `nn.Sequential(Linear, ReLU | Tanh, Linear, …, Linear)`; None for all else.
+
+    A subclass of nn.Linear counts where it says `is_affine = True`: its forward is x Wᵀ + b. Layers
+    with hooks or parametrizations compute something else, and so does any other module.
+    """
+    if type(decoder) is not nn.Sequential or _has_hooks(decoder):
+        return None
+    modules = list(decoder)
+    linear = [m for m in modules[::2] if isinstance(m, nn.Linear) and _is_affine(m)]
+    kinds = {ACTIVATIONS.get(type(m)) for m in modules[1::2] if not _has_hooks(m)}
+    if len(modules) != 2 * len(linear) - 1 or len(kinds) != 1:
+        return None
+    (activation,) = kinds
+    if activation is None or any(m.weight.dtype == torch.float64 for m in linear):
+        return None
+    weights = tuple(m.weight.detach() for m in linear)
+    biases = (
+        w.new_zeros(len(w)) if m.bias is None else m.bias
+        for m, w in zip(linear, weights, strict=True)
+    )
+    return Perceptron(weights, tuple(bias.detach() for bias in biases), activation)
+
+
+def _is_affine(module: nn.Linear) -> bool:
+    known = type(module) is nn.Linear or getattr(type(module), "is_affine", False)
+    return known and not _has_hooks(module)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)

@@ -1,0 +1,154 @@
+"""The fused last layer's Triton kernels, interpreted on the CPU, against the reference.
+
+Run by tests/test_interpreter.py in a process of its own; last_layer.py derives the tolerances.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.helpers import assert_within
+from tests.interpreted.watch import accesses, watch
+from tests.last_layer import LAYOUTS, bounds, check, inputs, measured
+from vaez_kernels import interpreting, linear_bernoulli_log_prob, use_backend
+from vaez_kernels import linear_likelihood as op
+
+pytestmark = pytest.mark.skipif(
+    not interpreting(), reason="needs TRITON_INTERPRET=1: run by tests/test_interpreter.py"
+)
+
+SMALL = op.Tile(16, 16, 16, 4)
+SHAPES = [  # S, B, H, P
+    (1, 1, 1, 1),
+    (3, 7, 19, 20),
+    (9, 5, 16, 84),
+    (1, 33, 40, 15),
+    (17, 2, 5, 65),
+]
+
+
+@pytest.fixture(autouse=True)
+def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Which kernels were launched; fresh memory is full of NaN, so that a gap shows."""
+    names = ("_launch_forward", "_launch_hidden", "_launch_weight")
+    return watch(monkeypatch, *((op, name) for name in names))
+
+
+@pytest.fixture
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several blocks in every direction, without the interpreter's time for large ones."""
+    for kind in op.TILES:
+        monkeypatch.setitem(op.TILES, kind, dict.fromkeys(op.TILES[kind], SMALL))
+        monkeypatch.setitem(op.WIDTH, kind, 16)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.usefixtures("small_tiles")
+def test_value_and_gradients_are_the_references(
+    shape: tuple[int, int, int, int], launches: list[str]
+) -> None:
+    check(inputs(shape, targets=torch.float32))
+    assert launches == ["_launch_forward", "_launch_hidden", "_launch_weight"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("targets", [torch.uint8, torch.bool, torch.float16])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.usefixtures("small_tiles")
+def test_every_dtype_and_precision_is_the_references(
+    dtype: torch.dtype, targets: torch.dtype, precision: str
+) -> None:
+    # The interpreter cuts float32 down to bfloat16 where a GPU rounds: one ulp instead of half.
+    check(inputs((3, 5, 20, 33), dtype, targets), precision, truncates=True)
+
+
+def test_the_tiles_of_the_table_compute_the_same() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        check(inputs((3, 5, 70, 100), dtype), truncates=True)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.usefixtures("small_tiles")
+def test_memory_layout_does_not_matter(layout: str) -> None:
+    check(inputs((3, 9, 20, 33), targets=torch.float32, layout=layout))
+
+
+def test_a_transposed_weight_is_not_copied() -> None:
+    hidden, weight, bias, x = inputs((3, 9, 20, 33), layout="transposed weight")
+    assert not weight.is_contiguous()
+    assert op._prepared("forward", hidden, weight, bias, x, "float32").tensors[1] is weight
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_kernels_and_fallback_agree() -> None:
+    given = inputs((9, 5, 20, 84), targets=torch.float32)
+    kernels = measured(given)
+    with use_backend("torch"):
+        fallback = measured(given)
+    for name, one, two, bound in zip(
+        kernels._fields, kernels, fallback, bounds(given), strict=True
+    ):
+        assert one is not None
+        assert two is not None
+        assert bound is not None
+        # Each is within the bound of the reference.
+        assert_within(name, one, two, 2.0 * bound)
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_results_are_repeatable_bit_for_bit() -> None:
+    given = inputs((9, 7, 20, 33), targets=torch.float32)
+    for one, two in zip(measured(given), measured(given), strict=True):
+        assert one is not None
+        assert two is not None
+        assert torch.equal(one, two)
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_many_pixels_take_their_logarithm_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    # All factors are 2 here: without parts their product would reach 2 to the 200.
+    hidden, weight = torch.zeros(1, 1, 1), torch.zeros(200 * 16, 1)
+    x = torch.zeros(1, 200 * 16, dtype=torch.uint8)
+    out = linear_bernoulli_log_prob(hidden, weight, torch.zeros(200 * 16), x)
+    wanted = -200 * 16 * torch.log(torch.tensor(2.0, dtype=torch.float64))
+    torch.testing.assert_close(out.double(), wanted.expand(1, 1), rtol=1e-6, atol=0)
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_a_nan_stays_in_its_row() -> None:
+    given = inputs((9, 7, 20, 33))
+    clean = measured(given)
+    with torch.no_grad():
+        given.hidden[1, 2, 5] = torch.nan
+    dirty = measured(given)
+    spoilt = torch.zeros(9, 7, dtype=torch.bool)
+    spoilt[1, 2] = True
+    assert torch.equal(dirty.log_prob.isnan(), spoilt)
+    assert torch.equal(dirty.log_prob[~spoilt], clean.log_prob[~spoilt])
+    assert torch.equal(dirty.grad_hidden.isnan().all(2), spoilt)
+
+
+def test_no_images_launch_nothing_that_reads() -> None:
+    empty = measured(inputs((9, 0, 20, 33), targets=torch.float32))
+    assert empty.log_prob.shape == (9, 0)
+    assert not empty.grad_weight.any()
+
+
+@pytest.mark.parametrize("samples", [1, 8])
+def test_logits_reach_no_memory(samples: int) -> None:
+    """Each program reads its rows once for each tile of pixels; a sum a row is all it writes."""
+    given = inputs((samples, 16, 32, 128))
+    tile = op.TILES["forward"]["float32"]
+    with accesses() as seen, torch.no_grad():
+        linear_bernoulli_log_prob(*given)
+    stored = [access for access in seen if access.kind == "store"]
+    assert sum(access.addresses.size for access in stored) == samples * 16
+    blocks, passes = -(-samples * 16 // tile.rows), 128 // tile.pixels
+    read = dict.fromkeys((1, 4), 0)
+    for access in seen:
+        if access.kind == "load":
+            read[access.width] += access.addresses.size
+    # Targets: once a program and row. Floats: rows once a pass, weights and biases once a program.
+    assert read[1] == samples * 16 * 128
+    assert read[4] == passes * samples * 16 * 32 + blocks * (128 * 32 + 128)

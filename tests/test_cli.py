@@ -14,8 +14,8 @@ import torch
 
 from vaez_fast import cli, results
 from vaez_fast.cli import main
+from vaez_fast.config import LOG_PX_SAMPLES
 from vaez_fast.model import VAE
-from vaez_fast.train import LOG_PX_SAMPLES
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = ["--model", "lyeoni", "--steps", "40", "--batch-size", "50", "--precision", "float32"]
@@ -47,6 +47,9 @@ def test_metrics_hold_every_setting_as_run(metrics: dict[str, Any]) -> None:
     assert config["steps"] == 40
     assert config["epochs"] is None
     assert config["precision"] == "float32"
+    assert config["kl"] == "analytic"  # resolved: it was not given
+    assert config["num_samples"] == 1
+    assert config["test_samples"] == LOG_PX_SAMPLES
     assert config["device"] in ("cpu", "cuda")  # resolved, not "auto"
     assert metrics["arm"] == "elbo/analytic/joint"
 
@@ -59,7 +62,8 @@ def test_metrics_say_where_they_were_measured(metrics: dict[str, Any]) -> None:
 
 def test_metrics_of_the_test_split_add_up(metrics: dict[str, Any]) -> None:
     test = metrics["test"]
-    assert test.keys() == {"elbo", "rate", "distortion", "log_px", "log_px_samples"}
+    log_px = {"log_px", "log_px_standard_error", "log_px_samples"}
+    assert test.keys() == {"elbo", "rate", "distortion"} | log_px
     assert test["elbo"] == pytest.approx(-(test["rate"] + test["distortion"]))
     assert test["elbo"] < test["log_px"] < 0 < test["rate"]
     assert test["log_px_samples"] == LOG_PX_SAMPLES
@@ -88,6 +92,7 @@ def test_the_table_shows_what_was_written(run: tuple[Path, str], metrics: dict[s
     out, printed = run
     for name in ("elbo", "rate", "distortion", "log_px"):
         assert f"{metrics['test'][name]:.2f}" in printed
+    assert f"± {metrics['test']['log_px_standard_error']:.2f}" in printed
     assert "lyeoni on mnist-5k (static), elbo/analytic/joint, seed 0, float32" in printed
     assert str(out / "metrics.json") in printed
 
@@ -132,7 +137,7 @@ def test_help_names_every_flag_and_an_example(capsys: pytest.CaptureFixture[str]
         main(["train", "--help"])
     assert done.value.code == 0
     text = capsys.readouterr().out
-    flags = "data data-root binarize model objective kl decoder epochs steps batch-size lr"
-    for flag in f"{flags} precision device seed out".split():
+    flags = "data data-root binarize model objective kl decoder beta num-samples epochs steps"
+    for flag in f"{flags} batch-size lr precision device seed test-samples out".split():
         assert f"--{flag}" in text
     assert cli.COMMANDS["train"].EXAMPLE in text

@@ -15,6 +15,7 @@ ARMS = (
     "kl/sticking-the-landing/separate",
     "kl/as-published/separate",
     "iwae/total-derivative/joint",
+    "iwae/doubly-reparameterised/joint",
     "randn",
 )
 
@@ -48,6 +49,13 @@ def test_beta_is_a_shade() -> None:
     assert shades == sorted(shades, reverse=True)
     assert len(set(shades)) == len(shades)
     assert style.colour("elbo/analytic/joint/beta=1") == style.colour("elbo/analytic/joint")
+
+
+def test_more_samples_are_a_darker_shade_with_beta_or_without() -> None:
+    arms = [f"iwae/total-derivative/joint{k}" for k in ("", "/k=5", "/k=50")]
+    arms += [f"elbo/analytic/joint{k}" for k in ("", "/beta=4", "/beta=4/k=5")]
+    assert len({style.colour(arm) for arm in arms}) == len(arms)
+    assert style.colour("elbo/analytic/joint/k=1") == style.colour("elbo/analytic/joint")
 
 
 @pytest.mark.parametrize("name", ["", "elbo", "elbo/analytic", "elbo/analytic/both", "x/y/joint"])

@@ -6,7 +6,8 @@ yardstick is textbook PyTorch in the dtype of the inputs, given the same eps.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,7 @@ from vaez_kernels import (
     bernoulli_log_prob,
     kl_standard_normal,
     kl_standard_normal_mc,
+    mixture_log_prob,
     noise_key,
     normal,
     reference,
@@ -42,7 +44,9 @@ LIKELIHOOD_OPS = {
     "bernoulli_log_prob/uint8": torch.uint8,
     "bernoulli_log_prob/float32": torch.float32,
 }
-OPS = (*STREAMS, *LATENT_OPS, *LIKELIHOOD_OPS)
+# Does each draw leave a component out.
+MIXTURE_OPS = {"mixture_log_prob": False, "mixture_log_prob/leave_out": True}
+OPS = (*STREAMS, *LATENT_OPS, *LIKELIHOOD_OPS, *MIXTURE_OPS)
 LATENT_SHAPES = (  # S, B, D
     (1, 1, 1),
     (8, 7, 3),
@@ -54,8 +58,10 @@ LATENT_SHAPES = (  # S, B, D
     (1, 7, 1000),
 )
 PIXEL_SHAPES = ((1, 1, 1), (9, 7, 19), (1, 129, 784), (3, 7, 784))  # S, B, P
+MIXTURE_SHAPES = ((1, 2, 1), (7, 5, 3), (17, 129, 20), (5, 300, 128))  # M, N, D
 # On a GPU also what fills one.
 LARGE_LATENT, LARGE_PIXELS = ((1, 8192, 128), (8, 2048, 128)), ((8, 256, 784),)
+LARGE_MIXTURE = ((500, 2000, 64),)
 # Inputs: N(0, 1); a KL between 1e-8 and 1, where training ends; σ from e⁻⁶ to e³, mu to 30.
 VALUES = ("normal", "near zero", "wide")
 VALUES_SHAPE = (3, 33, 20)
@@ -63,7 +69,8 @@ VALUES_SHAPE = (3, 33, 20)
 
 @dataclass(frozen=True)
 class Case:
-    """One call: S samples of B rows, D columns (pixels, for the likelihood)."""
+    """One call: S samples of B rows, D columns (pixels, for the likelihood); for the mixture, M
+    draws and N components."""
 
     op: str
     shape: tuple[int, int, int]
@@ -81,7 +88,13 @@ class Case:
 
 def cases(ops: Sequence[str], large: bool) -> list[Case]:
     """The grid of `ops`, the same each time; when `large`, followed by sizes that fill a GPU."""
-    grid = [*_streams(), *_latent_cases(), *_pixel_cases(), *(_large_cases() if large else ())]
+    grid = [
+        *_streams(),
+        *_latent_cases(),
+        *_pixel_cases(),
+        *_mixture_cases(),
+        *(_large_cases() if large else ()),
+    ]
     return [case for case in grid if case.op in ops]
 
 
@@ -110,10 +123,19 @@ def _pixel_cases() -> Iterator[Case]:
             yield Case(op, VALUES_SHAPE, dtype, "wide")
 
 
+def _mixture_cases() -> Iterator[Case]:
+    for op in MIXTURE_OPS:
+        for dtype in DTYPES:
+            for shape in MIXTURE_SHAPES:
+                yield Case(op, shape, dtype)
+        yield Case(op, VALUES_SHAPE, torch.float32, "wide")
+
+
 def _large_cases() -> Iterator[Case]:
+    large = dict.fromkeys(LIKELIHOOD_OPS, LARGE_PIXELS) | dict.fromkeys(MIXTURE_OPS, LARGE_MIXTURE)
     for op in OPS:
         for dtype in DTYPES if op not in STREAMS else DTYPES[:1]:
-            for shape in LARGE_PIXELS if op in LIKELIHOOD_OPS else LARGE_LATENT:
+            for shape in large.get(op, LARGE_LATENT):
                 yield Case(op, shape, dtype)
 
 
@@ -139,6 +161,8 @@ def inputs(case: Case) -> Tensors:
         if x.is_floating_point():
             x = torch.rand(x.shape, generator=generator)
         return {"logits": (scale * draw(samples, rows, columns)).to(case.dtype), "x": x}
+    if case.op in MIXTURE_OPS:
+        return _mixture_inputs(case, draw)
     mu, logvar = draw(rows, 2 * columns).chunk(2, 1)
     if case.values == "near zero":
         size = torch.logspace(-4.5, -0.5, rows)[:, None]
@@ -150,6 +174,18 @@ def inputs(case: Case) -> Tensors:
     if not case.halves:
         mu, logvar = mu.contiguous(), logvar.contiguous()
     return {"mu": mu, "logvar": logvar}
+
+
+def _mixture_inputs(case: Case, draw: Callable[..., Tensor]) -> Tensors:
+    # Draws of the components themselves: far from all of them, textbook code has no digits left.
+    draws, components, columns = case.shape
+    mu, logvar = draw(components, columns), draw(components, columns) - 1.0
+    if case.values == "wide":
+        mu, logvar = 10.0 * mu, (3.0 * logvar).clamp(-12.0, 6.0)
+    own = torch.arange(draws) % components
+    z = mu[own] + torch.exp(0.5 * logvar[own]) * draw(draws, columns)
+    tensors = {name: x.to(case.dtype) for name, x in (("z", z), ("mu", mu), ("logvar", logvar))}
+    return tensors | ({"leave_out": own} if MIXTURE_OPS[case.op] else {})
 
 
 def _on(device: torch.device, tensors: Tensors) -> Tensors:
@@ -185,6 +221,15 @@ def _leaves(tensors: Tensors) -> Tensors:
     return {n: x.detach().requires_grad_() for n, x in tensors.items() if x.is_floating_point()}
 
 
+def _mixture(
+    case: Case, density: Callable[..., Tensor], tensors: Tensors, rounded: bool = False
+) -> Tensors:
+    # Components take no gradient.
+    z = tensors["z"].detach().requires_grad_()
+    log_prob = density(z, *(x for name, x in tensors.items() if name != "z"))
+    return _with_gradients(case, {"log_prob": log_prob}, {"z": z}, rounded)
+
+
 # Three ways to compute a case. Each returns outputs and gradients ("grad mu") on the CPU.
 
 
@@ -201,6 +246,8 @@ def ours(case: Case, device: torch.device) -> Tensors:
     if case.op in LIKELIHOOD_OPS:
         log_prob = bernoulli_log_prob(leaves["logits"], leaves.get("x", tensors["x"]))
         return _with_gradients(case, {"log_prob": log_prob}, leaves)
+    if case.op in MIXTURE_OPS:
+        return _mixture(case, mixture_log_prob, tensors)
     mu, logvar = leaves["mu"], leaves["logvar"]
     outputs: Tensors
     if name == "rsample":
@@ -225,6 +272,9 @@ def truth(case: Case, rounded: bool = False) -> Tensors:
     if case.op in STREAMS:
         draw = reference.normal if case.op == "normal" else reference.uniform
         return {"n": draw(KEY, samples, rows, columns, row_offset=case.row_offset)}
+    if case.op in MIXTURE_OPS:
+        wide = {n: x.double() if x.is_floating_point() else x for n, x in inputs(case).items()}
+        return _mixture(case, reference.mixture_log_prob, wide, rounded)
     tensors = {name: x.double() for name, x in inputs(case).items()}
     if case.op in LIKELIHOOD_OPS:
         leaves = _leaves({n: x for n, x in tensors.items() if inputs(case)[n].is_floating_point()})
@@ -256,6 +306,8 @@ def textbook(case: Case) -> Tensors | None:
         x = leaves.get("x", tensors["x"]).to(logits.dtype).expand_as(logits)
         loss = binary_cross_entropy_with_logits(logits, x, reduction="none")
         return _with_gradients(case, {"log_prob": -loss.sum(2)}, leaves)
+    if case.op in MIXTURE_OPS:
+        return _mixture(case, _textbook_mixture, tensors)
     write_z, kl = LATENT_OPS[case.op]
     mu, logvar = leaves["mu"], leaves["logvar"]
     eps = reference.normal(KEY, samples, rows, columns).to(case.dtype)
@@ -270,3 +322,14 @@ def textbook(case: Case) -> Tensors | None:
         q = Normal(mu.detach(), sigma.detach()) if held else Normal(mu, sigma)
         outputs["kl"] = (q.log_prob(z) - p.log_prob(z)).sum(2).mean(0)
     return _with_gradients(case, outputs, leaves)
+
+
+def _textbook_mixture(
+    z: Tensor, mu: Tensor, logvar: Tensor, leave_out: Tensor | None = None
+) -> Tensor:
+    components = Normal(mu, torch.exp(0.5 * logvar), validate_args=False)
+    log_q = components.log_prob(z[:, None]).sum(2)
+    if leave_out is None:
+        return log_q.logsumexp(1) - math.log(len(mu))
+    others = log_q.scatter(1, leave_out[:, None], -torch.inf)
+    return others.logsumexp(1) - math.log(len(mu) - 1)

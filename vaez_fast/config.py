@@ -10,11 +10,12 @@ from .data import BINARIZATIONS, DATA_SETS
 from .model import MODELS
 
 OBJECTIVES = ("elbo", "kl", "iwae")
-KLS = ("analytic", "total-derivative", "sticking-the-landing", "as-published")
+IWAE_KLS = ("total-derivative", "doubly-reparameterised")
+KLS = ("analytic", *IWAE_KLS, "sticking-the-landing", "as-published")
 DECODERS = ("joint", "separate", "simultaneous", "randn")
 PRECISIONS = ("float32", "bfloat16", "auto")
 
-NOT_BUILT_YET = {"objective": ("iwae",)}
+LOG_PX_SAMPLES = 128
 
 
 class ConfigError(ValueError):
@@ -26,12 +27,15 @@ class TrainConfig:
     """Every setting of a training run.
 
     `objective`, `kl` and `decoder` are the three choices that make an arm of the study; its name
-    joins them. The ELBO trains the decoder jointly; the KL alone leaves it to be trained after the
-    encoder ("separate") or in tandem ("simultaneous"); "randn" has no encoder, and neither
-    objective nor KL. Exactly one of `epochs` and `steps` is set: the length of each phase.
+    joins them. The ELBO and the importance-weighted bound ("iwae") train the decoder jointly; the
+    KL alone leaves it to be trained after the encoder ("separate") or in tandem ("simultaneous");
+    "randn" has no encoder, and neither objective nor KL. A `kl` that is left out is "analytic", and
+    for iwae, whose gradient it names, "total-derivative". `num_samples` is how many z an image both
+    bounds draw in training, `test_samples` how many the test split's log p(x) is from. Exactly one
+    of `epochs` and `steps` is set: the length of each phase.
 
     Raises:
-        ConfigError: a value outside its range, or one that is not built yet.
+        ConfigError: a value outside its range, or values that do not go together.
     """
 
     data: str = "mnist-5k"
@@ -39,9 +43,10 @@ class TrainConfig:
     binarize: str = "static"
     model: str = "altosaar"
     objective: str = "elbo"
-    kl: str = "analytic"
+    kl: str = None  # type: ignore[assignment]  # a word from __post_init__ on
     decoder: str = "joint"
     beta: float = 1.0
+    num_samples: int = 1
     epochs: int | None = 30
     steps: int | None = None
     batch_size: int = 128
@@ -49,8 +54,12 @@ class TrainConfig:
     precision: str = "auto"
     device: str = "auto"
     seed: int = 0
+    test_samples: int = LOG_PX_SAMPLES
 
     def __post_init__(self) -> None:
+        if self.kl is None:
+            default = "total-derivative" if self.objective == "iwae" else "analytic"
+            object.__setattr__(self, "kl", default)
         for name, choices in (
             ("data", DATA_SETS),
             ("binarize", BINARIZATIONS),
@@ -63,13 +72,9 @@ class TrainConfig:
             value = getattr(self, name)
             if value not in choices:
                 raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-            if value in NOT_BUILT_YET.get(name, ()):
-                built = ", ".join(c for c in choices if c not in NOT_BUILT_YET[name])
-                raise ConfigError(f"{name} {value!r} is not built yet; choose {built}")
-        self._check_arm()
         if (self.epochs is None) == (self.steps is None):
             raise ConfigError("exactly one of epochs and steps must be set")
-        for name in ("epochs", "steps", "batch_size"):
+        for name in ("epochs", "steps", "batch_size", "num_samples", "test_samples"):
             count = getattr(self, name)
             if count is not None and (not isinstance(count, int) or count < 1):
                 raise ConfigError(f"{name} must be a positive integer, got {count!r}")
@@ -77,15 +82,18 @@ class TrainConfig:
             raise ConfigError(f"lr must be a positive number, got {self.lr!r}")
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
             raise ConfigError(f"seed must be an integer in [0, 2**32), got {self.seed!r}")
-
-    def _check_arm(self) -> None:
         if not 0 < self.beta < float("inf"):
             raise ConfigError(f"beta must be a positive number, got {self.beta!r}")
+        self._check_arm()
+
+    def _check_arm(self) -> None:
         if self.decoder == "randn":
-            if self.objective != "elbo" or self.kl != "analytic" or self.beta != 1.0:
-                raise ConfigError("decoder 'randn' has no encoder: leave objective, kl and beta")
+            if (self.objective, self.kl, self.beta, self.num_samples) != ("elbo", "analytic", 1, 1):
+                raise ConfigError(
+                    "decoder 'randn' has no encoder: leave objective, kl, beta and num_samples"
+                )
             return
-        decoders = ("joint",) if self.objective == "elbo" else ("separate", "simultaneous")
+        decoders = ("separate", "simultaneous") if self.objective == "kl" else ("joint",)
         if self.decoder not in decoders:
             raise ConfigError(
                 f"objective {self.objective!r} needs decoder {' or '.join(decoders)}, "
@@ -93,16 +101,26 @@ class TrainConfig:
             )
         if self.kl == "as-published" and self.objective != "kl":
             raise ConfigError("kl 'as-published' needs objective kl")
+        if self.objective == "iwae" and self.kl not in IWAE_KLS:
+            raise ConfigError(f"objective 'iwae' needs kl {' or '.join(IWAE_KLS)}, got {self.kl!r}")
+        if self.kl == "doubly-reparameterised" and self.objective != "iwae":
+            raise ConfigError("kl 'doubly-reparameterised' needs objective iwae")
         if self.beta != 1.0 and self.objective != "elbo":
             raise ConfigError("beta needs objective elbo")
+        if self.num_samples != 1 and self.objective == "kl":
+            raise ConfigError("num_samples needs objective elbo or iwae")
 
     @property
     def arm(self) -> str:
-        """objective/KL/decoder, as in all files and figures; "randn" has neither of the others."""
+        """objective/KL/decoder, as in all files and figures, then β and K, if they are not 1.
+
+        "randn" has neither of the others.
+        """
         if self.decoder == "randn":
             return "randn"
         name = f"{self.objective}/{self.kl}/{self.decoder}"
-        return name if self.beta == 1.0 else f"{name}/beta={self.beta:g}"
+        beta = "" if self.beta == 1.0 else f"/beta={self.beta:g}"
+        return name + beta + ("" if self.num_samples == 1 else f"/k={self.num_samples}")
 
 
 def choose_device(name: str) -> torch.device:

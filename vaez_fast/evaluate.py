@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
-from vaez_kernels import bernoulli_log_prob, kl_standard_normal, normal
+from vaez_kernels import importance_estimates, importance_log_likelihood, kl_standard_normal
 
-from .graph import compile_graph
 from .model import VAE
 
-SAMPLES_AT_ONCE = 8
-# Images times samples decoded at once. 1,000 × 784 logits stay in a CPU's cache; a GPU wants more.
-DECODED_AT_ONCE = {"cpu": 1_000, "cuda": 100_000}
+# Images encoded at once: what that needs stays below 16 MiB in every model.
+IMAGES_AT_ONCE = 2_000
 
 
 @dataclass(frozen=True)
@@ -28,6 +25,7 @@ class Metrics:
     rate: float  # analytic KL(q(z|x) ‖ N(0, I))
     distortion: float  # −E_q log p(x|z), over log_px_samples samples
     log_px: float  # log 1/S Σ_s p(x, z_s)/q(z_s|x): Burda et al. 2016, equation 8
+    log_px_standard_error: float  # of that mean, from its spread over the images
     log_px_samples: int
 
     def as_dict(self) -> dict[str, float]:
@@ -35,68 +33,65 @@ class Metrics:
 
 
 class Evaluator:
-    """Evaluates models of one architecture on one split; compiled once, reused every epoch.
+    """Evaluates models on one split.
 
     Memory does not grow with the number of samples. Noise is indexed by image and sample: the first
     64 samples of 5,000 are the 64, whatever the chunks.
 
     Args:
-        pixels: (N, 784) uint8 on the device.
+        pixels: (N, 784) uint8 on the device, N ≥ 2.
         pixel_scale: what turns them into x in [0, 1].
         noise: (2,) int64 on the device, from `noise_key(seed, "evaluate", …)`.
+        precision: of the decoder's matrix products, as `importance_log_likelihood` takes it.
     """
 
-    def __init__(self, pixels: Tensor, pixel_scale: float, noise: Tensor) -> None:
-        self.pixels, self.pixel_scale, self.noise = pixels, pixel_scale, noise
-        self._graphs: dict[tuple[int, ...], Callable[..., tuple[Tensor, Tensor]]] = {}
+    def __init__(
+        self, pixels: Tensor, pixel_scale: float, noise: Tensor, precision: str = "auto"
+    ) -> None:
+        self.pixels, self.pixel_scale = pixels, pixel_scale
+        self.noise, self.precision = noise, precision
 
     @torch.no_grad()
     def __call__(self, vae: VAE, num_samples: int) -> Metrics:
         """Evaluate `vae` (float32, on the device) with `num_samples` ≥ 1 samples an image."""
-        samples = min(num_samples, SAMPLES_AT_ONCE)
-        rows = DECODED_AT_ONCE[self.pixels.device.type] // samples
-        sums = torch.zeros(3, dtype=torch.float64, device=self.pixels.device)
-        for first in range(0, len(self.pixels), rows):
-            x = self.pixels[first : first + rows].float() * self.pixel_scale
-            for i, value in enumerate(self._rows(vae, x, first, num_samples, samples)):
-                sums[i] += value.sum(dtype=torch.float64)
-        rate, distortion, log_px = (sums / len(self.pixels)).tolist()
-        return Metrics(-(rate + distortion), rate, distortion, log_px, num_samples)
+        parts = []
+        for first, x, mu, logvar in self._encoded(vae):
+            log_px, log_prob = importance_estimates(
+                *(vae.decoder, mu, logvar, x, self.noise, num_samples, self.precision),
+                row_offset=first,
+            )
+            parts.append(torch.stack((kl_standard_normal(mu, logvar), -log_prob, log_px)))
+        rows = torch.cat(parts, 1).double()  # (3, N)
+        rate, distortion, log_px = rows.mean(1).tolist()
+        standard_error = float(rows[2].std()) / math.sqrt(len(self.pixels))
+        return Metrics(-(rate + distortion), rate, distortion, log_px, standard_error, num_samples)
 
-    def _rows(
-        self, vae: VAE, x: Tensor, first: int, num_samples: int, samples: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        # x (B, P), the images from index `first` on → rate, distortion, log p(x), each (B,)
-        mu, logvar = vae.encode(x)
-        distortion = torch.zeros_like(mu[:, 0])
-        log_sum = torch.full_like(distortion, -math.inf)
-        for s in range(0, num_samples, samples):
-            shape = (min(samples, num_samples - s), *mu.shape)
-            eps = normal(self.noise, *shape, row_offset=first, sample_offset=s)
-            log_prob, log_ratio = self._log_probs(vae.decoder, mu, logvar, eps, x)
-            distortion -= log_prob.sum(0) / num_samples
-            log_sum = torch.logaddexp(log_sum, torch.logsumexp(log_prob - log_ratio, 0))
-        return kl_standard_normal(mu, logvar), distortion, log_sum - math.log(num_samples)
+    @torch.no_grad()
+    def log_px_curve(self, vae: VAE, counts: Sequence[int]) -> Tensor:
+        """log p(x) in nats, (len(counts), N) float64, by rising numbers of samples an image.
 
-    def _log_probs(
-        self, decoder: nn.Module, mu: Tensor, logvar: Tensor, eps: Tensor, x: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        # mu, logvar (B, D), eps (S, B, D) → log p(x|z), log q(z|x) − log p(z), each (S, B)
+        One pass over the largest of them, since smaller ones take the first of the same samples.
+        """
+        images = []
+        for first, x, mu, logvar in self._encoded(vae):
+            log_sum = torch.full((len(x),), -math.inf, dtype=torch.float64, device=x.device)
+            curve, done = [], 0
+            for count in counts:
+                log_mean = importance_log_likelihood(
+                    *(vae.decoder, mu, logvar, x, self.noise, count - done, self.precision),
+                    row_offset=first,
+                    sample_offset=done,
+                )
+                log_sum = torch.logaddexp(log_sum, log_mean + math.log(count - done))
+                done = count
+                curve.append(log_sum - math.log(count))
+            images.append(torch.stack(curve))
+        return torch.cat(images, 1)
 
-        names = [name for name, _ in decoder.named_parameters()]
-
-        def log_probs(
-            mu: Tensor, logvar: Tensor, eps: Tensor, x: Tensor, *parameters: Tensor
-        ) -> tuple[Tensor, Tensor]:
-            z = mu + torch.exp(0.5 * logvar) * eps
-            named = dict(zip(names, parameters, strict=True))
-            logits = functional_call(decoder, named, (z,))
-            log_ratio = (0.5 * (z - eps) * (z + eps) - 0.5 * logvar).sum(2)
-            return bernoulli_log_prob(logits, x), log_ratio
-
-        # Contiguous, since the compiled graph takes one layout, and a model may have any.
-        parameters = [p.detach().contiguous() for p in decoder.parameters()]
-        tensors = (mu.contiguous(), logvar.contiguous(), eps, x, *parameters)
-        if eps.shape not in self._graphs:
-            self._graphs[eps.shape] = compile_graph(log_probs, *tensors, device=x.device)
-        return self._graphs[eps.shape](*tensors)
+    def _encoded(self, vae: VAE) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+        # → the first image's index, x (B, 784), mu and logvar (B, D)
+        for first in range(0, len(self.pixels), IMAGES_AT_ONCE):
+            pixels = self.pixels[first : first + IMAGES_AT_ONCE]
+            x = pixels.float() * self.pixel_scale
+            # Bytes that are 0 and 1 are targets as they are, a quarter of the memory.
+            yield first, pixels if self.pixel_scale == 1.0 else x, *vae.encode(x)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -9,16 +11,33 @@ from vaez_kernels import (
     bernoulli_log_prob,
     kl_standard_normal,
     kl_standard_normal_mc,
+    linear_bernoulli_log_prob,
     normal,
     rsample,
     rsample_kl,
 )
 
-from .model import VAE
+from .model import VAE, Linear
 
 BOTH = ("encoder", "decoder")
 
 # Each objective's `key` names the graph that it becomes: the same for models of one architecture.
+
+
+# Logits from which on their memory is saved. At 96 MiB (K = 200, batch 128, two cores) a step takes
+# as long without them, 0.45 s in bfloat16 and 0.77 in float32, and 87 MiB instead of 220; at 20 MiB
+# (K = 50) it takes 1.1 to 1.2 times as long, since backward computes them again.
+LARGE = 64 << 20
+
+
+def log_likelihood(vae: VAE, z: Tensor, x: Tensor) -> Tensor:
+    """log p(x|z): z (S, B, D), x (B, 784) in [0, 1] → (S, B) float32, nats."""
+    if 4 * z.shape[0] * x.numel() < LARGE:
+        return bernoulli_log_prob(vae.decode(z), x)
+    last = vae.decoder[-1]
+    assert isinstance(last, Linear)
+    hidden = vae.decoder[:-1](z).to(last.weight.dtype)
+    return linear_bernoulli_log_prob(hidden, last.weight, last.bias, x)
 
 
 class NegativeElbo(nn.Module):
@@ -28,20 +47,69 @@ class NegativeElbo(nn.Module):
         vae: the model.
         kl: how the rate is computed: "analytic", "total-derivative" or "sticking-the-landing".
         beta: the rate's weight (Higgins et al. 2017, equation 4).
+        num_samples: K, the samples of z an image that Monte Carlo terms are means over.
     """
 
     trains = BOTH
 
-    def __init__(self, vae: VAE, kl: str, beta: float = 1.0) -> None:
+    def __init__(self, vae: VAE, kl: str, beta: float = 1.0, num_samples: int = 1) -> None:
         super().__init__()
-        self.vae, self.kl, self.beta = vae, kl, beta
-        self.key = ("elbo", kl)
+        self.vae, self.kl, self.beta, self.num_samples = vae, kl, beta, num_samples
+        self.key = ("elbo", kl, num_samples)
 
     def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, 784) in [0, 1], noise (2,) → rate (B,), one-sample distortion (B,)."""
+        """x (B, 784) in [0, 1], noise (2,) → rate (B,), distortion (B,)."""
         mu, logvar = self.vae.encode(x)
-        z, rate = rsample_kl(mu, logvar, noise, kl=self.kl)
-        return rate, -bernoulli_log_prob(self.vae.decode(z), x)[0]
+        z, rate = rsample_kl(mu, logvar, noise, self.num_samples, self.kl)
+        return rate, -log_likelihood(self.vae, z, x).mean(0)
+
+
+class ImportanceWeightedBound(nn.Module):
+    """−L_K = −log 1/K Σ_k w_k, w_k = p(x, z_k)/q(z_k|x), in nats (Burda et al. 2016, equation 8).
+
+    Both gradients are unbiased. That of the decoder is Σ_k w̃_k ∂log w_k, with w̃_k = w_k / Σ_j w_j.
+
+    Args:
+        vae: the model.
+        kl: the encoder's gradient. "total-derivative": Σ_k w̃_k ∂log w_k, that of L_K as it stands
+            (Burda et al. 2016, equation 13). "doubly-reparameterised": Σ_k w̃_k² ∂log w_k/∂z_k ∂z_k,
+            whose signal does not drown in noise as K grows (Tucker et al. 2018, equation 8); for
+            K = 1 it is that of sticking the landing.
+        num_samples: K.
+    """
+
+    trains = BOTH
+    beta = 1.0
+
+    def __init__(self, vae: VAE, kl: str, num_samples: int) -> None:
+        super().__init__()
+        self.vae, self.kl, self.num_samples = vae, kl, num_samples
+        self.key = ("iwae", kl, num_samples)
+
+    def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, 784) in [0, 1], noise (2,) → rate (B,), distortion (B,), whose sum is −L_K.
+
+        The distortion is the mean over the samples of −log p(x|z), and the rate what is left of
+        −L_K: at most the Monte Carlo KL of these samples. The rate alone has a gradient, that of
+        the whole.
+        """
+        mu, logvar = self.vae.encode(x)
+        eps = normal(noise, self.num_samples, *mu.shape)
+        z = mu + torch.exp(0.5 * logvar) * eps  # (K, B, D)
+        if self.kl == "doubly-reparameterised":
+            # q's parameters stand still, and eps = (z − mu)/sigma moves with z; its value stays the
+            # one that was drawn, since z − mu has lost digits.
+            logvar = logvar.detach()
+            eps = eps + torch.exp(-0.5 * logvar) * (z - z.detach())
+        log_ratio = (0.5 * (z - eps) * (z + eps) - 0.5 * logvar).sum(2)  # log q(z|x) − log p(z)
+        log_px_z = log_likelihood(self.vae, z, x)
+        log_weight = log_px_z - log_ratio  # (K, B)
+        if self.kl == "doubly-reparameterised":
+            share = torch.softmax(log_weight.detach(), 0)[..., None]
+            z.register_hook(lambda gradient: share * gradient)
+        bound = torch.logsumexp(log_weight, 0) - math.log(self.num_samples)
+        distortion = -log_px_z.detach().mean(0)
+        return -bound - distortion, distortion
 
 
 class Rate(nn.Module):
@@ -97,8 +165,8 @@ class Distortion(nn.Module):
                 z = rsample(*self.vae.encode(x), noise)
         else:
             z = normal(noise, 1, len(x), self.vae.architecture.latent)
-        distortion = -bernoulli_log_prob(self.vae.decode(z), x)[0]
+        distortion = -log_likelihood(self.vae, z, x)[0]
         return torch.zeros_like(distortion), distortion
 
 
-Objective = NegativeElbo | Rate | Distortion
+Objective = NegativeElbo | ImportanceWeightedBound | Rate | Distortion

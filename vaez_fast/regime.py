@@ -12,7 +12,7 @@ from .batches import Batches
 from .config import TrainConfig
 from .engine import Engine
 from .model import VAE, Linear
-from .objective import Distortion, NegativeElbo, Rate
+from .objective import Distortion, ImportanceWeightedBound, NegativeElbo, Rate
 from .optimizer import Adam, warmup_cosine
 
 # Steps in one replay of a CUDA graph: enough that the launch of the graph is lost in its run.
@@ -75,8 +75,11 @@ def phases(
         precision=precision,
         pixel_scale=pixel_scale,
     )
+    if config.objective == "iwae":
+        return [Phase("vae", [make(ImportanceWeightedBound(vae, config.kl, config.num_samples))])]
     if config.decoder == "joint":
-        return [Phase("vae", [make(NegativeElbo(vae, config.kl, config.beta))])]
+        objective = NegativeElbo(vae, config.kl, config.beta, config.num_samples)
+        return [Phase("vae", [make(objective)])]
     if config.decoder == "randn":
         forget_x(vae)
         return [Phase("decoder", [make(Distortion(vae, "randn"))])]

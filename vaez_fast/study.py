@@ -47,7 +47,9 @@ class StudyConfig:
 
     def arms(self) -> list[TrainConfig]:
         """Every arm at seed 0: the article's frameworks, its code's defect, and the β sweep."""
-        base = replace(self.base, objective="elbo", kl="analytic", decoder="joint", beta=1.0)
+        base = replace(
+            self.base, objective="elbo", kl="analytic", decoder="joint", beta=1.0, num_samples=1
+        )
         joint = [replace(base, kl=kl) for kl in KLS]
         apart = [
             replace(base, objective="kl", kl=kl, decoder=decoder)
@@ -64,7 +66,7 @@ class StudyConfig:
 
     def as_dict(self) -> dict[str, Any]:
         shared = asdict(self.base)
-        for name in ("objective", "kl", "decoder", "beta", "seed", "data_root"):
+        for name in ("objective", "kl", "decoder", "beta", "num_samples", "seed", "data_root"):
             del shared[name]
         return {**shared, "seeds": self.seeds, "betas": list(self.betas)}
 

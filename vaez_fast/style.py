@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 BLACK, GREY = "#000000", "#767676"
 BLUE, SKY, GREEN, ORANGE = "#0072B2", "#56B4E9", "#009E73", "#E69F00"
-VERMILLION, PURPLE, OLIVE = "#D55E00", "#CC79A7", "#8C7A00"
+VERMILLION, PURPLE, OLIVE, WINE = "#D55E00", "#CC79A7", "#8C7A00", "#882255"
 
 # By objective and KL; the article's own colours, where it names one.
 ARMS = {
@@ -28,6 +28,9 @@ ARMS = {
     ("kl", "total-derivative"): GREEN,
     ("kl", "analytic"): VERMILLION,
     ("kl", "sticking-the-landing"): ORANGE,
+    ("kl", "as-published"): GREY,
+    ("iwae", "total-derivative"): OLIVE,
+    ("iwae", "doubly-reparameterised"): WINE,
 }
 LINES = {"joint": "-", "separate": "-", "randn": "-", "simultaneous": "--"}
 
@@ -52,23 +55,19 @@ RC: Any = {
 def colour(arm: str) -> str:
     """The colour of an arm, as #RRGGBB: objective/kl/decoder, or "randn".
 
-    An arm of another β, .../beta=4, is a shade of its colour: darker above 1, lighter below.
+    An arm of another β or K, .../beta=4/k=5, is a shade of its colour: darker above 1, lighter
+    below.
 
     Raises:
         ValueError: not the name of an arm.
     """
-    objective, kl, decoder, beta = _parts(arm)
+    objective, kl, decoder, settings = _parts(arm)
     if decoder == "randn":
         return BLACK
-    if objective == "iwae":
-        base = OLIVE
-    elif kl == "as-published":
-        base = GREY
-    elif (objective, kl) in ARMS:
-        base = ARMS[objective, kl]
-    else:
+    if (objective, kl) not in ARMS:
         raise ValueError(f"no arm of the study is named {arm!r}")
-    return _shade(base, math.log2(max(beta, 1e-9)) / 6.0)
+    beta, k = (max(settings.get(name, 1.0), 1e-9) for name in ("beta", "k"))
+    return _shade(ARMS[objective, kl], math.log2(beta) / 6.0 + math.log2(k) / 12.0)
 
 
 def linestyle(arm: str) -> str:
@@ -80,14 +79,15 @@ def linestyle(arm: str) -> str:
     return LINES[_parts(arm)[2]]
 
 
-def _parts(arm: str) -> tuple[str, str, str, float]:
+def _parts(arm: str) -> tuple[str, str, str, dict[str, float]]:
+    # → objective, kl, decoder, and what stands behind them
     if arm == "randn":
-        return "", "", "randn", 1.0
+        return "", "", "randn", {}
     names = arm.split("/")
     if len(names) < 3 or names[2] not in LINES:
         raise ValueError(f"no arm of the study is named {arm!r}")
-    settings = dict(setting.partition("=")[::2] for setting in names[3:])
-    return names[0], names[1], names[2], float(settings.get("beta", "1"))
+    pairs = (setting.partition("=")[::2] for setting in names[3:])
+    return names[0], names[1], names[2], {name: float(value) for name, value in pairs}
 
 
 def _shade(base: str, amount: float) -> str:

@@ -1,4 +1,4 @@
-"""Training a VAE and choosing its best state by validation ELBO."""
+"""Training a VAE and choosing its best state by the validation bound."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from .model import VAE
 from .progress import Progress
 from .regime import Phase, phases
 
-LOG_PX_SAMPLES = 128
 SHOW_EVERY = 64  # steps
 EVALUATION_STEP = {"validation": 0, "test": 1}  # of the "evaluate" noise
 
@@ -34,7 +33,7 @@ class TrainingError(RuntimeError):
 class Result:
     """What a run leaves: the best state and all that was measured."""
 
-    vae: VAE  # the state with the best validation ELBO, float32
+    vae: VAE  # the state with the best validation bound, float32
     best_step: int
     test: Metrics
     steps: int
@@ -85,10 +84,11 @@ def train(
 ) -> Result:
     """Run `config` on `dataset` from start to end.
 
-    Where the ELBO is trained on, the state kept is the one with the best validation ELBO (one
-    sample an image, the rate weighted by β) of those that were looked at; elsewhere the last. The
-    test split is read once, after that choice. The same config on the same machine gives the same
-    numbers to the last digit.
+    Where a bound on log p(x) is trained on, the state kept is the one with the best bound on the
+    validation split of those that were looked at (the ELBO of one sample an image, the rate
+    weighted by β; or the importance-weighted bound with training's samples); elsewhere the last.
+    The test split is read once, after that choice. The same config on the same machine gives the
+    same numbers to the last digit.
 
     Args:
         config: what to run; its length is that of each phase.
@@ -123,7 +123,7 @@ def train(
         pixel_scale=pixel_scale(config.binarize),
     )
     run = _Run(config, dataset, vae, batches, steps, look_every)
-    run.validate(vae, 1)
+    run.look_at_validation()
     run.begin_epoch(0)  # its noise, too, is compiled at the first draw
     compile_seconds = time.perf_counter() - clock
 
@@ -133,7 +133,7 @@ def train(
 
     vae.load_state_dict(run.best)
     clock = time.perf_counter()
-    test = _evaluator(config, dataset, "test")(vae, LOG_PX_SAMPLES)
+    test = _evaluator(config, dataset, "test")(vae, config.test_samples)
     return Result(
         vae=vae,
         best_step=run.best_step,
@@ -163,10 +163,10 @@ class _Run:
     ) -> None:
         self.config, self.dataset, self.vae = config, dataset, vae
         self.batches, self.steps, self.look_every = batches, steps, look_every
-        self.validate = _evaluator(config, dataset, "validation")
+        self._validate = _evaluator(config, dataset, "validation")
         self.curve: list[dict[str, Any]] = []
         self.best: dict[str, Tensor] = {}
-        self.best_elbo, self.best_step = -math.inf, 0
+        self.best_bound, self.best_step = -math.inf, 0
         self.done = 0  # steps, in all phases
         self.train_seconds = self.eval_seconds = 0.0
 
@@ -225,19 +225,27 @@ class _Run:
     def _look(self, phase: Phase, progress: Progress) -> None:
         clock = time.perf_counter()
         self._write(phase)
-        held_out = self.validate(self.vae, 1)
+        rate, distortion = self.look_at_validation()
         self.eval_seconds += time.perf_counter() - clock
-        if not math.isfinite(held_out.elbo):
+        bound = -(self.config.beta * rate + distortion)
+        if not math.isfinite(bound):
             raise TrainingError(
-                f"the validation ELBO of {self.config.arm} is not finite after step {self.done}; "
+                f"the validation bound of {self.config.arm} is not finite after step {self.done}; "
                 f"a smaller lr than {self.config.lr} may help"
             )
-        self.curve.append(self._point(phase, "validation", held_out.rate, held_out.distortion))
-        elbo = -(self.config.beta * held_out.rate + held_out.distortion)
-        if elbo > self.best_elbo or self.config.decoder != "joint":
-            self.best_elbo, self.best_step = elbo, self.done
+        self.curve.append(self._point(phase, "validation", rate, distortion))
+        if bound > self.best_bound or self.config.decoder != "joint":
+            self.best_bound, self.best_step = bound, self.done
             self.best = {name: p.detach().clone() for name, p in self.vae.state_dict().items()}
-        progress.note(f"{self.config.arm}: held-out ELBO {held_out.elbo:.2f}")
+        progress.note(f"{self.config.arm}: held-out bound {-(rate + distortion):.2f}")
+
+    def look_at_validation(self) -> tuple[float, float]:
+        """Rate and distortion of the model as it stands, by the definition of its training's."""
+        if self.config.objective != "iwae":
+            held_out = self._validate(self.vae, 1)
+            return held_out.rate, held_out.distortion
+        held_out = self._validate(self.vae, self.config.num_samples)
+        return -held_out.log_px - held_out.distortion, held_out.distortion
 
     def _point(self, phase: Phase, split: str, rate: float, distortion: float) -> dict[str, Any]:
         return {
@@ -260,4 +268,4 @@ def _stops(first: int, last: int, at: frozenset[int]) -> list[int]:
 def _evaluator(config: TrainConfig, dataset: Dataset, split: str) -> Evaluator:
     pixels = binarized(dataset, split, config.binarize, seed=config.seed)
     noise = noise_key(config.seed, "evaluate", EVALUATION_STEP[split], device=pixels.device)
-    return Evaluator(pixels, pixel_scale(config.binarize), noise)
+    return Evaluator(pixels, pixel_scale(config.binarize), noise, config.precision)

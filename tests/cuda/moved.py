@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.helpers import call
-from vaez_kernels import bernoulli_log_prob
+from vaez_kernels import bernoulli_log_prob, mixture_log_prob
 
 CUDA = torch.device("cuda")
 
@@ -41,3 +41,10 @@ def call_on_cuda(
 
 def log_prob_on_cuda(logits: Tensor, x: Tensor) -> Tensor:
     return bernoulli_log_prob(to_cuda(logits), to_cuda(x)).cpu()
+
+
+def mixture_on_cuda(
+    z: Tensor, mu: Tensor, logvar: Tensor, leave_out: Tensor | None = None
+) -> Tensor:
+    left = None if leave_out is None else leave_out.to(CUDA)
+    return mixture_log_prob(to_cuda(z), to_cuda(mu), to_cuda(logvar), left).cpu()

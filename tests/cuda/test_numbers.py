@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests import helpers, pixels
-from tests.cuda.moved import CUDA, call_on_cuda, log_prob_on_cuda
+from tests import helpers, mixtures, pixels
+from tests.cuda.moved import CUDA, call_on_cuda, log_prob_on_cuda, mixture_on_cuda
 from tests.helpers import MODES, assert_within, latents, measured, upstream_of
 from vaez_kernels import launch, noise_key, normal, reference, rsample, uniform
 
@@ -56,6 +56,20 @@ def test_the_likelihood_is_the_references(
 @pytest.mark.parametrize("layout", pixels.LAYOUTS)
 def test_the_likelihoods_layout_does_not_matter(layout: str) -> None:
     pixels.check(*pixels.pixels(3, 9, 20, layout=layout), log_prob_on_cuda)
+
+
+@pytest.mark.parametrize("leave_out", [False, True])
+@pytest.mark.parametrize("shape", [(7, 5, 3), (33, 129, 20), (5, 1000, 128), (100, 777, 257)])
+def test_the_mixtures_density_is_the_references(
+    shape: tuple[int, int, int], leave_out: bool
+) -> None:
+    mixtures.check(mixtures.mixture(*shape, leave_out=leave_out), mixture_on_cuda)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", mixtures.LAYOUTS)
+def test_the_mixtures_layout_does_not_matter(layout: str, dtype: torch.dtype) -> None:
+    mixtures.check(mixtures.mixture(33, 129, 20, dtype, layout), mixture_on_cuda)
 
 
 @pytest.mark.parametrize("columns", [1, 3, 19, 20, 128, 257, 1000])

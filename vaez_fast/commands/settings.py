@@ -5,16 +5,16 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from ..config import NOT_BUILT_YET, PRECISIONS, TrainConfig
+from ..config import PRECISIONS, TrainConfig
 from ..data import BINARIZATIONS, DATA_SETS
 from ..model import MODELS
 
 Group = argparse._ArgumentGroup
 
 
-def choices(values: Sequence[str], setting: str = "") -> str:
+def choices(values: Sequence[str]) -> str:
     """The values that can be had, for a help text."""
-    return "|".join(v for v in values if v not in NOT_BUILT_YET.get(setting, ()))
+    return "|".join(values)
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:

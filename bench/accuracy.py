@@ -187,3 +187,57 @@ class LikelihoodCase:
 
     def advance(self) -> None:
         pass
+
+
+# As ROWS_CHECKED, for draws that each meet all components.
+DRAWS_CHECKED = 8
+
+
+@dataclass(frozen=True)
+class MixtureCase:
+    """Inputs of the mixture's density and the upstream gradient, float32, all on one device."""
+
+    z: Tensor  # (M, D)
+    mu: Tensor  # (N, D)
+    logvar: Tensor  # (N, D)
+    grad: Tensor  # (M,)
+
+    def run(self, forward: Op, backward: bool) -> tuple[Tensor, ...]:
+        """log q(z) (M,), then the gradient of z (M, D)."""
+        out = forward(self.z, self.mu, self.logvar)
+        return (out, *torch.autograd.grad(out, self.z, self.grad)) if backward else (out,)
+
+    def check(self, outputs: tuple[Tensor, ...], ours: bool) -> Check:
+        """Compare with the reference, on the first and last eight draws.
+
+        log q may err by a unit of its components' terms, ½Σt² and ½Σ|logvar|, each by its
+        responsibility; and by one of itself. A responsibility errs, relatively, by a unit of its
+        own terms and of theirs, and a gradient's terms by four roundings besides.
+        """
+        errors: list[float] = []
+        for first in sorted({0, max(0, len(self.z) - DRAWS_CHECKED)}):
+            errors += self._errors_of_draws(outputs, first)
+        return Check(worst(errors), "float64 reference")
+
+    def _errors_of_draws(self, outputs: tuple[Tensor, ...], first: int) -> list[float]:
+        draws = slice(first, first + DRAWS_CHECKED)
+        out, *gradients = (x.detach()[draws].double() for x in outputs)
+        z = self.z.detach()[draws].double().requires_grad_()
+        truth = reference.mixture_log_prob(z, self.mu, self.logvar)
+        (gradient,) = torch.autograd.grad(truth, z, self.grad[draws].double())
+        mu, logvar, unit = self.mu.double(), self.logvar.double(), ROUNDING[torch.float32]
+        errors = []
+        for m, point in enumerate(z.detach()):  # in float64 one draw meets many components
+            slope = (point - mu) * torch.exp(-logvar)  # (N, D)
+            squares = (slope * (point - mu)).sum(1)
+            responsibility = torch.softmax(-0.5 * (squares + logvar.sum(1)), 0)
+            sizes = 0.5 * (squares + logvar.abs().sum(1))
+            size = responsibility @ sizes
+            errors.append((out[m] - truth[m]).abs() / (unit * (1.0 + size + truth[m].abs())))
+            terms = (responsibility * (4.0 + sizes + size)) @ slope.abs()
+            bound = unit * (self.grad[first + m].abs() * terms + unit)
+            errors += [((of_all[m] - gradient[m]).abs() / bound).max() for of_all in gradients]
+        return [float(e.detach()) for e in errors]
+
+    def advance(self) -> None:
+        pass

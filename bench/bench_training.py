@@ -15,9 +15,9 @@ from bench.engines import ordinary_engine
 from bench.measure import CLOCK, interleave
 from bench.products import products_of, replay
 from bench.rows import Bench, Group, Rival
-from vaez_fast.config import TrainConfig, choose_device, choose_precision
+from vaez_fast.config import LOG_PX_SAMPLES, TrainConfig, choose_device, choose_precision
 from vaez_fast.data import binarized, load
-from vaez_fast.train import EVALUATION_STEP, LOG_PX_SAMPLES, Result, train
+from vaez_fast.train import EVALUATION_STEP, Result, train
 from vaez_kernels import noise_key, reference
 
 KLS = ("analytic", "total-derivative", "sticking-the-landing")

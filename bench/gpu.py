@@ -32,7 +32,12 @@ from vaez_fast.environment import environment
 from vaez_fast.results import OutputError, prepare_file, write_atomically
 
 ROOT = Path(__file__).parents[1]
-BENCHES = ("bench/bench_latent.py", "bench/bench_likelihood.py", "bench/bench_noise.py")
+BENCHES = (
+    "bench/bench_latent.py",
+    "bench/bench_likelihood.py",
+    "bench/bench_mixture.py",
+    "bench/bench_noise.py",
+)
 STEPS = "bench/bench_step.py"  # where mnist-5k is at hand
 # Of the whole call; correctness may take up to half of it.
 MINUTES = 8.0

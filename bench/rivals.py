@@ -45,6 +45,7 @@ class Contest:
     device: torch.device
     floor_bytes: int
     launch_bound: bool  # so small that launches count, and are replayed from a graph, too
+    kernel_bytes: int | None = None  # what our kernels move, where that is not the floor
     cpu_options: dict[str, Any] = field(default_factory=dict)  # the best for torch.compile there
 
     def group(self) -> Group:
@@ -107,7 +108,8 @@ class Contest:
         return aten_bytes(work, self.device)
 
     def _floor(self, _: Callable[[], object]) -> int:
-        return self.floor_bytes  # S ≤ 8: see bench.traffic
+        # The floor for S ≤ 8: see bench.traffic.
+        return self.floor_bytes if self.kernel_bytes is None else self.kernel_bytes
 
     def _compiled(self, **how: Any) -> Rival:
         run = torch.compile(self.textbook, fullgraph=True, dynamic=False, **how)

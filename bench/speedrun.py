@@ -28,7 +28,13 @@ from torch import Tensor
 from bench.baselines import TextbookTraining, TextbookVAE
 from bench.recipe import CenteredVAE, Recipe, start
 from vaez_fast.batches import Batches
-from vaez_fast.config import PRECISIONS, ConfigError, choose_device, choose_precision
+from vaez_fast.config import (
+    LOG_PX_SAMPLES,
+    PRECISIONS,
+    ConfigError,
+    choose_device,
+    choose_precision,
+)
 from vaez_fast.data import DataError, Dataset, binarized, epoch_order, load
 from vaez_fast.engine import Engine
 from vaez_fast.environment import environment, expect_no_gpu
@@ -38,7 +44,7 @@ from vaez_fast.model import VAE
 from vaez_fast.objective import NegativeElbo
 from vaez_fast.regime import Phase
 from vaez_fast.results import OutputError, prepare_file, write_atomically
-from vaez_fast.train import EVALUATION_STEP, LOG_PX_SAMPLES
+from vaez_fast.train import EVALUATION_STEP
 from vaez_kernels import noise_key
 
 SCHEMA = 1

@@ -85,7 +85,9 @@ def _rivals(title: str, rows: list[Row]) -> Table:
         title += f" ({_size(floor)} at the floor)"
         columns += [("GB/s", 8), ("of copy", 9), ("bytes/floor", 13)]
     trains = any("step_over_products" in info for _, info, *_ in rows)
-    columns += [("step/products", 15)] * trains + [("peak", 11), ("error", 7)]
+    images = all("images" in info for _, info, *_ in rows)
+    columns += [("step/products", 15)] * trains + [("images/s", 10)] * images
+    columns += [("peak", 11), ("error", 7)]
     lines = []
     for _, info, median, iqr in rows:
         cells = [info["provider"], _time(median), _time(iqr / 2), f"{first / median:.2f}"]
@@ -96,6 +98,8 @@ def _rivals(title: str, rows: list[Row]) -> Table:
         if trains:
             ratio = info.get("step_over_products")
             cells.append("–" if ratio is None else f"{ratio:.2f}")
+        if images:
+            cells.append(f"{info['images'] / median:.1f}")
         peak = info["peak_memory_bytes"]
         cells.append("–" if peak is None else _size(peak))
         lines.append((*cells, f"{info['check_error_over_tolerance']:.2f}"))

@@ -8,6 +8,7 @@ loads and stores of tensors between kernels; what a cache makes of them is the m
 - Our Triton kernels: the floor itself, as tests/interpreted/test_traffic.py finds by counting every
   load and store in the interpreter: 1.00 times the floor for S ≤ 8. Beyond, a forward reads its
   inputs (the likelihood its targets) once more for each eight samples. No row of the suite does.
+  The mixture's kernels read components once for each block of draws: `mixture_log_prob_moved`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from vaez_kernels import noise
+from vaez_kernels import mixture, noise
 from vaez_kernels.compiler import has_cpu_compiler
 
 
@@ -50,6 +51,39 @@ def bernoulli_log_prob_floor(
     sums = 4 * samples * rows
     forward = (itemsize * samples + 1) * rows * pixels + sums
     return forward + ((2 * itemsize * samples + 1) * rows * pixels + sums if backward else 0)
+
+
+def mixture_log_prob_floor(draws: int, components: int, D: int, backward: bool) -> int:
+    """Bytes of float32 `mixture_log_prob`: M·N·D terms of arithmetic on little data.
+
+    Forward: z, mu and logvar in, a number for each draw out. Backward: the same in, with that
+    number's gradient, and z's gradient out.
+    """
+    forward = 4 * (draws * D + 2 * components * D + draws)
+    return forward + (forward + 4 * draws * D if backward else 0)
+
+
+def mixture_log_prob_moved(draws: int, components: int, D: int, backward: bool) -> int:
+    """Bytes that our kernels move, all but what their inputs' transposed copies take.
+
+    Each block of draws reads all components, and its draws once for each tile of them; most of it
+    comes from L2. tests/interpreted/test_mixture_kernel.py counts the same in the interpreter.
+    """
+    m, n = mixture.BLOCK_M, mixture.BLOCK_N
+    blocks, tiles = -(-draws // m), -(-components // n)
+    splits = mixture.splits_of(draws, tiles)
+    scores = 4 * blocks * tiles * (D * m + 2 * D * n + n)
+    forward = scores + 4 * 2 * splits * draws
+    if not backward:
+        return forward
+    block_d = mixture.block_d_of(D)
+    d_blocks = -(-D // block_d)
+    of_tile = 2 * m * n + m * block_d + 2 * n * block_d
+    # The sums are read again by all tiles of a split but its first.
+    sums = draws * D * (tiles + tiles - splits)
+    of_draws = d_blocks * splits * draws
+    weighted = 4 * (blocks * tiles * d_blocks * of_tile + sums + of_draws)
+    return forward + d_blocks * scores + weighted
 
 
 def aten_bytes(work: Callable[[], object], device: torch.device) -> int:

@@ -241,3 +241,64 @@ class MixtureCase:
 
     def advance(self) -> None:
         pass
+
+
+@dataclass(frozen=True)
+class LastLayerCase:
+    """Inputs of the fused last layer and the upstream gradient, all on one device."""
+
+    hidden: Tensor  # (S, B, H)
+    weight: Tensor  # (P, H)
+    bias: Tensor  # (P,)
+    x: Tensor  # (B, P) uint8
+    grad: Tensor  # (S, B)
+
+    def run(self, forward: Op, backward: bool) -> tuple[Tensor, ...]:
+        """log p(x|z) (S, B), then the gradients of hidden, weight and bias."""
+        leaves = (self.hidden, self.weight, self.bias)
+        out = forward(*leaves, self.x)
+        if not backward:
+            return (out,)
+        return out, *torch.autograd.grad(out, leaves, self.grad.to(out.dtype))
+
+    def check(self, outputs: tuple[Tensor, ...], ours: bool) -> Check:
+        """Compare with the reference.
+
+        A logit may err by a unit of what it sums, |h||w| + |b|; the likelihood by that over all
+        pixels and, as for `LikelihoodCase`, by a unit of its terms. A residual g·(x − sigmoid(l))
+        has four roundings and a quarter of the logit's error, and gradients are sums of products
+        of residuals, which are rounded once more.
+        """
+        leaves = [
+            t.detach().double().requires_grad_() for t in (self.hidden, self.weight, self.bias)
+        ]
+        hidden, weight, bias = leaves
+        x, grad = self.x.double(), self.grad.double()
+        logits = hidden @ weight.t() + bias
+        truth = reference.bernoulli_log_prob(logits, x)
+        wanted = (truth, *torch.autograd.grad(truth, leaves, grad))
+        with torch.no_grad():
+            unit = ROUNDING[self.hidden.dtype]
+            rows, w = hidden.abs().flatten(0, 1), weight.abs()
+            of_logits = unit * (hidden.abs() @ w.t() + bias.abs())
+            softplus = torch.nn.functional.softplus(logits)
+            parts = ((x * logits).abs() + softplus).sum(2)
+            value = of_logits.sum(2) + (unit + math.sqrt(x.shape[1]) * 2.0**-24) * parts
+            g = grad.abs()[..., None]
+            residual = g * (x - torch.sigmoid(logits)).abs()
+            of_residual = (g * (4 * unit + 0.25 * of_logits) + unit * residual).flatten(0, 1)
+            total = of_residual + 2 * unit * residual.flatten(0, 1)
+            bounds = (
+                value,
+                (total @ w).view_as(hidden),
+                total.t() @ rows + unit * wanted[2].abs(),
+                total.sum(0),
+            )
+            errors = [
+                float(((found.double() - want).abs() / (bound + unit * want.abs() + 1e-9)).max())
+                for found, want, bound in zip(outputs, wanted, bounds, strict=False)
+            ]
+        return Check(worst(errors), "float64 reference")
+
+    def advance(self) -> None:
+        pass

@@ -29,10 +29,10 @@ SAMPLES = 5_000
 IMAGES = {"cpu": 10, "cuda": 1_000}
 QUICK_SAMPLES, QUICK_IMAGES = 256, 4
 CHECKED = 2  # images, in float64
-# What log p(x) of one image may err by, in nats. Sums in float32 of 784 terms and three layers of
-# products: measured 1e-4. In bfloat16, 100 nats from logits that err by 2⁻⁸ of what they sum:
-# measured 0.08, with either sign; reports/likelihood says what that leaves of a mean.
-TOLERANCE = {"float32": 1e-3, "tf32": 0.1, "bfloat16": 0.3}
+# What log p(x) of these images may err by, in nats, near −400. Sums in float32 of 784 terms and
+# three layers of products: measured 1e-4. In bfloat16 measured 0.07, with either sign;
+# reports/likelihood says how little that leaves of a mean.
+TOLERANCE = {"float32": 1e-3, "tf32": 0.1, "bfloat16": 0.25}
 
 CPU_PROVIDERS = ("eager", "compiled", "float32", "bfloat16", "kernel bfloat16")
 CUDA_PROVIDERS = (
@@ -66,7 +66,7 @@ class _Contest:
         generator = torch.Generator().manual_seed(0)
         self.vae = VAE("altosaar").requires_grad_(False)
         for p in self.vae.decoder.parameters():  # as far from their start as training takes them
-            p.mul_(2.0)
+            p.mul_(1.5)
         self.noise = noise_key(0, "evaluate")
         latents = self.vae.architecture.latent
         self.mu = torch.randn(self.images, latents, generator=generator)
@@ -110,7 +110,7 @@ class _Contest:
         return self._rival(by_layers, found[:CHECKED], precision)
 
     def theirs(self, compiled: bool) -> Rival:
-        rows = importance.ROWS[self.device.type]
+        rows = importance.LOGITS[self.device.type] // 784
         run = partial(textbook, self.vae.decoder, compiled=compiled)
 
         def drawn(first: int, count: int) -> Tensor:

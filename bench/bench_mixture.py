@@ -66,4 +66,5 @@ def _group(shape: Shape, direction: str, device: torch.device) -> Group:
         floor_bytes=mixture_log_prob_floor(*shape, backward),
         kernel_bytes=mixture_log_prob_moved(*shape, backward),
         launch_bound=shape == SMALL,
+        tiled=True,
     ).group()

@@ -35,6 +35,8 @@ ROOT = Path(__file__).parents[1]
 BENCHES = (
     "bench/bench_latent.py",
     "bench/bench_likelihood.py",
+    "bench/bench_linear.py",
+    "bench/bench_importance.py",
     "bench/bench_mixture.py",
     "bench/bench_noise.py",
 )

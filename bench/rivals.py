@@ -46,6 +46,7 @@ class Contest:
     floor_bytes: int
     launch_bound: bool  # so small that launches count, and are replayed from a graph, too
     kernel_bytes: int | None = None  # what our kernels move, where that is not the floor
+    tiled: bool = False  # the fallback compiles one tile and runs many: nobody counts its bytes
     cpu_options: dict[str, Any] = field(default_factory=dict)  # the best for torch.compile there
 
     def group(self) -> Group:
@@ -82,7 +83,9 @@ class Contest:
                 if can_compile
                 else NO_COMPILER
             )
-            count = inductor_bytes if can_compile else self._aten
+            count: Count = inductor_bytes if can_compile else self._aten
+            if self.tiled:
+                count = _unknown
             makers["fallback"] = partial(self._rival, self.ours, count, ours=True)
             makers["triton"] = NO_GPU
             return makers
@@ -141,6 +144,10 @@ class Contest:
         replay()
         torch.cuda.synchronize(self.device)
         return Rival(replay, self.case.check(outputs, ours), moved_bytes=moved, own_memory=False)
+
+
+def _unknown(_: Callable[[], object]) -> None:
+    return None
 
 
 def _reason(error: Exception) -> str:

@@ -8,6 +8,8 @@ loads and stores of tensors between kernels; what a cache makes of them is the m
 - Our Triton kernels: the floor itself, as tests/interpreted/test_traffic.py finds by counting every
   load and store in the interpreter: 1.00 times the floor for S ≤ 8. Beyond, a forward reads its
   inputs (the likelihood its targets) once more for each eight samples. No row of the suite does.
+  The fused last layer's kernels read their rows once for each tile of pixels (so much is counted in
+  tests/interpreted/test_linear_kernel.py); from L2, and the table names the floor alone.
   The mixture's kernels read components once for each block of draws: `mixture_log_prob_moved`.
 """
 
@@ -51,6 +53,20 @@ def bernoulli_log_prob_floor(
     sums = 4 * samples * rows
     forward = (itemsize * samples + 1) * rows * pixels + sums
     return forward + ((2 * itemsize * samples + 1) * rows * pixels + sums if backward else 0)
+
+
+def linear_bernoulli_log_prob_floor(
+    samples: int, images: int, width: int, pixels: int, itemsize: int, backward: bool
+) -> int:
+    """Bytes of `linear_bernoulli_log_prob` with uint8 targets and a float32 bias: no logits.
+
+    Forward: hidden units, weight, bias and targets in, a float32 sum for each sample and image
+    out. Backward: the same in, with the sums' gradients, and the gradients of the first three out.
+    """
+    rows = samples * images
+    layer = itemsize * (rows * width + pixels * width) + 4 * pixels
+    forward = layer + images * pixels + 4 * rows
+    return forward + (forward + layer if backward else 0)
 
 
 def mixture_log_prob_floor(draws: int, components: int, D: int, backward: bool) -> int:

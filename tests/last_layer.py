@@ -3,11 +3,13 @@
 Bounds, with u = 2⁻²⁴ and r = 2⁻⁸ (half a unit in the last place of bfloat16, relative). A logit's
 products are summed in float32 in some order: H·u of the sum of their sizes, and one more u for the
 bias. Operands rounded to bfloat16 add 2r of it, and a CPU's product of bfloat16 leaves in bfloat16,
-which adds r. The log-likelihood's slope in a logit is at most 1; its own error is that of
-tests/pixels.py, but for 5u a pixel where a logarithm is taken of a product: two roundings of a
-factor 1 + t, two of t, one of the logarithm. What meets a residual g·(x − sigmoid(l)) is g times
-(6u + a quarter of the logit's error), and its rounding where products are not in float32. Gradients
-are sums of products again.
+which adds r. An operand that is rounded to TF32 has ten bits behind the point: half a unit is
+2⁻¹¹. The log-likelihood's slope in a logit is at most 1; its own error is that of tests/pixels.py,
+but for 5u a pixel where a logarithm is taken of a product: two roundings of a factor 1 + t, two of
+t, one of the logarithm. What meets a residual g·(x − sigmoid(l)) is g times (6u + a quarter of the
+logit's error), and its rounding where products are not in float32. Gradients are sums of products
+again. Roundings to bfloat16 are thousands, and independent: their sum is held to six of its
+standard deviations, where that is less than all of them in one direction.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ Op = Callable[[Tensor, Tensor, Tensor, Tensor, str], Tensor]
 
 LAYOUTS = ("contiguous", "one-sample", "images-first", "units-first", "part", "transposed weight")
 BFLOAT16 = ROUNDING[torch.bfloat16]
+TF32 = 2.0**-11
 
 
 class Inputs(NamedTuple):
@@ -108,14 +111,24 @@ def expected(given: Inputs) -> Numbers:
     return measured(Inputs(*wide), op=_textbook)
 
 
-def bounds(given: Inputs, precision: str = "float32") -> Numbers:
-    """The largest error allowed before rounding to the output's dtype; the module says why."""
+def bounds(
+    given: Inputs,
+    precision: str = "float32",
+    tensor_cores: bool = False,
+    truncates: bool = False,
+) -> Numbers:
+    """The largest error allowed before rounding to the output's dtype; the module says why.
+
+    `tensor_cores`: "tf32" is that, not float32 as on a CPU. `truncates`: as in `check`.
+    """
     hidden, weight, bias, x = (t.detach().double() for t in given)
     samples, images, width = hidden.shape
     pixels = len(weight)
-    rounds = precision == "bfloat16" and given.hidden.dtype == torch.float32
+    float32 = given.hidden.dtype == torch.float32
+    rounds = precision == "bfloat16" and float32
+    of_tf32 = TF32 if precision == "tf32" and tensor_cores and float32 else 0.0
     half = rounds or given.hidden.dtype == torch.bfloat16
-    of_operands = 2 * BFLOAT16 if rounds else 0.0
+    of_operands = 2 * BFLOAT16 if rounds else 2 * of_tf32
     sizes = hidden.abs() @ weight.abs().t()
     logits = hidden @ weight.t() + bias
     of_logits = (width * UNIT + of_operands + half * BFLOAT16) * sizes
@@ -123,18 +136,27 @@ def bounds(given: Inputs, precision: str = "float32") -> Numbers:
     g = upstream_of(given).double().abs()[..., None]
 
     parts = x * logits.abs() + logits.clamp(min=0.0) + torch.log1p(torch.exp(-logits.abs()))
-    value = (pixels / 8 + 8) * UNIT * parts.sum(2) + 5 * UNIT * pixels + of_logits.sum(2)
+
+    def summed(errors: Tensor, factors: Tensor) -> Tensor:  # (…, n) and (n, m) → (…, m)
+        worst = errors @ factors
+        if truncates or not half:
+            return worst
+        return torch.minimum(worst, 6.0 * (errors.square() @ factors.square()).sqrt())
+
+    of_all = summed(of_logits, logits.new_ones(pixels, 1))[..., 0]
+    value = (pixels / 8 + 8) * UNIT * parts.sum(2) + 5 * UNIT * pixels + of_all
 
     residual = g * (x - torch.sigmoid(logits)).abs()
     of_residual = g * (GRADIENT_ERROR + 0.25 * of_logits)
-    rounding = BFLOAT16 if half else ROUNDING.get(given.hidden.dtype, 0.0)
+    rounding = BFLOAT16 if half else ROUNDING.get(given.hidden.dtype, of_tf32)
     of_residual = of_residual + rounding * residual + SUBNORMAL.get(given.hidden.dtype, 0.0)
     flat, rows = hidden.abs().flatten(0, 1), samples * images
     r, of_r = residual.flatten(0, 1), of_residual.flatten(0, 1)
     of_product = of_operands + half * BFLOAT16
-    grad_hidden = of_residual @ weight.abs()
-    grad_hidden = grad_hidden + (pixels * UNIT + of_product) * (residual @ weight.abs())
-    grad_weight = of_r.t() @ flat + (rows * UNIT + of_product) * (r.t() @ flat)
+    grad_hidden = summed(of_residual, weight.abs()) + pixels * UNIT * (residual @ weight.abs())
+    grad_hidden = grad_hidden + summed(of_product * residual, weight.abs())
+    grad_weight = summed(of_r.t(), flat) + rows * UNIT * (r.t() @ flat)
+    grad_weight = grad_weight + summed(of_product * r.t(), flat)
     grad_bias = of_r.sum(0) + rows * UNIT * r.sum(0)
     grad_x = None
     if given.x.requires_grad:
@@ -147,16 +169,17 @@ def check(
     precision: str = "float32",
     op: Op = linear_bernoulli_log_prob,
     truncates: bool = False,
+    tensor_cores: bool = False,
 ) -> Numbers:
     """Hold value and gradients to the reference; returns what was measured.
 
     `truncates`: bfloat16 is made by cutting bits off (Triton's interpreter), which errs by up to a
-    whole unit in the last place instead of half of one.
+    whole unit in the last place instead of half of one. `tensor_cores`: as in `bounds`.
     """
     actual, wanted, limits = (
         measured(given, precision, op),
         expected(given),
-        bounds(given, precision),
+        bounds(given, precision, tensor_cores, truncates),
     )
     dtypes = (torch.float32, *(t.dtype for t in given))
     for name, dtype in zip(Numbers._fields, dtypes, strict=True):

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
 from torch.fx import GraphModule, Node
 
+from tests import last_layer
 from tests.helpers import MODES, call, latents
 from tests.mixtures import mixture
 from tests.pixels import pixels
@@ -23,6 +24,8 @@ from vaez_kernels import (
     interpreting,
     latent,
     likelihood,
+    linear_bernoulli_log_prob,
+    linear_likelihood,
     mixture_log_prob,
     noise,
     noise_key,
@@ -81,9 +84,12 @@ Capture = Callable[..., list[GraphModule]]
 
 @pytest.fixture
 def capture(monkeypatch: pytest.MonkeyPatch) -> Iterator[Capture]:
-    """capture(function, *args): its graphs, forward first; a graph break would be an error."""
+    """capture(function, *args): its graphs, forward first; a graph break would be an error.
 
-    def captured(function: Any, *args: Any) -> list[GraphModule]:
+    `then` are other arguments, which the same graphs must serve.
+    """
+
+    def captured(function: Any, *args: Any, then: tuple[Any, ...] = ()) -> list[GraphModule]:
         graphs: list[GraphModule] = []
 
         def keep(graph: GraphModule, _: Any) -> Any:
@@ -98,9 +104,14 @@ def capture(monkeypatch: pytest.MonkeyPatch) -> Iterator[Capture]:
         compiled = torch.compile(function, backend=backend, fullgraph=True, dynamic=True)
         with pytest.raises(_CapturedError):
             compiled(*args)
+        if then:
+            count = len(graphs)
+            with pytest.raises(_CapturedError):
+                compiled(*then)
+            assert len(graphs) == count
         return graphs
 
-    for module in (latent, likelihood, mixture_module, noise):
+    for module in (latent, likelihood, linear_likelihood, mixture_module, noise):
         monkeypatch.setattr(module, "uses_triton", lambda _: True)
     torch._dynamo.reset()
     # Without a driver the analysis of what a kernel writes fails, and every argument is cloned.
@@ -124,11 +135,11 @@ def assert_writes_only(launch: Node, outputs: set[str]) -> None:
         assert list(arguments[name].users) == [launch]
 
 
-def assert_symbolic(launch: Node, width: str = "D") -> None:
+def assert_symbolic(launch: Node, width: str = "D", rows: str = "n_rows") -> None:
     """One graph for all batch sizes: rows and grid are computed in it; the width is specialised."""
     arguments: Any = launch.kwargs["kwargs"]
     grid: Any = launch.kwargs["grid"]
-    assert isinstance(arguments["n_rows"], Node)
+    assert isinstance(arguments[rows], Node)
     assert isinstance(grid[0][0], Node)
     assert arguments[width] == 20
 
@@ -239,3 +250,65 @@ def test_the_mixture_saves_its_inputs_and_two_numbers_a_draw(capture: Capture) -
     inputs = [node.meta["val"] for node in backward.graph.nodes if node.op == "placeholder"]
     # The gradient of the result, z, mu and logvar; the largest score and the sum.
     assert sorted(x.dim() for x in inputs if isinstance(x, Tensor)) == [1, 1, 1, 2, 2, 2]
+
+
+def _fused_layer(hidden: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+    return linear_bernoulli_log_prob(hidden, weight, bias, x, "bfloat16")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("targets", [torch.uint8, torch.bool])
+def test_the_last_layer_is_one_launch_forward_and_two_backward(
+    targets: torch.dtype, dtype: torch.dtype, capture: Capture
+) -> None:
+    # Blocks of rows: fewer than the sum over them is split into at most, and more.
+    few, many = (last_layer.inputs((3, b, 19, 20), dtype, targets) for b in (33, 700))
+    forward, backward = capture(_fused_layer, *few, then=many)
+    view = ["view"] if targets == torch.bool else []
+    (launch,) = launches(forward)
+    assert_writes_only(launch, {"out_ptr"})
+    assert_symbolic(launch, "P", "n_images")
+    assert_nothing_but(forward, *view)
+    of_hidden, of_weight = launches(backward)
+    assert_writes_only(of_hidden, {"grad_hidden_ptr"})
+    assert_symbolic(of_hidden, "P", "n_images")
+    assert_writes_only(of_weight, {"grad_weight_ptr", "grad_bias_ptr"})
+    grid: Any = of_weight.kwargs["grid"]
+    assert isinstance(grid[0][2], Node)  # the splits of the sum over rows
+    # Which are summed in float32, and leave in the weights' dtype.
+    assert_nothing_but(backward, *view, "sum", "_to_copy")
+    assert sum(node.target is torch.ops.aten.sum.dim_IntList for node in backward.graph.nodes) == 2
+
+
+@pytest.mark.parametrize(
+    ("wanted", "written"),
+    [
+        ("hidden", {"grad_hidden_ptr"}),
+        ("weight", {"grad_weight_ptr", "grad_bias_ptr"}),
+        ("bias", {"grad_weight_ptr", "grad_bias_ptr"}),
+    ],
+)
+def test_a_last_layer_of_which_one_gradient_is_wanted_is_one_launch_backward(
+    wanted: str, written: set[str], capture: Capture
+) -> None:
+    given = last_layer.inputs((3, 7, 19, 20))
+    alone = (t if name == wanted else t.detach() for name, t in given._asdict().items())
+    _, backward = capture(_fused_layer, *alone)
+    (launch,) = launches(backward)
+    assert_writes_only(launch, written)
+
+
+def test_a_targets_gradient_launches_no_kernel(capture: Capture) -> None:
+    hidden, weight, bias, x = last_layer.inputs((3, 7, 19, 20), targets=torch.float32)
+    _, backward = capture(_fused_layer, hidden.detach(), weight.detach(), bias.detach(), x)
+    assert not launches(backward)
+
+
+def test_the_last_layer_saves_its_inputs_alone(capture: Capture) -> None:
+    _, backward = capture(_fused_layer, *last_layer.inputs((3, 7, 19, 20)))
+    inputs = [node.meta["val"] for node in backward.graph.nodes if node.op == "placeholder"]
+    # The gradient (S, B) of the result, hidden (S, B, H), weight (P, H), bias (P,) and x (B, P).
+    saved = sorted((x.dim(), x.shape[-1] in (19, 20)) for x in inputs if isinstance(x, Tensor))
+    assert saved == [(1, True), (2, False), (2, True), (2, True), (3, True)]
+    # Nor does either graph make a tensor of S·B·P.
+    assert sum(isinstance(x, Tensor) and x.dim() == 3 for x in inputs) == 1

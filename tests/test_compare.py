@@ -11,8 +11,16 @@ import torch
 from torch import Tensor
 
 from vaez_fast import compare, comparison
+from vaez_fast import comparison_products as products
 from vaez_fast.cli import main
-from vaez_kernels import interpreting, kl_standard_normal, rsample
+from vaez_kernels import (
+    importance,
+    importance_estimates,
+    interpreting,
+    kl_standard_normal,
+    linear_bernoulli_log_prob,
+    rsample,
+)
 from vaez_kernels.backend import triton
 
 QUICK = ["rsample", "kl_standard_normal", "bernoulli_log_prob/uint8"]
@@ -25,6 +33,10 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(comparison, "LATENT_SHAPES", ((8, 7, 3), (1, 7, 19)))
     monkeypatch.setattr(comparison, "PIXEL_SHAPES", ((3, 5, 19),))
     monkeypatch.setattr(comparison, "VALUES_SHAPE", (1, 9, 20))
+    monkeypatch.setattr(products, "DTYPES", (torch.float32,))
+    monkeypatch.setattr(products, "LINEAR_SHAPES", ((3, 5, 19, 20),))
+    monkeypatch.setattr(products, "DECODER_SHAPE", (9, 2, 5, 19, 23, 84))
+    monkeypatch.setattr(importance, "has_cpu_compiler", lambda: False)
 
 
 @pytest.mark.skipif(triton is None, reason="triton is not installed: nothing to interpret")
@@ -33,7 +45,9 @@ def test_interpreter_and_fallback_pass_and_the_json_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "new" / "comparison.json"
-    flags = ["--backends", "fallback,interpreter", "--ops", "normal,rsample_kl/analytic"]
+    last_layer = "linear_bernoulli_log_prob/bfloat16-products"
+    ops = f"normal,rsample_kl/analytic,{last_layer}"
+    flags = ["--backends", "fallback,interpreter", "--ops", ops]
     assert main(["compare", *flags, "--json", str(file)]) == 0
     printed = capsys.readouterr().out
     content = json.loads(file.read_text())
@@ -46,7 +60,15 @@ def test_interpreter_and_fallback_pass_and_the_json_says_so(
         for backend in ("fallback", "interpreter")
         for output in ("z", "kl", "grad mu", "grad logvar")
         for dtype in halves
-    } | {("normal", backend, "n", "float32") for backend in ("fallback", "interpreter")}
+    } | {
+        (op, backend, output, "float32")
+        for backend in ("fallback", "interpreter")
+        for op, outputs in (
+            ("normal", ["n"]),
+            (last_layer, ["log_prob", "grad hidden", "grad weight", "grad bias"]),
+        )
+        for output in outputs
+    }
     # The stream's promise, and the same bits on both.
     for row in content["rows"]:
         if row["op"] == "normal":
@@ -111,6 +133,47 @@ def test_other_noise_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = compare.compare(["fallback"], ["rsample"])
     # dz/dmu is 1 whatever the noise.
     assert {row.output for row in rows if not row.passed} == {"z", "grad logvar"}
+
+
+@pytest.mark.usefixtures("few")
+def test_products_of_lesser_precision_than_asked_for_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hasty(precision: str, **tensors: Tensor) -> Tensor:
+        return linear_bernoulli_log_prob(**tensors, precision="bfloat16")
+
+    monkeypatch.setattr(products, "linear_bernoulli_log_prob", hasty)
+    rows = compare.compare(["fallback"], list(products.LINEAR_OPS))
+    # A target's gradient takes no product of that precision.
+    right = {(row.op, row.output) for row in rows if row.passed}
+    assert right == {
+        ("linear_bernoulli_log_prob/float32", "grad x"),
+        *(
+            ("linear_bernoulli_log_prob/bfloat16-products", output)
+            for output in ("log_prob", "grad hidden", "grad weight", "grad bias")
+        ),
+    }
+
+
+@pytest.mark.usefixtures("few")
+def test_importance_samples_of_other_noise_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    def shifted(*args: Any) -> Any:
+        return importance_estimates(*args, row_offset=1)
+
+    monkeypatch.setattr(products, "importance_estimates", shifted)
+    rows = compare.compare(["fallback"], list(products.IMPORTANCE_OPS))
+    assert not any(row.passed for row in rows)
+
+
+def test_the_textbook_loses_the_bits_that_the_backend_does() -> None:
+    values = torch.tensor([1.0 + 2.0**-7 + 2.0**-8, -1.0 - 2.0**-10 - 2.0**-11, 3.0])
+    values.requires_grad_()
+    for operands, wanted in (
+        ("bfloat16, cut", [1.0 + 2.0**-7, -1.0, 3.0]),
+        ("tf32", [1.0 + 2.0**-7 + 2.0**-8, -1.0 - 2.0**-9, 3.0]),
+    ):
+        lowered: Tensor = products.Lowered.apply(values, operands)
+        assert lowered.tolist() == wanted
+        (grad,) = torch.autograd.grad(lowered, values, values.detach())
+        assert grad.tolist() == wanted
 
 
 def test_ulps_are_the_spacing_of_the_dtype() -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+import vaez_fast.model
 from bench.measure import peak_memory
 from tests.decoders import Given, given, perceptron, truth
 from tests.helpers import assert_within
@@ -28,6 +29,11 @@ from vaez_kernels.perceptron import taken_apart
 KEY = noise_key(3, "evaluate", 2)
 CPU = torch.device("cpu")
 WIDTHS = (5, 19, 23, 84)
+
+
+@pytest.fixture(autouse=True)
+def any_size_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importance, "COMPILE_FROM", 1)
 
 
 @pytest.fixture
@@ -60,6 +66,26 @@ def test_a_perceptron_is_the_references(
     check(of, samples)
     check(of, samples, "bfloat16")
     check(of, samples, decoder=called(of.decoder))
+
+
+def test_few_logits_are_not_worth_a_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importance, "COMPILE_FROM", 9 * 5 * 84 + 1)
+    importance._compiled_tile.cache_clear()
+    check(given(5, *WIDTHS), 9)
+    assert importance._compiled_tile.cache_info().misses == 0
+
+
+@pytest.mark.skipif(not has_cpu_compiler(), reason="no C++ compiler here")
+def test_a_compiled_tile_takes_float32_whatever_the_default_is() -> None:
+    importance._compiled_tile.cache_clear()
+    of = given(5, 4, 7, 85)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = importance_log_likelihood(*of, KEY, 9, "float32")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    want = truth(of, KEY, 9)
+    assert_within("log_likelihood", found, want.log_likelihood, want.bound)
 
 
 @pytest.mark.skipif(not has_cpu_compiler(), reason="no C++ compiler here")
@@ -149,9 +175,20 @@ class Scaled(nn.Linear):
         return 2.0 * super().forward(x)
 
 
-def _hooked() -> nn.Sequential:
+class Derived(vaez_fast.model.Linear):
+    """Of a class that says that it is affine, and not affine itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2.0 * super().forward(x)
+
+    @classmethod
+    def decoder(cls) -> nn.Sequential:
+        return nn.Sequential(cls(5, 19), nn.ReLU(), nn.Linear(19, 84))
+
+
+def _hooked(position: int) -> nn.Sequential:
     decoder = perceptron(*WIDTHS)
-    decoder[0].register_forward_hook(lambda module, args, output: 2 * output)
+    decoder[position].register_forward_hook(lambda module, args, output: 2 * output)
     return decoder
 
 
@@ -164,7 +201,9 @@ def _hooked() -> nn.Sequential:
         nn.Sequential(nn.Linear(5, 19), nn.Linear(19, 19), nn.Linear(19, 84)),
         nn.Sequential(nn.Linear(5, 19), nn.ReLU()),
         nn.Sequential(parametrizations.weight_norm(nn.Linear(5, 19)), nn.ReLU(), nn.Linear(19, 84)),
-        _hooked(),
+        _hooked(0),
+        _hooked(1),
+        Derived.decoder(),
         perceptron(*WIDTHS).double(),
     ],
 )
@@ -220,8 +259,15 @@ def test_memory_does_not_grow_with_the_samples() -> None:
         assert many < 64 << 20  # 2,048 × 64 × 784 logits are 392 MiB
 
 
-@pytest.mark.parametrize("decode", [lambda decoder: decoder, called])
-def test_autocast_and_the_call_leave_the_inputs_alone(decode: Any) -> None:
+def test_a_decoder_that_is_called_runs_under_the_callers_autocast() -> None:
+    of = given(5, *WIDTHS)
+    args = (*of[1:], KEY, 9)
+    rounded = importance_log_likelihood(called(of.decoder), *args, "bfloat16")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(importance_log_likelihood(called(of.decoder), *args), rounded)
+
+
+def test_autocast_and_the_call_leave_known_layers_and_the_inputs_alone() -> None:
     of = given(5, *WIDTHS)
     before = [t.clone() for t in of[1:]]
     plain = importance_log_likelihood(of.decoder, *of[1:], KEY, 9, "float32")
@@ -268,6 +314,8 @@ def test_a_backward_through_it_is_refused_and_not_taken_for_zero() -> None:
     of.mu.requires_grad_()
     with pytest.raises(RuntimeError, match="no gradient flows through it"):
         importance_log_likelihood(of.decoder, *of[1:], KEY, 9).sum().backward()
+    with pytest.raises(RuntimeError, match="no gradient flows through it"):
+        importance_estimates(of.decoder, *of[1:], KEY, 9).log_prob.sum().backward()
     with torch.no_grad():
         assert not importance_log_likelihood(of.decoder, *of[1:], KEY, 9).requires_grad
 
@@ -304,7 +352,11 @@ M, V, X = GIVEN.mu, GIVEN.logvar, GIVEN.x
             ValueError,
             r"x must have shape \(B, P\) with B = 3",
         ),
-        ((GIVEN.decoder, M, V, X[:, :80], KEY, 5), ValueError, "decoder must take .* to 80 pixels"),
+        (
+            (GIVEN.decoder, M, V, X[:, :80], KEY, 5),
+            ValueError,
+            "decoder must take .* 80 pixels, but its last",
+        ),
         ((GIVEN.decoder, M, V, X, 7, 5), TypeError, "noise must be a tensor made by noise_key"),
         ((GIVEN.decoder, M, V, X, KEY, 0), ValueError, "num_samples must be at least 1"),
         ((GIVEN.decoder, M, V, X, KEY, 5, "half"), ValueError, "precision must be one of auto"),

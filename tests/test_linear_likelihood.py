@@ -15,7 +15,16 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from bench.measure import peak_memory
 from tests.helpers import assert_within
-from tests.last_layer import LAYOUTS, Inputs, bounds, check, inputs, measured, upstream_of
+from tests.last_layer import (
+    LAYOUTS,
+    Inputs,
+    bounds,
+    check,
+    expected,
+    inputs,
+    measured,
+    upstream_of,
+)
 from tests.pixels import FLOAT_TARGETS, TARGETS
 from vaez_kernels import bernoulli_log_prob, linear_bernoulli_log_prob, use_backend
 from vaez_kernels import linear_likelihood as op
@@ -46,9 +55,9 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         pytest.skip("no C++ compiler: tiles run eager only")
     asked = []
 
-    def counted(function: Callable[..., Any], *variant: Any) -> Any:
-        asked.append(function)
-        return compiled(function, *variant)
+    def counted(*variant: Any) -> Any:
+        asked.append(variant)
+        return compiled(*variant)
 
     compiled = op._compiled_tile
     monkeypatch.setattr(op, "_compiled_tile", counted)
@@ -69,10 +78,31 @@ def test_value_and_gradients_are_the_references(
 def test_one_compiled_tile_serves_any_number_of_samples_and_images(
     precision: str, compilations: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(op.TILE_ROWS, "cpu", 64)  # tiles of several shapes, and edges
+    monkeypatch.setitem(op.TILE, "cpu", 64 * 84)  # tiles of several shapes, and edges
     for samples, images in ((3, 7), (1, 1), (1, 129), (70, 1), (9, 20), (41, 23)):
         check(inputs((samples, images, 19, 84)), precision)
-    assert set(compilations) == {op._tile_forward, op._tile_backward}
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    layer = (dtype, torch.uint8, 84, 19)
+    assert set(compilations) == {
+        (op._tile_forward, (), *layer),
+        (op._tile_backward, (True, True), *layer),
+    }
+
+
+@pytest.mark.usefixtures("compilations")
+def test_a_compiled_tile_takes_float_targets_and_one_gradient_alone() -> None:
+    given = inputs((3, 7, 20, 85), targets=torch.float32)
+    upstream = upstream_of(given)
+    frozen = Inputs(given.hidden, given.weight.detach(), given.bias.detach(), given.x.detach())
+    torch.set_default_dtype(torch.float64)  # of which a tile's dtypes are no matter
+    try:
+        log_prob = linear_bernoulli_log_prob(*frozen)
+        (grad,) = torch.autograd.grad(log_prob, frozen.hidden, upstream)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    wanted, limits = expected(given), bounds(given)
+    assert_within("log_prob", log_prob, wanted.log_prob, limits.log_prob)
+    assert_within("grad_hidden", grad, wanted.grad_hidden, limits.grad_hidden)
 
 
 @pytest.mark.parametrize("targets", TARGETS)
@@ -92,7 +122,7 @@ def test_memory_layout_does_not_matter(layout: str) -> None:
 def test_tiles_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     given = inputs((5, 50, 20, 84))
     whole = measured(given)
-    monkeypatch.setitem(op.TILE_ROWS, "cpu", 16)
+    monkeypatch.setitem(op.TILE, "cpu", 16 * 84)
     tiled = measured(given)
     for name, one, two, bound in zip(whole._fields, whole, tiled, bounds(given), strict=True):
         if one is not None and two is not None and bound is not None:
@@ -129,7 +159,7 @@ def test_logits_are_never_in_memory_as_a_whole() -> None:
     forward = peak_memory(lambda: linear_bernoulli_log_prob(*given), cpu)
     both = peak_memory(lambda: measured(given), cpu)
     # A tile of 1,024 rows, its residual in the backward, and gradients of the hidden units' size.
-    tile = 4 * op.TILE_ROWS["cpu"] * pixels
+    tile = 4 * op.TILE["cpu"]
     assert forward is not None
     assert both is not None
     assert forward < 1.5 * tile < logits / 4

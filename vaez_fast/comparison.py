@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 from vaez_kernels import (
     bernoulli_log_prob,
     kl_standard_normal,
     kl_standard_normal_mc,
     mixture_log_prob,
-    noise_key,
     normal,
     reference,
     rsample,
@@ -28,7 +25,18 @@ from vaez_kernels import (
     uniform,
 )
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+from . import comparison_products as products
+from .comparison_case import (
+    DTYPES,
+    KEY,
+    Case,
+    Tensors,
+    in_float64,
+    leaves_of,
+    on_device,
+    with_gradients,
+)
+
 STREAMS = ("normal", "uniform")
 # Is z an output, and which KL.
 LATENT_OPS = {
@@ -46,7 +54,7 @@ LIKELIHOOD_OPS = {
 }
 # Does each draw leave a component out.
 MIXTURE_OPS = {"mixture_log_prob": False, "mixture_log_prob/leave_out": True}
-OPS = (*STREAMS, *LATENT_OPS, *LIKELIHOOD_OPS, *MIXTURE_OPS)
+OPS = (*STREAMS, *LATENT_OPS, *LIKELIHOOD_OPS, *MIXTURE_OPS, *products.PRODUCT_OPS)
 LATENT_SHAPES = (  # S, B, D
     (1, 1, 1),
     (8, 7, 3),
@@ -67,25 +75,6 @@ VALUES = ("normal", "near zero", "wide")
 VALUES_SHAPE = (3, 33, 20)
 
 
-@dataclass(frozen=True)
-class Case:
-    """One call: S samples of B rows, D columns (pixels, for the likelihood); for the mixture, M
-    draws and N components."""
-
-    op: str
-    shape: tuple[int, int, int]
-    dtype: torch.dtype
-    values: str = "normal"
-    halves: bool = False  # mu and logvar are the halves of a (B, 2D) tensor
-    row_offset: int = 0
-
-    @property
-    def name(self) -> str:
-        sizes = "×".join(str(n) for n in self.shape)
-        kind = str(self.dtype).removeprefix("torch.")
-        return f"{sizes} {kind}, {'halves of a tensor' if self.halves else self.values}"
-
-
 def cases(ops: Sequence[str], large: bool) -> list[Case]:
     """The grid of `ops`, the same each time; when `large`, followed by sizes that fill a GPU."""
     grid = [
@@ -93,6 +82,7 @@ def cases(ops: Sequence[str], large: bool) -> list[Case]:
         *_latent_cases(),
         *_pixel_cases(),
         *_mixture_cases(),
+        *products.product_cases(),
         *(_large_cases() if large else ()),
     ]
     return [case for case in grid if case.op in ops]
@@ -133,20 +123,20 @@ def _mixture_cases() -> Iterator[Case]:
 
 def _large_cases() -> Iterator[Case]:
     large = dict.fromkeys(LIKELIHOOD_OPS, LARGE_PIXELS) | dict.fromkeys(MIXTURE_OPS, LARGE_MIXTURE)
-    for op in OPS:
+    for op in (*STREAMS, *LATENT_OPS, *large):
         for dtype in DTYPES if op not in STREAMS else DTYPES[:1]:
             for shape in large.get(op, LARGE_LATENT):
                 yield Case(op, shape, dtype)
+    yield from products.large_product_cases()
 
 
 # Inputs.
 
-KEY = noise_key(20, "evaluate", 7)
-Tensors = dict[str, Tensor]
-
 
 def inputs(case: Case) -> Tensors:
     """The op's tensors on the CPU, by argument name: the same numbers for every backend."""
+    if case.op in products.PRODUCT_OPS:
+        return products.inputs(case)
     samples, rows, columns = case.shape
     generator = torch.Generator().manual_seed(7)
 
@@ -188,46 +178,13 @@ def _mixture_inputs(case: Case, draw: Callable[..., Tensor]) -> Tensors:
     return tensors | ({"leave_out": own} if MIXTURE_OPS[case.op] else {})
 
 
-def _on(device: torch.device, tensors: Tensors) -> Tensors:
-    # Halves of one tensor stay that: a plain copy would make them contiguous.
-    if "mu" in tensors and not tensors["mu"].is_contiguous():
-        both = torch.cat((tensors["mu"], tensors["logvar"]), 1).to(device)
-        return dict(zip(("mu", "logvar"), both.chunk(2, 1), strict=True))
-    return {name: x.to(device) for name, x in tensors.items()}
-
-
-def _upstream(name: str, output: Tensor, dtype: torch.dtype, rounded: bool) -> Tensor:
-    # The same numbers for every way to compute it, of no special size; of z in the case's dtype.
-    generator = torch.Generator().manual_seed(output.numel())
-    numbers = torch.randn(output.shape, generator=generator)
-    return (numbers.to(dtype) if name == "z" or rounded else numbers).to(output)
-
-
-def _with_gradients(
-    case: Case, outputs: Tensors, leaves: Tensors, rounded: bool = False
-) -> Tensors:
-    grads = torch.autograd.grad(
-        list(outputs.values()),
-        list(leaves.values()),
-        [_upstream(name, output, case.dtype, rounded) for name, output in outputs.items()],
-        allow_unused=True,
-        materialize_grads=True,
-    )
-    named = {f"grad {leaf}": grad for leaf, grad in zip(leaves, grads, strict=True)}
-    return {name: result.detach().cpu() for name, result in (outputs | named).items()}
-
-
-def _leaves(tensors: Tensors) -> Tensors:
-    return {n: x.detach().requires_grad_() for n, x in tensors.items() if x.is_floating_point()}
-
-
 def _mixture(
     case: Case, density: Callable[..., Tensor], tensors: Tensors, rounded: bool = False
 ) -> Tensors:
     # Components take no gradient.
     z = tensors["z"].detach().requires_grad_()
     log_prob = density(z, *(x for name, x in tensors.items() if name != "z"))
-    return _with_gradients(case, {"log_prob": log_prob}, {"z": z}, rounded)
+    return with_gradients(case, {"log_prob": log_prob}, {"z": z}, rounded)
 
 
 # Three ways to compute a case. Each returns outputs and gradients ("grad mu") on the CPU.
@@ -235,17 +192,19 @@ def _mixture(
 
 def ours(case: Case, device: torch.device) -> Tensors:
     """The public function, on the backend that is in force."""
+    if case.op in products.PRODUCT_OPS:
+        return products.ours(case, device)
     samples, rows, columns = case.shape
     noise = KEY.to(device)
-    tensors = _on(device, inputs(case))
-    leaves = _leaves(tensors)
+    tensors = on_device(device, inputs(case))
+    leaves = leaves_of(tensors)
     name, _, kind = case.op.partition("/")
     if case.op in STREAMS:
         draw = normal if name == "normal" else uniform
         return {"n": draw(noise, samples, rows, columns, row_offset=case.row_offset).cpu()}
     if case.op in LIKELIHOOD_OPS:
         log_prob = bernoulli_log_prob(leaves["logits"], leaves.get("x", tensors["x"]))
-        return _with_gradients(case, {"log_prob": log_prob}, leaves)
+        return with_gradients(case, {"log_prob": log_prob}, leaves)
     if case.op in MIXTURE_OPS:
         return _mixture(case, mixture_log_prob, tensors)
     mu, logvar = leaves["mu"], leaves["logvar"]
@@ -259,7 +218,7 @@ def ours(case: Case, device: torch.device) -> Tensors:
     else:
         z, kl = rsample_kl(mu, logvar, noise, samples, kind)
         outputs = {"z": z, "kl": kl}
-    return _with_gradients(case, outputs, leaves)
+    return with_gradients(case, outputs, leaves)
 
 
 def truth(case: Case, rounded: bool = False) -> Tensors:
@@ -268,19 +227,19 @@ def truth(case: Case, rounded: bool = False) -> Tensors:
     That is what textbook code in bfloat16 is held to: a user draws eps in the dtype of z, and its
     rounding is no error.
     """
+    if case.op in products.PRODUCT_OPS:
+        return products.truth(case, rounded)
     samples, rows, columns = case.shape
     if case.op in STREAMS:
         draw = reference.normal if case.op == "normal" else reference.uniform
         return {"n": draw(KEY, samples, rows, columns, row_offset=case.row_offset)}
+    tensors = in_float64(inputs(case))
     if case.op in MIXTURE_OPS:
-        wide = {n: x.double() if x.is_floating_point() else x for n, x in inputs(case).items()}
-        return _mixture(case, reference.mixture_log_prob, wide, rounded)
-    tensors = {name: x.double() for name, x in inputs(case).items()}
+        return _mixture(case, reference.mixture_log_prob, tensors, rounded)
+    leaves = leaves_of(tensors)
     if case.op in LIKELIHOOD_OPS:
-        leaves = _leaves({n: x for n, x in tensors.items() if inputs(case)[n].is_floating_point()})
         log_prob = reference.bernoulli_log_prob(leaves["logits"], leaves.get("x", tensors["x"]))
-        return _with_gradients(case, {"log_prob": log_prob}, leaves, rounded)
-    leaves = _leaves(tensors)
+        return with_gradients(case, {"log_prob": log_prob}, leaves, rounded)
     write_z, kl = LATENT_OPS[case.op]
     mu, logvar = leaves["mu"], leaves["logvar"]
     eps = reference.normal(KEY, samples, rows, columns)
@@ -291,21 +250,24 @@ def truth(case: Case, rounded: bool = False) -> Tensors:
         outputs["kl"] = reference.kl_standard_normal(mu, logvar)
     elif kl is not None:
         outputs["kl"] = reference.kl_standard_normal_mc(mu, logvar, eps, kl)
-    return _with_gradients(case, outputs, leaves, rounded)
+    return with_gradients(case, outputs, leaves, rounded)
 
 
-def textbook(case: Case) -> Tensors | None:
-    """What a user writes, in the inputs' own dtype; None for the stream, which is only ours."""
+def textbook(case: Case, operands: str = "") -> Tensors | None:
+    """What a user writes, in the inputs' own dtype; None for the stream, which is only ours.
+
+    `operands`: what those of a product are made before they are multiplied.
+    """
+    if case.op in products.PRODUCT_OPS:
+        return products.textbook(case, operands)
     samples, rows, columns = case.shape
     if case.op in STREAMS:
         return None
     tensors = inputs(case)
-    leaves = _leaves(tensors)
+    leaves = leaves_of(tensors)
     if case.op in LIKELIHOOD_OPS:
-        logits = leaves["logits"]
-        x = leaves.get("x", tensors["x"]).to(logits.dtype).expand_as(logits)
-        loss = binary_cross_entropy_with_logits(logits, x, reduction="none")
-        return _with_gradients(case, {"log_prob": -loss.sum(2)}, leaves)
+        log_prob = products.bernoulli_log_prob(leaves["logits"], leaves.get("x", tensors["x"]))
+        return with_gradients(case, {"log_prob": log_prob}, leaves)
     if case.op in MIXTURE_OPS:
         return _mixture(case, _textbook_mixture, tensors)
     write_z, kl = LATENT_OPS[case.op]
@@ -321,7 +283,7 @@ def textbook(case: Case) -> Tensors | None:
         held = kl == "sticking-the-landing"
         q = Normal(mu.detach(), sigma.detach()) if held else Normal(mu, sigma)
         outputs["kl"] = (q.log_prob(z) - p.log_prob(z)).sum(2).mean(0)
-    return _with_gradients(case, outputs, leaves)
+    return with_gradients(case, outputs, leaves)
 
 
 def _textbook_mixture(

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from vaez_kernels.backend import has_fast_bfloat16
+
 from .data import BINARIZATIONS, DATA_SETS
 from .model import MODELS
 
@@ -147,8 +149,4 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     """The dtype of matrix products; "auto" is bfloat16 where the processor multiplies it."""
     if name != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
-    if device.type == "cuda":
-        fast = torch.cuda.get_device_capability(device) >= (8, 0)
-    else:
-        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if has_fast_bfloat16(device) else torch.float32

@@ -68,7 +68,7 @@ class Evaluator:
 
     @torch.no_grad()
     def log_px_curve(self, vae: VAE, counts: Sequence[int]) -> Tensor:
-        """log p(x) in nats, (len(counts), N) float64, by rising numbers of samples an image.
+        """log p(x) in nats, (len(counts), N) float64, for strictly rising numbers of samples.
 
         One pass over the largest of them, since smaller ones take the first of the same samples.
         """
@@ -82,7 +82,7 @@ class Evaluator:
                     row_offset=first,
                     sample_offset=done,
                 )
-                log_sum = torch.logaddexp(log_sum, log_mean + math.log(count - done))
+                log_sum = torch.logaddexp(log_sum, log_mean.double() + math.log(count - done))
                 done = count
                 curve.append(log_sum - math.log(count))
             images.append(torch.stack(curve))

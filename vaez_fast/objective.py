@@ -24,9 +24,9 @@ BOTH = ("encoder", "decoder")
 # Each objective's `key` names the graph that it becomes: the same for models of one architecture.
 
 
-# Logits from which on their memory is saved. At 96 MiB (K = 200, batch 128, two cores) a step takes
-# as long without them, 0.45 s in bfloat16 and 0.77 in float32, and 87 MiB instead of 220; at 20 MiB
-# (K = 50) it takes 1.1 to 1.2 times as long, since backward computes them again.
+# Bytes of logits from which on their memory is saved. At 77 MiB (K = 200, batch 128, two cores) a
+# step takes as long without them, 0.45 s in bfloat16 and 0.77 in float32, and 87 MiB instead of
+# 220; at 19 MiB (K = 50) it takes 1.1 to 1.2 times as long, since backward computes them again.
 LARGE = 64 << 20
 
 
@@ -104,7 +104,7 @@ class ImportanceWeightedBound(nn.Module):
         log_ratio = (0.5 * (z - eps) * (z + eps) - 0.5 * logvar).sum(2)  # log q(z|x) − log p(z)
         log_px_z = log_likelihood(self.vae, z, x)
         log_weight = log_px_z - log_ratio  # (K, B)
-        if self.kl == "doubly-reparameterised":
+        if self.kl == "doubly-reparameterised" and z.requires_grad:
             share = torch.softmax(log_weight.detach(), 0)[..., None]
             z.register_hook(lambda gradient: share * gradient)
         bound = torch.logsumexp(log_weight, 0) - math.log(self.num_samples)

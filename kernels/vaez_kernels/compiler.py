@@ -95,6 +95,11 @@ def compiled_without_guards(
         return standalone(graph, examples, "from_graph", **options)
 
 
+def example(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """A tensor to compile for, whatever the process's default dtype and device are."""
+    return torch.zeros(shape, dtype=dtype, device="cpu")
+
+
 def sizes_unlike(count: int, *fixed: int) -> list[int]:
     """Example sizes for dimensions that vary: no two alike, and none like one that is fixed.
 

@@ -23,7 +23,7 @@ from .checks import (
     check_noise,
     check_targets_of,
 )
-from .compiler import compiled_without_guards, has_cpu_compiler, sizes_unlike
+from .compiler import compiled_without_guards, example, has_cpu_compiler, sizes_unlike
 from .decoder_kernel import decoder_kernel, launch_decoder, tile_for
 from .likelihood import bernoulli_log_prob, readable
 from .linear_likelihood import bernoulli_in_products, linear_bernoulli_log_prob
@@ -31,11 +31,13 @@ from .noise import check_offsets, draw
 from .perceptron import Perceptron, taken_apart
 
 PRECISIONS = ("auto", "float32", "tf32", "bfloat16")
-# Images times samples decoded at once. 1,024 × 784 logits stay in a CPU's cache; a GPU wants more.
-ROWS = {"cpu": 1 << 10, "cuda": 1 << 17}
+# Logits decoded at once: as many as 1,024 images have stay in a CPU's cache; a GPU wants more.
+LOGITS = {"cpu": 784 << 10, "cuda": 784 << 17}
+# From so many logits on in all, compiling a decoder's tile, for seconds, may pay.
+COMPILE_FROM = 1 << 20
 # Samples of an image decoded at once, where there are so many: they share its mu and its targets.
 SAMPLES = 32
-# Samples that one launch of the kernel takes; its tiles' sums stay below 1 KiB an image.
+# Samples that one launch of the kernel takes; its tiles' sums stay below 4 KiB an image.
 SAMPLES_PER_LAUNCH = 1 << 13
 
 Decoder = Callable[[Tensor], Tensor]
@@ -95,22 +97,23 @@ def _compiled_tile(
         return _perceptron_tile(activation, eps, mu, logvar, x, *layers)
 
     layers = (
-        torch.zeros(size, dtype=kind)
+        example(*size, dtype=kind)
         for out, fan_in in shapes
         for size, kind in (((out, fan_in), dtype), ((out,), torch.float32))
     )
     return compiled_without_guards(
         tile,
-        torch.zeros(samples, images, latents),
-        torch.zeros(images, latents),
-        torch.zeros(images, latents),
-        torch.zeros(images, pixels, dtype=targets),
+        example(samples, images, latents),
+        example(images, latents),
+        example(images, latents),
+        example(images, pixels, dtype=targets),
         *layers,
     )
 
 
-def _rows(device: torch.device) -> int:
-    return ROWS.get(device.type, ROWS["cuda"])
+def _rows(x: Tensor) -> int:
+    # images times samples at once, for x (B, P)
+    return max(1, LOGITS.get(x.device.type, LOGITS["cuda"]) // x.shape[1])
 
 
 def _tiles(images: int, num_samples: int, rows: int) -> Iterator[tuple[int, int, int, int]]:
@@ -171,10 +174,11 @@ def _run_perceptron_tiles(
     ]
     mu, logvar, x = of.mu.float().contiguous(), of.logvar.float().contiguous(), readable(of.x)
     run = functools.partial(_perceptron_tile, decoder.activation)
-    if mu.device.type == "cpu" and has_cpu_compiler():
+    worth_it = mu.device.type == "cpu" and of.num_samples * x.numel() >= COMPILE_FROM
+    if worth_it and has_cpu_compiler():
         shapes = tuple((w.shape[0], w.shape[1]) for w in decoder.weights)
         run = _compiled_tile(decoder.activation, shapes, dtype, x.dtype)
-    for image, b, sample, s in _tiles(len(mu), of.num_samples, _rows(mu.device)):
+    for image, b, sample, s in _tiles(len(mu), of.num_samples, _rows(x)):
         rows = slice(image, image + b)
         eps = of.eps(image, b, sample, s)
         with without_autocast(mu):
@@ -192,7 +196,7 @@ def _run_layers(
     # any decoder; of a perceptron's logits none reach memory
     device = of.mu.device.type
     bfloat16 = precision == "bfloat16"
-    for image, b, sample, s in _tiles(len(of.mu), of.num_samples, _rows(of.mu.device)):
+    for image, b, sample, s in _tiles(len(of.mu), of.num_samples, _rows(of.x)):
         rows = slice(image, image + b)
         wide = torch.promote_types(of.mu.dtype, torch.float32)
         mu, logvar, x = of.mu[rows].to(wide), of.logvar[rows].to(wide), of.x[rows]
@@ -273,7 +277,7 @@ def importance_estimates(
         )
     layers = taken_apart(decoder) if mu.dtype != torch.float64 else None
     if layers is not None:
-        _check_layers(op, layers, mu.shape[1], x.shape[1])
+        _check_layers(op, layers, mu.shape[1], x.shape[1], mu.device)
     if precision == "auto":
         fast = layers is not None and has_fast_bfloat16(mu.device)
         precision = "bfloat16" if fast else "float32"
@@ -292,16 +296,34 @@ def importance_estimates(
             _run_perceptron_tiles(of, layers, precision, streaming)
     dtype = torch.promote_types(mu.dtype, torch.float32)
     estimates = (streaming.log_sum - math.log(num_samples), streaming.log_prob / num_samples)
-    return ImportanceEstimates(*(value.to(dtype) for value in estimates))
+    parameters = decoder.parameters() if isinstance(decoder, nn.Module) else ()
+    inputs = [tensor for tensor in (mu, logvar, x, *parameters) if tensor.requires_grad]
+    if not inputs or not torch.is_grad_enabled():
+        return ImportanceEstimates(*(value.to(dtype) for value in estimates))
+    return ImportanceEstimates(*(_NoGradient.apply(v.to(dtype), *inputs) for v in estimates))
 
 
-def _check_layers(op: str, layers: Perceptron, latents: int, pixels: int) -> None:
-    takes, gives = layers.weights[0].shape[1], layers.weights[-1].shape[0]
-    if (takes, gives) != (latents, pixels):
+def _check_layers(
+    op: str, layers: Perceptron, latents: int, pixels: int, device: torch.device
+) -> None:
+    width = latents
+    for weight in layers.weights:
+        if weight.shape[1] != width:
+            raise ValueError(
+                f"{op}: decoder must take z of {latents} latents to {pixels} pixels, but a layer "
+                f"of {weight.shape[1]} inputs is given {width}"
+            )
+        width = weight.shape[0]
+    if width != pixels:
         raise ValueError(
             f"{op}: decoder must take z of {latents} latents to {pixels} pixels, "
-            f"but its layers take {takes} to {gives}"
+            f"but its last layer has {width}"
         )
+    for tensor in (*layers.weights, *layers.biases):
+        if tensor.device != device:
+            raise ValueError(
+                f"{op}: decoder must be on mu's device {device}, got a layer on {tensor.device}"
+            )
 
 
 def importance_log_likelihood(
@@ -324,8 +346,10 @@ def importance_log_likelihood(
 
     A decoder that is `nn.Sequential(Linear, ReLU | Tanh, …, Linear)` is taken apart: on a CPU the
     layers and the likelihood are one compiled graph for a tile of samples; on CUDA one kernel goes
-    from noise to weight, for two hidden layers of at most 512 units and 128 latents, in "bfloat16"
-    or "tf32". Any other decoder is called.
+    from noise to weight, for two hidden layers, of which the second has at most 256 units (512 if
+    there are no more than 16 latents), and at most 128 latents, in "bfloat16" or "tf32", on the
+    architectures of decoder_kernel.TILES; elsewhere its layers are called one by one, and float32
+    products of hidden layers follow PyTorch's own switch for TF32. Any other decoder is called.
 
     Args:
         decoder: z (S', B', D) → logits (S', B', P) of independent Bernoulli pixels, for any S' and
@@ -351,12 +375,8 @@ def importance_log_likelihood(
         TypeError, ValueError: an argument of another type, dtype, shape, device or range.
     """
     args = (decoder, mu, logvar, x, noise, num_samples, precision)
-    result = importance_estimates(
-        *args, row_offset=row_offset, sample_offset=sample_offset
-    ).log_likelihood
-    parameters = decoder.parameters() if isinstance(decoder, nn.Module) else ()
-    inputs = [tensor for tensor in (mu, logvar, *parameters) if tensor.requires_grad]
-    return _NoGradient.apply(result, *inputs) if inputs and torch.is_grad_enabled() else result
+    estimates = importance_estimates(*args, row_offset=row_offset, sample_offset=sample_offset)
+    return estimates.log_likelihood
 
 
 __all__ = ["ImportanceEstimates", "importance_estimates", "importance_log_likelihood"]

@@ -25,7 +25,7 @@ from .backend import (
     without_autocast,
 )
 from .checks import check_choice, check_linear
-from .compiler import compiled_without_guards, has_cpu_compiler, sizes_unlike
+from .compiler import compiled_without_guards, example, has_cpu_compiler, sizes_unlike
 from .likelihood import bernoulli_twin, readable
 from .noise import log_tail_jit
 
@@ -89,7 +89,17 @@ INTERPRETED = interpreting() if tl is None else tl.constexpr(interpreting())
 
 
 @jit
+def tf32_jit(a):  # type: ignore[no-untyped-def]  # float32 rounded to TF32's ten bits
+    # Tensor cores ignore the lower thirteen, and Triton does not round before them: operands that
+    # all err towards zero move log p(x) by a nat, rounded ones by 0.02 (altosaar's decoder).
+    rounded = (a.to(tl.int32, bitcast=True) + 0x1000) & -0x2000
+    return tl.where(a == a, rounded.to(tl.float32, bitcast=True), a)  # a NaN may overflow to zero
+
+
+@jit
 def dot_jit(a, b, sums, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]  # a·b + sums
+    if PRECISION == "tf32" and a.dtype == tl.float32:
+        a, b = tf32_jit(a), tf32_jit(b)
     if INTERPRETED:
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, sums, input_precision=PRECISION)
@@ -125,11 +135,12 @@ def logits_jit(  # type: ignore[no-untyped-def]
     BLOCK_H: tl.constexpr,
 ):  # → (BLOCK_ROWS, BLOCK_P) float32; beyond the edge so low that a term is 0 without a mask
     sums = tl.zeros((BLOCK_ROWS, BLOCK_P), tl.float32)
+    weight_at = weight_ptr + pixels.to(tl.int64) * P_STRIDE
     for start in range(0, H, BLOCK_H):
         h = start + tl.arange(0, BLOCK_H)
         a_mask = live[:, None] & (h < H)[None, :]
         a = tl.load(hidden_at[:, None] + h[None, :], mask=a_mask, other=0.0)
-        b_at = weight_ptr + pixels[None, :] * P_STRIDE + h[:, None] * H_STRIDE
+        b_at = weight_at[None, :] + h[:, None].to(tl.int64) * H_STRIDE
         b = tl.load(b_at, mask=(pixels < P)[None, :] & (h < H)[:, None], other=0.0)
         if BFLOAT16:
             a, b = a.to(tl.bfloat16), b.to(tl.bfloat16)
@@ -285,7 +296,8 @@ def linear_bernoulli_hidden_kernel(  # type: ignore[no-untyped-def]
             P,
             X_STRIDE,
         )
-        b_at = weight_ptr + pixels[:, None] * P_STRIDE + columns[None, :] * H_STRIDE
+        row_at = weight_ptr + pixels[:, None].to(tl.int64) * P_STRIDE
+        b_at = row_at + columns[None, :].to(tl.int64) * H_STRIDE
         b_mask = (pixels < P)[:, None] & (columns < H)[None, :]
         b = tl.load(b_at, mask=b_mask, other=0.0)
         if BFLOAT16:
@@ -462,7 +474,7 @@ def _launch_weight(
     if images == 0:
         return torch.zeros_like(weight), torch.zeros_like(bias)
     launch = _prepared("weight", hidden, weight, bias, x, precision)
-    splits = min(MOST_SPLITS, launch.blocks)
+    splits = torch.sym_min(MOST_SPLITS, launch.blocks)  # min would make two graphs of a traced one
     grad_weight = hidden.new_empty((splits, pixels, width), dtype=torch.float32)
     grad_bias = hidden.new_empty((splits, pixels), dtype=torch.float32)
     sizes = (images, num_samples, *grad.stride(), launch.tensors[0].stride(0), launch.blocks)
@@ -501,8 +513,8 @@ def _columns(kind: str, hidden_units: int) -> int:
 # The PyTorch twin, a tile of rows at a time. float64 stays float64; products are in float32 or
 # bfloat16, all else in float32.
 
-# Rows of logits at once: 1,024 × 784 stay in a CPU's cache.
-TILE_ROWS = {"cpu": 1 << 10, "cuda": 1 << 16}
+# Logits at once: as many as 1,024 images have stay in a CPU's cache.
+TILE = {"cpu": 784 << 10, "cuda": 784 << 16}
 # From so many logits on, a compiled tile beats an eager one.
 COMPILE_FROM = 1 << 16
 
@@ -563,8 +575,10 @@ def _tile_backward(
     return *of_hidden, of_weight, residual.sum(0)
 
 
-def _tiles(samples: int, images: int, device: torch.device) -> Iterator[tuple[slice, slice]]:
-    rows = TILE_ROWS.get(device.type, TILE_ROWS["cuda"])
+def _tiles(
+    samples: int, images: int, pixels: int, device: torch.device
+) -> Iterator[tuple[slice, slice]]:
+    rows = max(1, TILE.get(device.type, TILE["cuda"]) // pixels)
     b = min(images, rows)
     s = max(1, rows // max(1, b))
     for image in range(0, images, b or 1):
@@ -579,7 +593,7 @@ def multiplied_in(dtype: torch.dtype, precision: str) -> torch.dtype:
     return torch.float32 if dtype == torch.float16 else dtype
 
 
-@functools.cache
+@functools.lru_cache(64)
 def _compiled_tile(
     function: Callable[..., Any],
     needs: tuple[bool, ...],
@@ -596,13 +610,13 @@ def _compiled_tile(
         return function(hidden, weight, *others, *needs)
 
     examples = [
-        torch.zeros(samples, images, width, dtype=dtype),
-        torch.zeros(pixels, width, dtype=dtype),
-        torch.zeros(pixels),
-        torch.zeros(images, pixels, dtype=targets),
+        example(samples, images, width, dtype=dtype),
+        example(pixels, width, dtype=dtype),
+        example(pixels),
+        example(images, pixels, dtype=targets),
     ]
     if needs:
-        examples.append(torch.zeros(samples, images))
+        examples.append(example(samples, images))
     return compiled_without_guards(tile, *examples)
 
 
@@ -637,7 +651,7 @@ def _twin_forward(
     weight, bias, x = _twin_operands(hidden, weight, bias, x, precision)
     out = bias.new_empty((samples, images))
     run = _runner(_tile_forward, hidden, weight, x)
-    for s, b in _tiles(samples, images, hidden.device):
+    for s, b in _tiles(samples, images, len(weight), hidden.device):
         tile = hidden.detach()[s, b].to(weight.dtype).contiguous()
         with without_autocast(tile):
             out[s, b] = run(tile, weight, bias, x[b].contiguous())
@@ -661,7 +675,7 @@ def _twin_backward(
     grad_weight = torch.zeros_like(weight, dtype=bias.dtype) if need_weight else bias.new_empty(0)
     grad_bias = torch.zeros_like(bias) if need_weight else bias.new_empty(0)
     run = _runner(_tile_backward, hidden, weight, x, (need_hidden, need_weight))
-    for s, b in _tiles(samples, images, hidden.device):
+    for s, b in _tiles(samples, images, len(weight), hidden.device):
         tile = hidden.detach()[s, b].to(weight.dtype).contiguous()
         upstream = grad.detach()[s, b].to(bias.dtype).contiguous()
         with without_autocast(tile):
@@ -821,13 +835,15 @@ def linear_bernoulli_log_prob(
         x: (B, P) targets, the same for all S samples, of any strides: uint8 or bool holding 0 and
             1, or float32, bfloat16, float16 or float64 in [0, 1]. Values are not looked at.
         precision: what float32 operands are multiplied in. "float32"; "tf32", where a GPU's tensor
-            cores take it (elsewhere float32); or "bfloat16". Sums are float32 always. Other dtypes
-            are multiplied as they are (on a CPU float16 as float32).
+            cores take it (elsewhere float32); or "bfloat16". Other dtypes are multiplied as they
+            are (on a CPU float16 as float32). Sums are float32; on a CPU those of bfloat16 are
+            rounded to it as they leave a product, logits and a tile's gradients alike.
 
     Returns:
         (S, B) float32 (float64 for float64). Gradients flow to hidden, weight, bias and a floating
-        x, in their dtypes, with products in the same precision; there is no second derivative. NaN
-        and infinity propagate as in `bernoulli_log_prob`. B = 0 gives an empty result.
+        x, in their dtypes, with products in the same precision (x's in float32); there is no second
+        derivative. NaN and infinity propagate as in `bernoulli_log_prob`. B = 0 gives an empty
+        result.
 
     Raises:
         TypeError, ValueError: an argument of another type, dtype, shape, device or value.

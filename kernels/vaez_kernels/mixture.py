@@ -20,7 +20,7 @@ from torch.nn.functional import pad
 
 from .backend import is_plain, jit, launcher, no_second_derivative, tl, uses_triton
 from .checks import check_indices, check_mixture
-from .compiler import compiled_without_guards, has_cpu_compiler
+from .compiler import compiled_without_guards, example, has_cpu_compiler
 
 # Squares are summed 32 at a time, and then these sums: a single chain of float32 additions would
 # err by 6e-7 of a sum of 128 (the worst of 10,000).
@@ -47,7 +47,8 @@ def log_density(top: Tensor, total: Tensor, shift: Tensor, components: int, D: i
 
 BLOCK_M, BLOCK_N = 16, 128
 LARGEST_BLOCK_D = 128
-# At 219 registers an H100 has room for about 1,200 such warps: three turns and a half of them.
+# At up to 255 registers an H100 has room for eight such warps on each of 132 multiprocessors: four
+# turns of them.
 PROGRAMS = 4096
 
 
@@ -555,11 +556,11 @@ def _examples() -> list[Tensor]:
     # No two sizes are equal, nor tensors the same: tracing would take them for one and the same.
     m, count, segments, length, n = 250, 6, 5, 14, 256
     D = segments * 2 * length
-    skip = torch.zeros(LANES, m, dtype=torch.int32)
+    skip = example(LANES, m, dtype=torch.int32)
     of_draws = [(LANES, m), (LANES, m), (LANES, m, D)]
     of_tiles = [(count, n, D)] * 2 + [(count, segments, 2, length, n)] * 2 + [(count, n)]
     shapes: list[tuple[int, ...]] = [*of_draws, *of_tiles]
-    return [torch.zeros(LANES, m, segments, 2, length), skip, *map(torch.zeros, shapes)]
+    return [example(LANES, m, segments, 2, length), skip, *(example(*s) for s in shapes)]
 
 
 # Registration. The twin stays opaque: it loops over as many tiles as there are.
@@ -685,7 +686,8 @@ def mixture_log_prob(
 
     Of a VAE's posteriors q(z|x_n) this is the mixture of all (Hoffman and Johnson, "ELBO surgery",
     2016). On a CPU within 1e-4 + 3e-7·|log q| of float64 for D = 128, σ from e⁻⁴ to 1. No score is
-    kept: a CPU needs tens of MiB beside the inputs, a GPU two to four copies of them.
+    kept: a CPU needs tens of MiB and a float64 copy of logvar, a GPU two to four copies of the
+    inputs and, backward, 8 KiB for each program (one for 16 draws, or more where draws are few).
 
     Args:
         z: (M, D) float32, bfloat16 or float16 of any strides; float64 takes the fallback.

@@ -21,14 +21,15 @@ class Perceptron(NamedTuple):
 def taken_apart(decoder: Any) -> Perceptron | None:
     """The layers of `nn.Sequential(Linear, ReLU | Tanh, Linear, …, Linear)`; None for all else.
 
-    A subclass of nn.Linear counts where it says `is_affine = True`: its forward is x Wᵀ + b. Layers
+    A subclass of nn.Linear counts where it says `is_affine = True`, itself: its forward is x Wᵀ +
+    b. Layers
     with hooks or parametrizations compute something else, and so does any other module.
     """
-    if type(decoder) is not nn.Sequential or _has_hooks(decoder):
+    if type(decoder) is not nn.Sequential or any(map(_has_hooks, (decoder, *decoder))):
         return None
     modules = list(decoder)
     linear = [m for m in modules[::2] if isinstance(m, nn.Linear) and _is_affine(m)]
-    kinds = {ACTIVATIONS.get(type(m)) for m in modules[1::2] if not _has_hooks(m)}
+    kinds = {ACTIVATIONS.get(type(m)) for m in modules[1::2]}
     if len(modules) != 2 * len(linear) - 1 or len(kinds) != 1:
         return None
     (activation,) = kinds
@@ -43,8 +44,9 @@ def taken_apart(decoder: Any) -> Perceptron | None:
 
 
 def _is_affine(module: nn.Linear) -> bool:
-    known = type(module) is nn.Linear or getattr(type(module), "is_affine", False)
-    return known and not _has_hooks(module)
+    # Of the class itself: a subclass of such a class may compute something else again.
+    known = type(module) is nn.Linear or vars(type(module)).get("is_affine", False)
+    return known and "forward" not in vars(module)
 
 
 def _has_hooks(module: nn.Module) -> bool:

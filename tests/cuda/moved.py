@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.helpers import call
-from vaez_kernels import bernoulli_log_prob, mixture_log_prob
+from vaez_kernels import bernoulli_log_prob, linear_bernoulli_log_prob, mixture_log_prob
 
 CUDA = torch.device("cuda")
 
@@ -48,3 +48,10 @@ def mixture_on_cuda(
 ) -> Tensor:
     left = None if leave_out is None else leave_out.to(CUDA)
     return mixture_log_prob(to_cuda(z), to_cuda(mu), to_cuda(logvar), left).cpu()
+
+
+def linear_on_cuda(
+    hidden: Tensor, weight: Tensor, bias: Tensor, x: Tensor, precision: str
+) -> Tensor:
+    layer = (to_cuda(hidden), to_cuda(weight), to_cuda(bias))
+    return linear_bernoulli_log_prob(*layer, to_cuda(x), precision).cpu()

@@ -39,11 +39,9 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def check(of: Given, samples: int, precision: str, **offsets: int) -> None:
     decoder, mu, logvar, x = of
     found = importance_estimates(decoder, mu, logvar, x, KEY, samples, precision, **offsets)
-    # The interpreter multiplies as float32 what a GPU rounds to TF32, and cuts float32 down to
-    # bfloat16 where a GPU rounds: one ulp instead of half.
-    exact = precision == "tf32"
-    want = truth(of, KEY, samples, "float32" if exact else precision, **offsets)
-    bound = want.bound if exact else 2.0 * want.bound
+    want = truth(of, KEY, samples, precision, **offsets)
+    # The interpreter cuts float32 down to bfloat16 where a GPU rounds: see decoders.py.
+    bound = 4.0 * want.bound if precision == "bfloat16" else want.bound
     assert_within("log_likelihood", found.log_likelihood, want.log_likelihood, bound)
     assert_within("log_prob", found.log_prob, want.log_prob, bound)
 
@@ -73,9 +71,9 @@ def test_the_presets_decoders_run_in_it(model: str, launches: list[str]) -> None
         for precision in ("tf32", "float32")
     ]
     assert launches == ["launch_decoder"]
-    # Each is a float32 sum of 784 terms, of about 550 nats.
+    # About 550 nats each; TF32 rounds its operands to ten bits.
     for one, two in zip(*estimates, strict=True):
-        torch.testing.assert_close(one, two, rtol=1e-6, atol=0)
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def test_value_and_gradients_are_the_references(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("targets", [torch.uint8, torch.bool, torch.float16])
+@pytest.mark.parametrize("targets", [torch.bool, torch.float16])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.usefixtures("small_tiles")
 def test_every_dtype_and_precision_is_the_references(
@@ -82,7 +82,7 @@ def test_a_transposed_weight_is_not_copied() -> None:
 
 @pytest.mark.usefixtures("small_tiles")
 def test_kernels_and_fallback_agree() -> None:
-    given = inputs((9, 5, 20, 84), targets=torch.float32)
+    given = inputs((3, 5, 20, 33), targets=torch.float32)
     kernels = measured(given)
     with use_backend("torch"):
         fallback = measured(given)
@@ -98,7 +98,7 @@ def test_kernels_and_fallback_agree() -> None:
 
 @pytest.mark.usefixtures("small_tiles")
 def test_results_are_repeatable_bit_for_bit() -> None:
-    given = inputs((9, 7, 20, 33), targets=torch.float32)
+    given = inputs((3, 5, 20, 33), targets=torch.float32)
     for one, two in zip(measured(given), measured(given), strict=True):
         assert one is not None
         assert two is not None
@@ -117,12 +117,12 @@ def test_many_pixels_take_their_logarithm_in_parts(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.usefixtures("small_tiles")
 def test_a_nan_stays_in_its_row() -> None:
-    given = inputs((9, 7, 20, 33))
+    given = inputs((3, 5, 20, 33))
     clean = measured(given)
     with torch.no_grad():
         given.hidden[1, 2, 5] = torch.nan
     dirty = measured(given)
-    spoilt = torch.zeros(9, 7, dtype=torch.bool)
+    spoilt = torch.zeros(3, 5, dtype=torch.bool)
     spoilt[1, 2] = True
     assert torch.equal(dirty.log_prob.isnan(), spoilt)
     assert torch.equal(dirty.log_prob[~spoilt], clean.log_prob[~spoilt])

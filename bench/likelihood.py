@@ -10,6 +10,7 @@ results.json, README.md and k-curve.png.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import sys
@@ -28,11 +29,10 @@ from vaez_fast import style
 from vaez_fast.config import ConfigError, choose_device
 from vaez_fast.data import DataError, Dataset, binarized, load, pixel_scale
 from vaez_fast.environment import environment, expect_no_gpu
-from vaez_fast.evaluate import Evaluator
+from vaez_fast.evaluate import IMAGES_AT_ONCE, Evaluator
 from vaez_fast.model import VAE
 from vaez_fast.page import Block, Figure, Heading, Table, Text, markdown
-from vaez_fast.results import OutputError, prepare_file, write_atomically
-from vaez_fast.study import read_json
+from vaez_fast.results import OutputError, load_run, prepare_file, write_atomically
 from vaez_fast.train import EVALUATION_STEP
 from vaez_kernels import mixture_log_prob, noise_key, reference, rsample
 from vaez_kernels.backend import has_fast_bfloat16
@@ -48,27 +48,21 @@ DRAW = 14  # step of the "evaluate" noise
 Record = dict[str, Any]
 
 
-def open_run(folder: Path, device: torch.device) -> tuple[VAE, Record]:
-    """The model of a training run, and its settings.
-
-    Raises:
-        OutputError: no run is there.
-    """
-    if not (folder / "metrics.json").exists():
-        raise OutputError(f"RUN: {folder} holds no metrics.json; `vaez-fast train` writes one")
-    config: Record = read_json(folder / "metrics.json")["config"]
-    vae = VAE(config["model"])
-    vae.load_state_dict(torch.load(folder / "checkpoint.pt", weights_only=True)["model"])
-    return vae.to(device), config
-
-
-def _mean(values: Tensor) -> Record:
+def mean_of(values: Tensor) -> Record:
+    """The mean of (N,), and its standard error."""
     error = float(values.std()) / math.sqrt(len(values))
     return {"mean": float(values.mean()), "standard_error": error}
 
 
-def measure(vae: VAE, config: Record, dataset: Dataset) -> Record:
+def threads(machine: Record) -> str:
+    """ "one thread", "2 threads"."""
+    count = machine["threads"]
+    return "one thread" if count == 1 else f"{count} threads"
+
+
+def measure(vae: VAE, run: Record, dataset: Dataset) -> Record:
     """log p(x) against k on all test images, and how far low precision is from float32."""
+    config = run["config"]
     pixels = binarized(dataset, "test", config["binarize"], seed=config["seed"])
     scale = pixel_scale(config["binarize"])
     noise = noise_key(config["seed"], "evaluate", EVALUATION_STEP["test"], device=pixels.device)
@@ -82,21 +76,29 @@ def measure(vae: VAE, config: Record, dataset: Dataset) -> Record:
     bias = {}
     for precision in precisions:
         moved = log_px(BIAS_IMAGES, (BIAS_SAMPLES,), precision)[0] - exact
-        bias[precision] = _mean(moved) | {"largest": float(moved.abs().max())}
-    log_px(8, (SAMPLES[-1],), "auto")  # compiled, if it was not
+        bias[precision] = mean_of(moved) | {"largest": float(moved.abs().max())}
+    # Compiled, if it was not; on a GPU for the sizes that are to come.
+    log_px(IMAGES_AT_ONCE if pixels.is_cuda else 8, SAMPLES, "auto")
+    _wait(pixels)
     clock = time.perf_counter()
     curve = log_px(len(pixels), SAMPLES, "auto")
+    _wait(pixels)
     seconds = time.perf_counter() - clock
     return {
         "model": config["model"],
-        "arm": "/".join(str(config[name]) for name in ("objective", "kl", "decoder")),
+        "arm": run["arm"],
         "data": f"{config['data']} ({config['binarize']})",
         "images": len(pixels),
         "seconds": seconds,
         "precision": "bfloat16" if fast else "float32",
         "bias": bias,
-        "k_curve": [{"k": k, **_mean(values)} for k, values in zip(SAMPLES, curve, strict=True)],
+        "k_curve": [{"k": k, **mean_of(values)} for k, values in zip(SAMPLES, curve, strict=True)],
     }
+
+
+def _wait(tensor: Tensor) -> None:
+    if tensor.is_cuda:
+        torch.cuda.synchronize(tensor.device)
 
 
 @torch.no_grad()
@@ -111,10 +113,10 @@ def measure_mixture(vae: VAE, config: Record, dataset: Dataset) -> Record:
     noise = noise_key(config["seed"], "evaluate", DRAW, device=mu.device)
     z = rsample(*vae.encode(test), noise)[0]
     mixture_log_prob(z[:TEXTBOOK_DRAWS], mu, logvar)  # compiles
+    _wait(z)
     clock = time.perf_counter()
     log_q = mixture_log_prob(z, mu, logvar)
-    if log_q.is_cuda:
-        torch.cuda.synchronize()
+    _wait(log_q)
     seconds = time.perf_counter() - clock
     few, several = z[:TEXTBOOK_DRAWS], z[: 10 * TEXTBOOK_DRAWS]
     times = interleave(
@@ -141,7 +143,7 @@ def measure_mixture(vae: VAE, config: Record, dataset: Dataset) -> Record:
         "peak_memory_bytes": peak_memory(lambda: mixture_log_prob(z, mu, logvar), mu.device),
         "error_over_bound": float((error / (1e-4 + 3e-7 * truth.abs())).max()),
         "largest_error": float(error.max()),
-        "log_q": _mean(log_q.double().cpu()),
+        "log_q": mean_of(log_q.double().cpu()),
     }
 
 
@@ -151,7 +153,7 @@ def page(results: Record) -> list[Block]:
     blocks: list[Block] = [
         Heading(1, "Likelihood from 5,000 samples an image"),
         Text(
-            f"{machine['threads']} threads of {machine['device']}, torch {machine['torch']}, "
+            f"{threads(machine)} of {machine['device']}, torch {machine['torch']}, "
             f"{results['date']}. Test split, nats per image; ± is the standard error over images."
         ),
         Table(
@@ -221,11 +223,11 @@ def k_curves(models: Sequence[Record]) -> bytes:
     """Every model's curve, less its end, so that models nats apart share an axis; a PNG."""
     with style.figure() as (figure, (ax,)):
         colours = (style.BLUE, style.VERMILLION, style.GREEN, style.BLACK)
-        for model, colour in zip(models, colours, strict=False):
+        for model, colour in zip(models, itertools.cycle(colours), strict=False):
             curve = model["k_curve"]
             k = [point["k"] for point in curve]
             end = curve[-1]["mean"]
-            label = f"{model['model']}: {end:.2f} at k = {k[-1]:,}"
+            label = f"{model['model']}, {model['arm']}: {end:.2f} at k = {k[-1]:,}"
             ax.plot(k, [point["mean"] - end for point in curve], "o-", color=colour, label=label)
         ax.set_xscale("log")
         ax.set_xlabel("importance samples k")
@@ -255,18 +257,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         device = choose_device(options.device)
         prepare_file(options.out / "results.json")
-        opened = [open_run(folder, device) for folder in options.runs]
+        runs = [load_run(folder) for folder in options.runs]
         results: Record = {
             "schema": SCHEMA,
             "date": time.strftime("%Y-%m-%d"),
             "environment": environment(device),
             "models": [],
         }
-        for i, (vae, config) in enumerate(opened):
-            dataset = load(config["data"], options.data_root).to(device)
-            results["models"].append(measure(vae, config, dataset))
+        for i, (vae, run) in enumerate(runs):
+            dataset = load(run["config"]["data"], options.data_root).to(device)
+            vae.to(device)
+            results["models"].append(measure(vae, run, dataset))
             if i == 0:
-                results["mixture"] = measure_mixture(vae, config, dataset)
+                results["mixture"] = measure_mixture(vae, run["config"], dataset)
         content = json.dumps(results, indent=1, allow_nan=False) + "\n"
         write_atomically(options.out / "results.json", content.encode())
         write_atomically(options.out / "k-curve.png", k_curves(results["models"]))

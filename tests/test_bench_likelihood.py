@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from bench import likelihood
-from bench.likelihood import main, open_run
+from bench.likelihood import main
 from tests.digits import first
 from vaez_fast.config import TrainConfig
 from vaez_fast.data import Dataset, binarized, load
 from vaez_fast.evaluate import Evaluator, Metrics
 from vaez_fast.model import VAE
-from vaez_fast.results import OutputError, save
+from vaez_fast.results import OutputError, load_run, save
 from vaez_fast.train import EVALUATION_STEP, Result
 from vaez_kernels import noise_key, reference
 
@@ -55,7 +55,7 @@ def test_the_report_holds_what_the_evaluator_finds(
     assert main([str(run), "--device", "cpu", "--out", str(out)]) == 0
     results: dict[str, Any] = json.loads((out / "results.json").read_text())
     (model,) = results["models"]
-    vae, _ = open_run(run, torch.device("cpu"))
+    vae, _ = load_run(run)
     pixels = binarized(small, "test", "static")
     noise = noise_key(0, "evaluate", EVALUATION_STEP["test"])
     for point in model["k_curve"]:
@@ -79,10 +79,16 @@ def test_the_report_holds_what_the_evaluator_finds(
     assert (out / "k-curve.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_folder_without_a_run_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_folder_without_a_whole_run_is_named(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(OutputError, match=r"holds no metrics\.json"):
-        open_run(tmp_path, torch.device("cpu"))
-    assert main([str(tmp_path), "--out", str(tmp_path / "out")]) == 1
-    assert capsys.readouterr().err.startswith("bench.likelihood: error: RUN: ")
+    with pytest.raises(OutputError, match=r"holds no metrics\.json; `vaez-fast train` writes one"):
+        load_run(tmp_path)
+    (run / "checkpoint.pt").write_bytes((run / "checkpoint.pt").read_bytes()[:1000])
+    with pytest.raises(OutputError, match="holds a run that cannot be read"):
+        load_run(run)
+    (run / "checkpoint.pt").unlink()
+    with pytest.raises(OutputError, match=r"holds no checkpoint\.pt"):
+        load_run(run)
+    assert main([str(run), "--out", str(tmp_path / "out")]) == 1
+    assert capsys.readouterr().err.startswith("bench.likelihood: error: ")

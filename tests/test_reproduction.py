@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from bench import reproduction
+from bench.likelihood import SAMPLES
 from bench.reproduction import config_of, k_curve, main, page, reproduce
 from tests.digits import first
 from vaez_fast.config import ConfigError, TrainConfig, choose_device, choose_precision
@@ -73,9 +74,9 @@ def test_every_cell_is_an_arm_of_its_own() -> None:
 
 
 def test_a_curve_has_the_mean_over_images_and_its_standard_error() -> None:
-    log_px = torch.randn(len(reproduction.SAMPLES), 7, generator=torch.Generator().manual_seed(0))
+    log_px = torch.randn(len(SAMPLES), 7, generator=torch.Generator().manual_seed(0))
     curve = k_curve(log_px.double())
-    assert [point["k"] for point in curve] == list(reproduction.SAMPLES)
+    assert [point["k"] for point in curve] == list(SAMPLES)
     for point, values in zip(curve, log_px.tolist(), strict=True):
         assert point["log_px"] == pytest.approx(statistics.mean(values))
         error = statistics.stdev(values) / math.sqrt(7)

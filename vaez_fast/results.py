@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import pickle
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 
 from .config import TrainConfig
 from .environment import environment
+from .model import VAE
 from .train import Result
 
 SCHEMA = 1
@@ -88,6 +90,26 @@ def metrics(config: TrainConfig, result: Result) -> dict[str, Any]:
         "test": result.test.as_dict(),
         "speed": result.speed(),
     }
+
+
+def load_run(folder: Path) -> tuple[VAE, dict[str, Any]]:
+    """The model that a training run kept, on the CPU, and the content of its metrics.json.
+
+    Raises:
+        OutputError: the folder holds no whole run, or one that cannot be read.
+    """
+    try:
+        record: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
+        checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True, map_location="cpu")
+        vae = VAE(record["config"]["model"])
+        vae.load_state_dict(checkpoint["model"])
+    except FileNotFoundError as error:
+        missing = Path(error.filename).name
+        raise OutputError(f"{folder} holds no {missing}; `vaez-fast train` writes one") from None
+    except (OSError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise OutputError(f"{folder} holds a run that cannot be read: {reason}") from None
+    return vae, record
 
 
 def save(folder: Path, config: TrainConfig, result: Result) -> None:

@@ -66,7 +66,8 @@ class StudyConfig:
 
     def as_dict(self) -> dict[str, Any]:
         shared = asdict(self.base)
-        for name in ("objective", "kl", "decoder", "beta", "num_samples", "seed", "data_root"):
+        of_arms = ("objective", "kl", "decoder", "beta", "num_samples", "seed")
+        for name in (*of_arms, "data_root", "test_samples"):  # the last is what it always is here
             del shared[name]
         return {**shared, "seeds": self.seeds, "betas": list(self.betas)}
 

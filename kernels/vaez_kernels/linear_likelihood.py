@@ -218,15 +218,41 @@ def residual_jit(  # type: ignore[no-untyped-def]
     grad_ptr,
     grad_sample_stride,
     grad_row_stride,
+    hidden_at,
     samples,
     images,
     live,
-    logits,
+    weight_ptr,
+    bias_ptr,
     x_ptr,
     pixels,
     P: tl.constexpr,
+    H: tl.constexpr,
+    P_STRIDE: tl.constexpr,
+    H_STRIDE: tl.constexpr,
     X_STRIDE: tl.constexpr,
+    BFLOAT16: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_H: tl.constexpr,
 ):  # → g·(x − sigmoid(l)), (BLOCK_ROWS, BLOCK_P) float32
+    logits = logits_jit(
+        hidden_at,
+        live,
+        weight_ptr,
+        bias_ptr,
+        pixels,
+        P,
+        H,
+        P_STRIDE,
+        H_STRIDE,
+        BFLOAT16,
+        PRECISION,
+        BLOCK_ROWS,
+        BLOCK_P,
+        BLOCK_H,
+    )
     grad_at = grad_ptr + samples * grad_sample_stride + images * grad_row_stride
     grad = tl.load(grad_at, mask=live, other=0.0)
     x = targets_jit(x_ptr, images, live, pixels, P, X_STRIDE)
@@ -267,34 +293,28 @@ def linear_bernoulli_hidden_kernel(  # type: ignore[no-untyped-def]
     sums = tl.zeros((BLOCK_ROWS, WIDTH), tl.float32)
     for start in range(0, P, BLOCK_P):
         pixels = start + tl.arange(0, BLOCK_P)
-        logits = logits_jit(
+        residual = residual_jit(
+            grad_ptr,
+            grad_sample_stride,
+            grad_row_stride,
             hidden_at,
+            samples,
+            images,
             live,
             weight_ptr,
             bias_ptr,
+            x_ptr,
             pixels,
             P,
             H,
             P_STRIDE,
             H_STRIDE,
+            X_STRIDE,
             BFLOAT16,
             PRECISION,
             BLOCK_ROWS,
             BLOCK_P,
             BLOCK_H,
-        )
-        residual = residual_jit(
-            grad_ptr,
-            grad_sample_stride,
-            grad_row_stride,
-            samples,
-            images,
-            live,
-            logits,
-            x_ptr,
-            pixels,
-            P,
-            X_STRIDE,
         )
         row_at = weight_ptr + pixels[:, None].to(tl.int64) * P_STRIDE
         b_at = row_at + columns[None, :].to(tl.int64) * H_STRIDE
@@ -345,34 +365,28 @@ def linear_bernoulli_weight_kernel(  # type: ignore[no-untyped-def]
     for block in range(split, n_blocks, tl.num_programs(2)):
         samples, images, live = rows_jit(block, n_images, num_samples, SAMPLES, BLOCK_ROWS)
         hidden_at = hidden_ptr + samples * sample_stride + images * ROW_STRIDE
-        logits = logits_jit(
+        residual = residual_jit(
+            grad_ptr,
+            grad_sample_stride,
+            grad_row_stride,
             hidden_at,
+            samples,
+            images,
             live,
             weight_ptr,
             bias_ptr,
+            x_ptr,
             pixels,
             P,
             H,
             P_STRIDE,
             H_STRIDE,
+            X_STRIDE,
             BFLOAT16,
             PRECISION,
             BLOCK_ROWS,
             BLOCK_P,
             BLOCK_H,
-        )
-        residual = residual_jit(
-            grad_ptr,
-            grad_sample_stride,
-            grad_row_stride,
-            samples,
-            images,
-            live,
-            logits,
-            x_ptr,
-            pixels,
-            P,
-            X_STRIDE,
         )
         b_mask = live[:, None] & (columns < H)[None, :]
         b = tl.load(hidden_at[:, None] + columns[None, :], mask=b_mask, other=0.0)

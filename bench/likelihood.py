@@ -178,6 +178,7 @@ def page(results: Record) -> list[Block]:
             ],
         ),
         Figure("k-curve.png", "log p(x) against the importance samples k"),
+        Text("python -m bench.likelihood RUN … --data-root DIR --out DIR", code=True),
         Heading(2, "What low precision moves"),
         Text(
             f"The same {BIAS_SAMPLES:,} samples of the first {BIAS_IMAGES:,} test images, minus "

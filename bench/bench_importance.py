@@ -27,7 +27,7 @@ from vaez_kernels.compiler import has_cpu_compiler
 
 SAMPLES = 5_000
 IMAGES = {"cpu": 10, "cuda": 1_000}
-QUICK_SAMPLES, QUICK_IMAGES = 256, 4
+QUICK_SAMPLES, QUICK_IMAGES = 256, 8
 CHECKED = 2  # images, in float64
 # What log p(x) of these images may err by, in nats, near −400. Sums in float32 of 784 terms and
 # three layers of products: measured 1e-4. In bfloat16 measured 0.07, with either sign;

@@ -195,18 +195,13 @@ def launch_decoder(
     largest, total, log_probs = mu.new_empty((3, tiles, images), dtype=torch.float32)
     x = readable(x)
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-    layers = [
-        tensor.contiguous()
-        for weight, bias in zip(decoder.weights, decoder.biases, strict=True)
-        for tensor in (weight.to(dtype), bias.float())
-    ]
     if images > 0:
         kernel[(images, tiles)](
             mu.float().contiguous(),
             logvar.float().contiguous(),
             noise,
             x,
-            *layers,
+            *decoder.tensors(dtype),
             largest,
             total,
             log_probs,

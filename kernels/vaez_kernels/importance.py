@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -59,6 +59,10 @@ def _log_ratio(mu: Tensor, logvar: Tensor, eps: Tensor, z: Tensor) -> Tensor:
     return (0.5 * (z - eps) * (z + eps) - 0.5 * logvar).sum(2)
 
 
+def _products_dtype(precision: str) -> torch.dtype:
+    return torch.bfloat16 if precision == "bfloat16" else torch.float32
+
+
 def _activation(a: Tensor, kind: str) -> Tensor:
     return torch.tanh(a) if kind == "tanh" else torch.relu(a)
 
@@ -68,15 +72,20 @@ def _layer(a: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return (a.to(weight.dtype) @ weight.t()).float() + bias
 
 
+def _last_hidden(a: Tensor, activation: str, layers: Sequence[Tensor]) -> Tensor:
+    # what the last layer is given; layers: a weight, its bias, the next weight, …
+    for weight, bias in zip(layers[:-2:2], layers[1:-2:2], strict=True):
+        a = _activation(_layer(a, weight, bias), activation)
+    return a
+
+
 def _perceptron_tile(
     activation: str, eps: Tensor, mu: Tensor, logvar: Tensor, x: Tensor, *layers: Tensor
 ) -> Sums:
-    # eps (s, b, D), mu and logvar (b, D), x (b, P); layers: a weight, its bias, the next weight, …
+    # eps (s, b, D), mu and logvar (b, D), x (b, P)
     samples, images, _ = eps.shape
     z = mu + torch.exp(0.5 * logvar) * eps
-    a = z.flatten(0, 1)
-    for weight, bias in zip(layers[:-2:2], layers[1:-2:2], strict=True):
-        a = _activation(_layer(a, weight, bias), activation)
+    a = _last_hidden(z.flatten(0, 1), activation, layers)
     logits = _layer(a, *layers[-2:]).unflatten(0, (samples, images))
     log_prob = bernoulli_in_products(logits, x)
     log_weight = log_prob - _log_ratio(mu, logvar, eps, z)
@@ -166,12 +175,8 @@ def _run_kernel(of: _Samples, decoder: Perceptron, precision: str, streaming: _S
 def _run_perceptron_tiles(
     of: _Samples, decoder: Perceptron, precision: str, streaming: _Streaming
 ) -> None:
-    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-    layers = [
-        layer.contiguous()
-        for weight, bias in zip(decoder.weights, decoder.biases, strict=True)
-        for layer in (weight.to(dtype), bias.float())
-    ]
+    dtype = _products_dtype(precision)
+    layers = decoder.tensors(dtype)
     mu, logvar, x = of.mu.float().contiguous(), of.logvar.float().contiguous(), readable(of.x)
     run = functools.partial(_perceptron_tile, decoder.activation)
     worth_it = mu.device.type == "cpu" and of.num_samples * x.numel() >= COMPILE_FROM
@@ -196,6 +201,7 @@ def _run_layers(
     # any decoder; of a perceptron's logits none reach memory
     device = of.mu.device.type
     bfloat16 = precision == "bfloat16"
+    tensors = [] if layers is None else layers.tensors(_products_dtype(precision))
     for image, b, sample, s in _tiles(len(of.mu), of.num_samples, _rows(of.x)):
         rows = slice(image, image + b)
         wide = torch.promote_types(of.mu.dtype, torch.float32)
@@ -209,18 +215,12 @@ def _run_layers(
             log_prob = bernoulli_log_prob(logits, x)
         else:
             with without_autocast(z):
-                log_prob = _layers_log_prob(layers, z, x, precision)
+                a = _last_hidden(z, layers.activation, tensors)
+                weight, bias = tensors[-2:]
+                a = a.to(weight.dtype)
+                log_prob = linear_bernoulli_log_prob(a, weight, bias, x, precision)
         log_weight = log_prob - _log_ratio(mu, logvar, eps, z)
         streaming.add(rows, (torch.logsumexp(log_weight, 0), log_prob.sum(0)))
-
-
-def _layers_log_prob(layers: Perceptron, z: Tensor, x: Tensor, precision: str) -> Tensor:
-    # z (s, b, D), x (b, P) → log p(x|z) (s, b), of logits that no memory holds
-    a, dtype = z, torch.bfloat16 if precision == "bfloat16" else torch.float32
-    for weight, bias in zip(layers.weights[:-1], layers.biases[:-1], strict=True):
-        a = _activation(_layer(a, weight.to(dtype), bias.float()), layers.activation)
-    weight, bias = layers.weights[-1].float(), layers.biases[-1].float()
-    return linear_bernoulli_log_prob(a, weight, bias, x, precision)
 
 
 def _check_logits(logits: Any, shape: tuple[int, ...]) -> None:

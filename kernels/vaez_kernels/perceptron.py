@@ -17,6 +17,14 @@ class Perceptron(NamedTuple):
     biases: tuple[Tensor, ...]
     activation: str  # "relu" or "tanh"
 
+    def tensors(self, dtype: torch.dtype) -> list[Tensor]:
+        """A weight in `dtype`, its bias in float32, the next weight, …; all contiguous."""
+        return [
+            tensor.contiguous()
+            for weight, bias in zip(self.weights, self.biases, strict=True)
+            for tensor in (weight.to(dtype), bias.float())
+        ]
+
 
 def taken_apart(decoder: Any) -> Perceptron | None:
     """The layers of `nn.Sequential(Linear, ReLU | Tanh, Linear, …, Linear)`; None for all else.

@@ -46,7 +46,9 @@ class Contest:
     floor_bytes: int
     launch_bound: bool  # so small that launches count, and are replayed from a graph, too
     kernel_bytes: int | None = None  # what our kernels move, where that is not the floor
-    tiled: bool = False  # the fallback compiles one tile and runs many: nobody counts its bytes
+    # Tiles read operands again. The fallback compiles one and runs many, so that nobody counts its
+    # bytes; the kernels' are known where `kernel_bytes` says them.
+    tiled: bool = False
     cpu_options: dict[str, Any] = field(default_factory=dict)  # the best for torch.compile there
 
     def group(self) -> Group:
@@ -92,13 +94,13 @@ class Contest:
         makers["compiled"] = self._compiled
         makers["compiled max-autotune"] = partial(self._compiled, mode="max-autotune-no-cudagraphs")
         makers["fallback"] = partial(self._rival, self._fallback, self._aten, ours=True)
-        makers["triton"] = partial(self._rival, self.ours, self._floor, ours=True)
+        makers["triton"] = partial(self._rival, self.ours, self._kernels, ours=True)
         if self.launch_bound:
             compiled = torch.compile(self.textbook, fullgraph=True, dynamic=False)
             replayed = self._replayed
             makers["eager graph"] = partial(replayed, self.textbook, self._aten, ours=False)
             makers["compiled graph"] = partial(replayed, compiled, inductor_bytes, ours=False)
-            makers["triton graph"] = partial(replayed, self.ours, self._floor, ours=True)
+            makers["triton graph"] = partial(replayed, self.ours, self._kernels, ours=True)
         else:
             makers |= dict.fromkeys(GRAPHS, "launches are a small part of the time at this size")
         return makers
@@ -110,9 +112,10 @@ class Contest:
     def _aten(self, work: Callable[[], object]) -> int:
         return aten_bytes(work, self.device)
 
-    def _floor(self, _: Callable[[], object]) -> int:
-        # The floor for S ≤ 8: see bench.traffic.
-        return self.floor_bytes if self.kernel_bytes is None else self.kernel_bytes
+    def _kernels(self, _: Callable[[], object]) -> int | None:
+        if self.kernel_bytes is not None or self.tiled:
+            return self.kernel_bytes
+        return self.floor_bytes  # S ≤ 8: see bench.traffic
 
     def _compiled(self, **how: Any) -> Rival:
         run = torch.compile(self.textbook, fullgraph=True, dynamic=False, **how)

@@ -9,7 +9,7 @@ loads and stores of tensors between kernels; what a cache makes of them is the m
   load and store in the interpreter: 1.00 times the floor for S ≤ 8. Beyond, a forward reads its
   inputs (the likelihood its targets) once more for each eight samples. No row of the suite does.
   The fused last layer's kernels read their rows once for each tile of pixels (so much is counted in
-  tests/interpreted/test_linear_kernel.py); from L2, and the table names the floor alone.
+  tests/interpreted/test_linear_kernel.py), mostly from L2: their row names no bytes.
   The mixture's kernels read components once for each block of draws: `mixture_log_prob_moved`.
 """
 

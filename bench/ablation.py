@@ -19,9 +19,9 @@ from bench.speedrun import RECIPE, Referee, train
 from vaez_fast.config import choose_device, choose_precision
 from vaez_fast.data import DataError, binarized, load
 from vaez_fast.environment import environment, expect_no_gpu
+from vaez_fast.files import OutputError, prepare_file, write_atomically
 from vaez_fast.intervals import Interval, interval, paired
 from vaez_fast.optimizer import Adam
-from vaez_fast.results import OutputError, prepare_file, write_atomically
 
 # softplus(0), where the ordinary model's sigma begins
 ORDINARY_SIGMA = 0.6931

@@ -17,7 +17,8 @@ from bench.products import products_of, replay
 from bench.rows import Bench, Group, Rival
 from vaez_fast.config import LOG_PX_SAMPLES, TrainConfig, choose_device, choose_precision
 from vaez_fast.data import binarized, load
-from vaez_fast.train import EVALUATION_STEP, Result, train
+from vaez_fast.run import EVALUATION_STEP
+from vaez_fast.train import Result, train
 from vaez_kernels import noise_key, reference
 
 KLS = ("analytic", "total-derivative", "sticking-the-landing")

@@ -29,7 +29,7 @@ from vaez_fast.compare import Row, record, table
 from vaez_fast.comparison import OPS
 from vaez_fast.data import DataError, load
 from vaez_fast.environment import environment
-from vaez_fast.results import OutputError, prepare_file, write_atomically
+from vaez_fast.files import OutputError, prepare_file, write_atomically
 
 ROOT = Path(__file__).parents[1]
 BENCHES = (
@@ -98,7 +98,7 @@ def check(out: Path, deadline: float) -> tuple[list[Outcome], list[Row]]:
         name = str(path.relative_to(ROOT))
         jobs[name] = ["-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", name]
     for op, file in files.items():
-        flags = ["--backends", "fallback,cuda", "--ops", op, "--json", str(file)]
+        flags = ["--backends", "fallback,cuda", "--ops", op, "--out", str(file)]
         jobs[f"compare {op}"] = ["-m", "vaez_fast", "compare", *flags]
     with ThreadPoolExecutor(max_workers=max(1, (os.cpu_count() or 2) // 2)) as pool:
         outcomes = list(pool.map(lambda name: run(name, jobs[name], deadline), jobs))

@@ -30,10 +30,11 @@ from vaez_fast.config import ConfigError, choose_device
 from vaez_fast.data import DataError, Dataset, binarized, load, pixel_scale
 from vaez_fast.environment import environment, expect_no_gpu
 from vaez_fast.evaluate import IMAGES_AT_ONCE, Evaluator
+from vaez_fast.files import OutputError, prepare_file, write_atomically
 from vaez_fast.model import VAE
 from vaez_fast.page import Block, Figure, Heading, Table, Text, markdown
-from vaez_fast.results import OutputError, load_run, prepare_file, write_atomically
-from vaez_fast.train import EVALUATION_STEP
+from vaez_fast.results import load_run
+from vaez_fast.run import EVALUATION_STEP
 from vaez_kernels import mixture_log_prob, noise_key, reference, rsample
 from vaez_kernels.backend import has_fast_bfloat16
 

@@ -28,8 +28,8 @@ from vaez_fast.config import choose_precision
 from vaez_fast.data import DataError, binarized, load
 from vaez_fast.engine import Engine
 from vaez_fast.environment import environment, expect_no_gpu
+from vaez_fast.files import OutputError, prepare_file, write_atomically
 from vaez_fast.graph import compile_graph
-from vaez_fast.results import OutputError, prepare_file, write_atomically
 from vaez_kernels import bernoulli_log_prob, rsample_kl
 
 MODEL, BATCH_SIZE = "altosaar", 128

@@ -26,18 +26,12 @@ from vaez_fast.config import ConfigError, TrainConfig, choose_device, choose_pre
 from vaez_fast.data import DataError, Dataset, binarized, load
 from vaez_fast.environment import environment, expect_no_gpu
 from vaez_fast.evaluate import Evaluator
+from vaez_fast.files import OutputError, prepare_file, prepare_folder, read_json, write_atomically
 from vaez_fast.model import VAE
 from vaez_fast.page import Block, Figure, Heading, Table, Text, markdown
-from vaez_fast.results import (
-    OutputError,
-    load_run,
-    prepare_file,
-    prepare_folder,
-    save,
-    write_atomically,
-)
-from vaez_fast.study import read_json
-from vaez_fast.train import EVALUATION_STEP, TrainingError, train
+from vaez_fast.results import load_run, save
+from vaez_fast.run import EVALUATION_STEP
+from vaez_fast.train import TrainingError, train
 from vaez_kernels import noise_key
 
 SCHEMA = 1

@@ -39,12 +39,12 @@ from vaez_fast.data import DataError, Dataset, binarized, epoch_order, load
 from vaez_fast.engine import Engine
 from vaez_fast.environment import environment, expect_no_gpu
 from vaez_fast.evaluate import Evaluator, Metrics
+from vaez_fast.files import OutputError, prepare_file, write_atomically
 from vaez_fast.intervals import Interval, interval, one_sided_p
 from vaez_fast.model import VAE
 from vaez_fast.objective import NegativeElbo
 from vaez_fast.regime import Phase
-from vaez_fast.results import OutputError, prepare_file, write_atomically
-from vaez_fast.train import EVALUATION_STEP
+from vaez_fast.run import EVALUATION_STEP
 from vaez_kernels import noise_key
 
 SCHEMA = 1

@@ -135,25 +135,49 @@ def test_a_command_is_refused_in_one_line(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train"], "--out"),
-        (["train", "--epochs", "3", "--steps", "4", "--out", "x"], "not allowed with"),
-        (["train", "--epochs", "many", "--out", "x"], "invalid int value: 'many'"),
-        (["train", "--modle", "altosaar", "--out", "x"], "unrecognized arguments: --modle"),
-        (["article"], "--out"),
-        (["theory"], "--out"),
-        (["report"], "DIR"),
-        (["fly"], "invalid choice: 'fly'"),
-        ([], "COMMAND"),
+        (["train"], "out is needed: a folder for the results (--out, or out in the --config file)"),
+        (
+            ["train", "--epochs", "3", "--steps", "4", "--out", "x"],
+            "exactly one of epochs and steps must be set",
+        ),
+        (["train", "--epochs", "many", "--out", "x"], "epochs must be an integer, got 'many'"),
+        (["train", "--lr", "fast", "--out", "x"], "lr must be a number, got 'fast'"),
+        (["train", "--steps", "--out", "x"], "steps: expected one argument"),
+        (["train", "--json=x"], "json: ignored explicit argument 'x'"),
+        (["train", "--modle", "burda", "--out", "x"], "no flag '--modle'; did you mean --model?"),
+        (["train", "--modl", "burda", "--out", "x"], "no flag '--modl'; did you mean --model?"),
+        (["train", "runs/x"], "no argument was expected at 'runs/x'"),
+        (["train", "--out", ""], "out must be a path, got ''"),
+        (["article"], "out is needed"),
+        (["theory"], "out is needed"),
+        (["report"], "the following arguments are required: DIR"),
     ],
-    ids=" ".join,
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_a_command_line_that_does_not_parse_is_refused(
+def test_a_command_line_that_does_not_parse_is_refused_in_one_line(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(arguments)
-    assert stop.value.code == 2
-    assert message in capsys.readouterr().err
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"vaez-fast {arguments[0]}: error: {message}")
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+
+
+def test_an_unknown_command_names_the_nearest_and_all(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trian"]) == 2
+    captured = capsys.readouterr()
+    commands = "train, evaluate, sample, article, theory, compare, report, env"
+    assert captured.err == (
+        f"vaez-fast: error: no command 'trian'; did you mean train? (there are {commands})\n"
+    )
+
+
+def test_without_a_command_there_is_help_and_a_failure(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "exit status: 0 done; 1 the run failed" in captured.err
 
 
 def test_triton_forced_where_it_cannot_run_is_refused() -> None:

@@ -54,8 +54,8 @@ def test_the_report_shows_every_part_and_a_failure_fails_the_call(
 
     def run(name: str, command: list[str], deadline: float) -> gpu.Outcome:
         commands.append(command)
-        if "--json" in command:
-            file = Path(command[command.index("--json") + 1])
+        if "--out" in command:
+            file = Path(command[command.index("--out") + 1])
             file.write_text(json.dumps(record([ROW], {})))
         return gpu.Outcome(name, 0 if "compare" in name else status, f"said by {name}", 1.0)
 

@@ -16,9 +16,11 @@ from tests.digits import first
 from vaez_fast.config import TrainConfig
 from vaez_fast.data import Dataset, binarized, load
 from vaez_fast.evaluate import Evaluator, Metrics
+from vaez_fast.files import OutputError
 from vaez_fast.model import VAE
-from vaez_fast.results import OutputError, load_run, save
-from vaez_fast.train import EVALUATION_STEP, Result
+from vaez_fast.results import load_run, save
+from vaez_fast.run import EVALUATION_STEP
+from vaez_fast.train import Result
 from vaez_kernels import noise_key, reference
 
 CONFIG = TrainConfig(data="mnist-5k", model="lyeoni", epochs=None, steps=1)

@@ -48,7 +48,7 @@ def test_interpreter_and_fallback_pass_and_the_json_says_so(
     last_layer = "linear_bernoulli_log_prob/bfloat16-products"
     ops = f"normal,rsample_kl/analytic,{last_layer}"
     flags = ["--backends", "fallback,interpreter", "--ops", ops]
-    assert main(["compare", *flags, "--json", str(file)]) == 0
+    assert main(["compare", *flags, "--out", str(file)]) == 0
     printed = capsys.readouterr().out
     content = json.loads(file.read_text())
     assert content["passed"] is True
@@ -74,6 +74,21 @@ def test_interpreter_and_fallback_pass_and_the_json_says_so(
         if row["op"] == "normal":
             assert row["absolute"] < 7e-6
             assert row["from_fallback"] in (None, 0.0)
+
+
+@pytest.mark.usefixtures("few")
+def test_json_is_all_that_is_printed_and_the_same_as_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--backends", "fallback", "--ops", "normal,rsample"]
+    assert main(["compare", *flags, "--json", "--out", str(tmp_path / "c.json")]) == 0
+    printed = capsys.readouterr().out
+    assert printed == (tmp_path / "c.json").read_text()
+    assert json.loads(printed)["config"] == {"backends": "fallback", "ops": "normal,rsample"}
+    again = ["compare", "--config", str(tmp_path / "c.json"), "--json"]
+    assert main(again) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert rows == json.loads(printed)["rows"]
 
 
 @pytest.mark.usefixtures("few")
@@ -116,7 +131,7 @@ def test_a_wrong_kl_fails_and_is_named(
 ) -> None:
     monkeypatch.setattr(comparison, "kl_standard_normal", wrong)
     file = tmp_path / "c.json"
-    flags = ["--backends", "fallback", "--ops", ",".join(QUICK), "--json", str(file)]
+    flags = ["--backends", "fallback", "--ops", ",".join(QUICK), "--out", str(file)]
     assert main(["compare", *flags]) == 1
     failed = [row for row in json.loads(file.read_text())["rows"] if not row["passed"]]
     assert {row["op"] for row in failed} == {"kl_standard_normal"}
@@ -193,7 +208,7 @@ def test_ulps_are_the_spacing_of_the_dtype() -> None:
             2,
             "ops must be among normal, uniform, rsample",
         ),
-        (["--json", "/proc/no/such/file"], 1, "cannot write /proc/no/such/file"),
+        (["--out", "/proc/no/such/file"], 1, "cannot write /proc/no/such/file"),
     ],
 )
 def test_bad_settings_are_refused_in_one_line(

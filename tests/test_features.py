@@ -17,7 +17,7 @@ from vaez_fast.features import (
     save_features,
     train_features,
 )
-from vaez_fast.results import OutputError
+from vaez_fast.files import OutputError
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,8 @@ from vaez_fast.evaluate import Evaluator
 from vaez_fast.model import VAE, Architecture
 from vaez_fast.objective import ImportanceWeightedBound, NegativeElbo
 from vaez_fast.optimizer import Adam, constant
-from vaez_fast.train import EVALUATION_STEP, Result, train
+from vaez_fast.run import EVALUATION_STEP
+from vaez_fast.train import Result, train
 from vaez_kernels import noise_key, reference
 
 KLS = ("total-derivative", "doubly-reparameterised")

@@ -17,9 +17,9 @@ import torch
 from tests import fake_study
 from vaez_fast import report, theory
 from vaez_fast.cli import main
+from vaez_fast.files import OutputError
 from vaez_fast.intervals import interval, paired
 from vaez_fast.page import Block, Figure, Heading, Table, Text, html, markdown
-from vaez_fast.results import OutputError
 from vaez_fast.study import slug
 from vaez_fast.verdicts import CONFIRMED, REFUTED, UNCLEAR, verdicts
 

@@ -18,10 +18,11 @@ from tests.digits import first
 from vaez_fast.config import ConfigError, TrainConfig, choose_device, choose_precision
 from vaez_fast.data import Dataset, binarized, load
 from vaez_fast.evaluate import Evaluator, Metrics
+from vaez_fast.files import OutputError
 from vaez_fast.model import VAE
 from vaez_fast.page import markdown
-from vaez_fast.results import OutputError
-from vaez_fast.train import EVALUATION_STEP, Result
+from vaez_fast.run import EVALUATION_STEP
+from vaez_fast.train import Result
 from vaez_kernels import noise_key
 
 

@@ -17,8 +17,8 @@ from vaez_fast import measure as measuring
 from vaez_fast.aggregate import null_sample_kl
 from vaez_fast.config import ConfigError, TrainConfig
 from vaez_fast.data import Dataset, Split, binarized, load
+from vaez_fast.files import OutputError, read_json
 from vaez_fast.measure import Measure
-from vaez_fast.results import OutputError
 from vaez_fast.samplers import SAMPLERS
 from vaez_fast.study import StudyConfig, run_study
 
@@ -31,6 +31,7 @@ class FakeMeasure:
     steps = 200
     ran: list[str]
     stop_after: int | None
+    classifier = None
 
     def __init__(self, *_: Any) -> None:
         pass
@@ -66,15 +67,16 @@ def test_the_articles_frameworks_are_all_there() -> None:
 
 @pytest.mark.usefixtures("fake")
 def test_an_interrupted_study_goes_on_where_it_was(tmp_path: Path, fake: type[FakeMeasure]) -> None:
-    whole = run_study(CONFIG, tmp_path / "whole")
+    run_study(CONFIG, tmp_path / "whole")
     fake.ran, fake.stop_after = [], 5
     with pytest.raises(KeyboardInterrupt):
         run_study(CONFIG, tmp_path / "parts")
     assert not (tmp_path / "parts" / "results.json").exists()
     first, fake.ran, fake.stop_after = fake.ran, [], None
-    parts = run_study(CONFIG, tmp_path / "parts")
+    run_study(CONFIG, tmp_path / "parts")
     assert len(first) == 5
     assert set(first).isdisjoint(fake.ran)
+    whole, parts = (read_json(tmp_path / name / "results.json") for name in ("whole", "parts"))
     assert parts["runs"] == whole["runs"]
     fake.ran = []
     run_study(CONFIG, tmp_path / "parts")
@@ -115,7 +117,7 @@ def test_an_unreadable_file_is_one_clear_error(content: str | None, tmp_path: Pa
     if content is not None:
         file.write_text(content)
     with pytest.raises(OutputError, match=r"cannot read .*results\.json"):
-        study.read_json(file)
+        read_json(file)
 
 
 @pytest.fixture(scope="module")

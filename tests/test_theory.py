@@ -15,7 +15,7 @@ import torch
 
 from tests.gaussians import as_coded, distance
 from vaez_fast import theory
-from vaez_fast.results import OutputError
+from vaez_fast.files import OutputError
 
 ROOT = Path(__file__).parents[1]
 SIGMAS = 5.0  # standard errors: a false alarm in 1.7 million

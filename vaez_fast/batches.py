@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .world import ALONE, World
+
 
 class Batches:
     """Batches of B images; each step finds its own by its number, without the host.
@@ -13,12 +15,15 @@ class Batches:
 
     Args:
         images: (N, 784) uint8 on the device, N ≥ B.
-        batch_size: B.
+        batch_size: B, of all ranks together.
+        world: who shares each batch; this rank takes its share of the rows.
     """
 
-    def __init__(self, images: Tensor, batch_size: int) -> None:
+    def __init__(self, images: Tensor, batch_size: int, world: World = ALONE) -> None:
         self.images = images
         self.batch_size = batch_size
+        self.world = world
+        self.share = world.share(batch_size)
         self.order = torch.arange(len(images), device=images.device)
 
     @property
@@ -33,7 +38,9 @@ class Batches:
             self.images.copy_(images)
 
     def rows(self, images: Tensor, order: Tensor, step: Tensor) -> Tensor:
-        """The batch of a step: images, order and step (1,) int64 on the device → (B, 784) uint8."""
+        """This rank's rows of a step's batch: images, order and step (1,) int64 on the device →
+        (len(share), 784) uint8.
+        """
         first = step % self.per_epoch * self.batch_size
-        chosen = first + torch.arange(self.batch_size, device=order.device)
+        chosen = first + torch.arange(self.share.start, self.share.stop, device=order.device)
         return images.index_select(0, order.index_select(0, chosen))

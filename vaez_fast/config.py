@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 import torch
 
-from vaez_kernels.backend import has_fast_bfloat16
+from vaez_kernels.backend import has_fast_bfloat16, uses_triton
 
 from .data import BINARIZATIONS, DATA_SETS
 from .model import MODELS
@@ -18,6 +19,9 @@ DECODERS = ("joint", "separate", "simultaneous", "randn")
 PRECISIONS = ("float32", "bfloat16", "auto")
 
 LOG_PX_SAMPLES = 128
+
+# Counts and seeds are words of the noise stream.
+WORD = 2**32
 
 
 class ConfigError(ValueError):
@@ -72,20 +76,22 @@ class TrainConfig:
             ("precision", PRECISIONS),
         ):
             value = getattr(self, name)
-            if value not in choices:
+            if not isinstance(value, str) or value not in choices:
                 raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        for name in ("data_root", "device"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or not value or "\0" in value:
+                raise ConfigError(f"{name} must be text, and not empty, got {value!r}")
         if (self.epochs is None) == (self.steps is None):
             raise ConfigError("exactly one of epochs and steps must be set")
         for name in ("epochs", "steps", "batch_size", "num_samples", "test_samples"):
             count = getattr(self, name)
-            if count is not None and (not isinstance(count, int) or count < 1):
-                raise ConfigError(f"{name} must be a positive integer, got {count!r}")
-        if not 0 < self.lr < float("inf"):
-            raise ConfigError(f"lr must be a positive number, got {self.lr!r}")
-        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
+            if count is not None or name not in ("epochs", "steps"):
+                _check_count(name, count)
+        for name in ("lr", "beta"):
+            _check_positive(name, getattr(self, name))
+        if type(self.seed) is not int or not 0 <= self.seed < WORD:
             raise ConfigError(f"seed must be an integer in [0, 2**32), got {self.seed!r}")
-        if not 0 < self.beta < float("inf"):
-            raise ConfigError(f"beta must be a positive number, got {self.beta!r}")
         self._check_arm()
 
     def _check_arm(self) -> None:
@@ -125,6 +131,20 @@ class TrainConfig:
         return name + beta + ("" if self.num_samples == 1 else f"/k={self.num_samples}")
 
 
+def _check_count(name: str, count: object) -> None:
+    # not isinstance: True would be a count
+    if type(count) is not int or count < 1:
+        raise ConfigError(f"{name} must be a positive integer, got {count!r}")
+    if count >= WORD:
+        raise ConfigError(f"{name} must be below 2**32, got {count!r}")
+
+
+def _check_positive(name: str, value: object) -> None:
+    is_number = type(value) in (int, float)
+    if not is_number or not 0 < value <= sys.float_info.max:  # type: ignore[operator]
+        raise ConfigError(f"{name} must be a positive number, got {value!r}")
+
+
 def choose_device(name: str) -> torch.device:
     """ "auto": the first CUDA device, else the CPU.
 
@@ -143,6 +163,18 @@ def choose_device(name: str) -> torch.device:
         count = torch.cuda.device_count()
         raise ConfigError(f"device {name!r} is not here: PyTorch sees {count} CUDA devices")
     return device
+
+
+def check_backend(device: torch.device) -> None:
+    """Refuse a VAEZ_BACKEND that no op can follow on `device`, before any work is done.
+
+    Raises:
+        ConfigError: it is no backend's name, or forces triton where it cannot run.
+    """
+    try:
+        uses_triton(torch.empty(0, device=device))
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(str(error)) from None
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +24,9 @@ class State:
     """All that a step advances, in place and on the device."""
 
     noise: Tensor  # (2,) int64: key, and the step that is to come
-    totals: Tensor  # (2,) float32: rate and distortion, summed over images since they were read
+    # (3,) float32: rate and distortion, summed over images since they were read; and the number of
+    # steps since the start after which they were finite
+    totals: Tensor
     weights: list[Tensor]  # the parameters that are trained, float32
     copies: list[Tensor]  # of the matrices in the products' dtype; empty for float32
     moments: list[list[Tensor]]  # the optimiser's, for each weight
@@ -67,7 +70,9 @@ class Engine:
     Args:
         objective: the model, how its loss is computed, and which half of it is trained; its
             parameters are the start.
-        batches: the images, on the device where all of it will live.
+        batches: the images, on the device where all of it will live, and the ranks that share them:
+            each computes its rows, and one sum over ranks, of gradients and losses, makes them all
+            take the same step.
         optimizer: the update rule.
         learning_rates: (T,) float64, one for each step; there are no more steps than T.
         kl_weights: (T,) float64, the rate's weight at each step; the objective's β by default.
@@ -117,7 +122,7 @@ class Engine:
         matrices = [w for w in weights if w.dim() == 2] if precision != torch.float32 else []
         self.state = State(
             noise=noise_key(seed, "train", device=device),
-            totals=torch.zeros(2, device=device),
+            totals=torch.zeros(3, device=device),
             weights=weights,
             copies=[w.to(precision) for w in matrices],
             moments=[[torch.zeros_like(w) for _ in range(optimizer.moments)] for w in weights],
@@ -142,14 +147,30 @@ class Engine:
         leaves = [(w if copy is None else copy).detach().requires_grad_() for w, copy in pairs]
         names = [*self.names, *self.fixed_names]
         parameters = dict(zip(names, [*leaves, *fixed], strict=True))
-        rate, distortion = functional_call(self.objective, parameters, (x, state.noise))
+        rate, distortion = functional_call(
+            self.objective, parameters, (x, state.noise, self.batches.share.start)
+        )
         kl_weight, *row = schedule.index_select(0, step)[0].unbind()
-        loss = (kl_weight * rate + distortion).mean()
+        loss = (kl_weight * rate + distortion).sum() / self.batches.batch_size
         gradients = torch.autograd.grad(loss, leaves)
         with torch.no_grad():
-            self.descend(state, gradients, row)
-            state.totals.add_(torch.stack((rate.sum(), distortion.sum())))
+            sums = torch.stack((rate.sum(), distortion.sum()))
+            summed, sums = self._over_ranks(gradients, sums)
+            self.descend(state, summed, row)
+            state.totals[:2].add_(sums)
+            state.totals[2:].add_(state.totals[:2].sum().isfinite())
             state.noise.add_(torch.arange(2, device=step.device))
+
+    def _over_ranks(
+        self, gradients: Sequence[Tensor], sums: Tensor
+    ) -> tuple[Sequence[Tensor], Tensor]:
+        # One flat sum: ranks then hold the same weights and the same losses, bit for bit.
+        if self.batches.world.size == 1:
+            return gradients, sums
+        flat = torch.cat([sums, *(g.float().flatten() for g in gradients)])
+        flat = self.batches.world.sum(flat)
+        sums, *parts = flat.split([2, *(g.numel() for g in gradients)])
+        return [p.view(g.shape) for p, g in zip(parts, gradients, strict=True)], sums
 
     def descend(self, state: State, gradients: Sequence[Tensor], row: list[Tensor]) -> None:
         """The optimiser's part of a step, in place."""
@@ -168,7 +189,8 @@ class Engine:
         shapes = tuple((tuple(t.shape), t.dtype, t.device) for t in self._arguments)
         vae = self.objective.vae
         computes = (self.objective.key, type(vae), vae.architecture, self.optimizer)
-        key = (shapes, computes, self.batches.batch_size, self.pixel_scale)
+        shared = (self.batches.batch_size, self.batches.world.size, self.batches.share)
+        key = (shapes, computes, shared, self.pixel_scale)
         if key not in _graphs:
             device = self.batches.images.device
             run = compile_graph(self.update, *self._arguments, device=device)
@@ -184,9 +206,43 @@ class Engine:
     def take_totals(self, steps: int) -> tuple[float, float]:
         """Mean rate and distortion, nats, over the `steps` since the last call (waits for them)."""
         images = steps * self.batches.batch_size
-        rate, distortion = (self.state.totals / images).tolist()
-        self.state.totals.zero_()
+        rate, distortion = (self.state.totals[:2] / images).tolist()
+        self.state.totals[:2].zero_()
         return rate, distortion
+
+    def finite_steps(self) -> int:
+        """How many of the steps taken were before the first loss that is not finite."""
+        return int(self.state.totals[2])
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a step advances, as tensors; what is left out follows from it."""
+        state = self.state
+        return {
+            "noise": state.noise,
+            "totals": state.totals,
+            "weights": dict(zip(self.names, state.weights, strict=True)),
+            "moments": dict(zip(self.names, state.moments, strict=True)),
+        }
+
+    def load_state_dict(self, saved: dict[str, Any], step: int) -> None:
+        """Go on from what `state_dict` gave when `step` steps were done.
+
+        Raises:
+            KeyError, RuntimeError, TypeError, ValueError: it is that of another engine.
+        """
+        state = self.state
+        if list(saved["weights"]) != self.names:
+            raise ValueError(f"its weights are {', '.join(saved['weights'])}")
+        state.noise.copy_(saved["noise"])
+        state.noise[1] = step
+        state.totals.copy_(saved["totals"])
+        for name, w, moments in zip(self.names, state.weights, state.moments, strict=True):
+            w.copy_(saved["weights"][name])
+            for m, m_saved in zip(moments, saved["moments"][name], strict=True):
+                m.copy_(m_saved)
+        for w, copy in _with_copies(state.weights, state.copies):
+            if copy is not None:
+                copy.copy_(w)
 
     def write_to(self, vae: VAE) -> None:
         """Copy the trained float32 weights into a model; what is not trained stays as it is."""

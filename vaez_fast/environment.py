@@ -23,7 +23,7 @@ def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
     revision, dirty = git_state(Path(__file__).parents[1])
     return {
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # else a class of torch's own
         "triton": triton.__version__ if triton is not None else None,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
         "cpu": cpu,

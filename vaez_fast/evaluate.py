@@ -12,6 +12,7 @@ from torch import Tensor
 from vaez_kernels import importance_estimates, importance_log_likelihood, kl_standard_normal
 
 from .model import VAE
+from .world import ALONE, World
 
 # Images encoded at once: what that needs stays below 16 MiB in every model.
 IMAGES_AT_ONCE = 2_000
@@ -43,13 +44,19 @@ class Evaluator:
         pixel_scale: what turns them into x in [0, 1].
         noise: (2,) int64 on the device, from `noise_key(seed, "evaluate", …)`.
         precision: of the decoder's matrix products, as `importance_log_likelihood` takes it.
+        world: who shares the images; every rank must call, and each gets the whole's metrics.
     """
 
     def __init__(
-        self, pixels: Tensor, pixel_scale: float, noise: Tensor, precision: str = "auto"
+        self,
+        pixels: Tensor,
+        pixel_scale: float,
+        noise: Tensor,
+        precision: str = "auto",
+        world: World = ALONE,
     ) -> None:
         self.pixels, self.pixel_scale = pixels, pixel_scale
-        self.noise, self.precision = noise, precision
+        self.noise, self.precision, self.world = noise, precision, world
 
     @torch.no_grad()
     def __call__(self, vae: VAE, num_samples: int) -> Metrics:
@@ -61,7 +68,7 @@ class Evaluator:
                 row_offset=first,
             )
             parts.append(torch.stack((kl_standard_normal(mu, logvar), -log_prob, log_px)))
-        rows = torch.cat(parts, 1).double()  # (3, N)
+        rows = self.world.gather(torch.cat(parts, 1).double(), len(self.pixels))  # (3, N)
         rate, distortion, log_px = rows.mean(1).tolist()
         standard_error = float(rows[2].std()) / math.sqrt(len(self.pixels))
         return Metrics(-(rate + distortion), rate, distortion, log_px, standard_error, num_samples)
@@ -86,12 +93,13 @@ class Evaluator:
                 done = count
                 curve.append(log_sum - math.log(count))
             images.append(torch.stack(curve))
-        return torch.cat(images, 1)
+        return self.world.gather(torch.cat(images, 1), len(self.pixels))
 
     def _encoded(self, vae: VAE) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
         # → the first image's index, x (B, 784), mu and logvar (B, D)
-        for first in range(0, len(self.pixels), IMAGES_AT_ONCE):
-            pixels = self.pixels[first : first + IMAGES_AT_ONCE]
+        share = self.world.share(len(self.pixels))
+        for first in share[::IMAGES_AT_ONCE]:
+            pixels = self.pixels[first : min(first + IMAGES_AT_ONCE, share.stop)]
             x = pixels.float() * self.pixel_scale
             # Bytes that are 0 and 1 are targets as they are, a quarter of the memory.
             yield first, pixels if self.pixel_scale == 1.0 else x, *vae.encode(x)

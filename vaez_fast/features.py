@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 from vaez_kernels import noise_key
 
 from .data import Dataset, binarize, binarized, epoch_order
-from .results import OutputError, write_atomically
+from .files import OutputError, write_atomically
 
 CLASSES = 10
 BATCH = 100

@@ -22,6 +22,7 @@ from .model import VAE, Linear
 BOTH = ("encoder", "decoder")
 
 # Each objective's `key` names the graph that it becomes: the same for models of one architecture.
+# `row_offset` is the number of x's first row in the batch that all ranks share: noise is by row.
 
 
 # Bytes of logits from which on their memory is saved. At 77 MiB (K = 200, batch 128, two cores) a
@@ -57,10 +58,10 @@ class NegativeElbo(nn.Module):
         self.vae, self.kl, self.beta, self.num_samples = vae, kl, beta, num_samples
         self.key = ("elbo", kl, num_samples)
 
-    def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, noise: Tensor, row_offset: int = 0) -> tuple[Tensor, Tensor]:
         """x (B, 784) in [0, 1], noise (2,) → rate (B,), distortion (B,)."""
         mu, logvar = self.vae.encode(x)
-        z, rate = rsample_kl(mu, logvar, noise, self.num_samples, self.kl)
+        z, rate = rsample_kl(mu, logvar, noise, self.num_samples, self.kl, row_offset=row_offset)
         return rate, -log_likelihood(self.vae, z, x).mean(0)
 
 
@@ -86,7 +87,7 @@ class ImportanceWeightedBound(nn.Module):
         self.vae, self.kl, self.num_samples = vae, kl, num_samples
         self.key = ("iwae", kl, num_samples)
 
-    def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, noise: Tensor, row_offset: int = 0) -> tuple[Tensor, Tensor]:
         """x (B, 784) in [0, 1], noise (2,) → rate (B,), distortion (B,), whose sum is −L_K.
 
         The distortion is the mean over the samples of −log p(x|z), and the rate what is left of
@@ -94,7 +95,7 @@ class ImportanceWeightedBound(nn.Module):
         the whole.
         """
         mu, logvar = self.vae.encode(x)
-        eps = normal(noise, self.num_samples, *mu.shape)
+        eps = normal(noise, self.num_samples, *mu.shape, row_offset=row_offset)
         z = mu + torch.exp(0.5 * logvar) * eps  # (K, B, D)
         if self.kl == "doubly-reparameterised":
             # q's parameters stand still, and eps = (z − mu)/sigma moves with z; its value stays the
@@ -129,7 +130,7 @@ class Rate(nn.Module):
         self.vae, self.kl = vae, kl
         self.key = ("kl", kl)
 
-    def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, noise: Tensor, row_offset: int = 0) -> tuple[Tensor, Tensor]:
         """x (B, 784), noise (2,) → what is minimised (B,), zeros (B,)."""
         mu, logvar = self.vae.encode(x)
         if self.kl == "analytic":
@@ -138,7 +139,9 @@ class Rate(nn.Module):
             sigma = torch.exp(0.5 * logvar)
             rate = 0.5 * (sigma - 1 + mu.square() - 0.5 * logvar).sum(1)
         else:
-            rate = kl_standard_normal_mc(mu, logvar, noise, estimator=self.kl)
+            rate = kl_standard_normal_mc(
+                mu, logvar, noise, estimator=self.kl, row_offset=row_offset
+            )
         return rate, torch.zeros_like(rate)
 
 
@@ -158,13 +161,13 @@ class Distortion(nn.Module):
         self.vae, self.source = vae, source
         self.key = ("distortion", source)
 
-    def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, noise: Tensor, row_offset: int = 0) -> tuple[Tensor, Tensor]:
         """x (B, 784), noise (2,) → zeros (B,), distortion (B,)."""
         if self.source == "encoder":
             with torch.no_grad():
-                z = rsample(*self.vae.encode(x), noise)
+                z = rsample(*self.vae.encode(x), noise, row_offset=row_offset)
         else:
-            z = normal(noise, 1, len(x), self.vae.architecture.latent)
+            z = normal(noise, 1, len(x), self.vae.architecture.latent, row_offset=row_offset)
         distortion = -log_likelihood(self.vae, z, x)[0]
         return torch.zeros_like(distortion), distortion
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -10,14 +12,14 @@ from typing import Any
 class Progress:
     """Counts steps; shows steps/s, time left and a note, when `show` and stderr is a terminal."""
 
-    def __init__(self, total: int, label: str, *, show: bool) -> None:
+    def __init__(self, total: int, label: str, *, show: bool, unit: str = "step") -> None:
         self._bar: Any = None
         if show and sys.stderr.isatty():
             try:
                 from tqdm import tqdm
             except ImportError:  # a bare GPU machine
                 return
-            self._bar = tqdm(total=total, desc=label, unit="step", dynamic_ncols=True)
+            self._bar = tqdm(total=total, desc=label, unit=unit, dynamic_ncols=True)
 
     def advance(self, steps: int = 1) -> None:
         if self._bar is not None:
@@ -38,3 +40,16 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+@contextmanager
+def waiting(what: str, *, show: bool) -> Iterator[None]:
+    """The block whose time nobody can foretell: its name is shown where a bar would be."""
+    show = show and sys.stderr.isatty()
+    if show:
+        print(f"{what} …", end="", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        if show:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)  # what follows begins a line

@@ -20,25 +20,37 @@ STEPS_PER_REPLAY = 32
 
 
 class Phase:
-    """Engines that see the same batches, each stepped once a batch, in this order."""
+    """Engines that see the same batches, each stepped once a batch, in this order.
+
+    `done` counts the batches that all of them were stepped on, `torn` says whether a step broke off
+    between two of them.
+    """
 
     def __init__(self, name: str, engines: list[Engine]) -> None:
         self.name, self.engines = name, engines
         self.batches = engines[0].batches
+        self.done, self.torn = 0, False
         self._replay: Callable[[], None] | None = None
 
-    def advance(self, steps: int) -> None:
-        """Train on the next `steps` batches."""
-        if self.batches.images.device.type == "cuda":
-            replays, steps = divmod(steps, STEPS_PER_REPLAY)
-            for _ in range(replays):
-                self._replay_steps()
-        self._step(steps)
+    def advance(self, steps: int, stop: Callable[[], bool] = lambda: False) -> int:
+        """Train on the next `steps` batches, unless told to stop; returns on how many.
 
-    def _step(self, steps: int) -> None:
-        for _ in range(steps):
-            for engine in self.engines:
-                engine.step()
+        `stop` is asked before every step, on CUDA before each replay.
+        """
+        before = self.done
+        if self.batches.images.device.type == "cuda":
+            while self.done + STEPS_PER_REPLAY <= before + steps and not stop():
+                self._replay_steps()
+                self.done += STEPS_PER_REPLAY
+        while self.done < before + steps and not stop():
+            self._step()
+            self.done += 1
+        return self.done - before
+
+    def _step(self) -> None:
+        for engine in self.engines:
+            engine.step()
+            self.torn = engine is not self.engines[-1]
 
     def _replay_steps(self) -> None:
         if self._replay is None:
@@ -46,7 +58,8 @@ class Phase:
             # taken twice.
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
-                self._step(STEPS_PER_REPLAY)
+                for _ in range(STEPS_PER_REPLAY):
+                    self._step()
             self._replay = graph.replay
         self._replay()
 

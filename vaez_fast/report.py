@@ -6,14 +6,15 @@ Everything is drawn from results.json and the runs beside it; `vaez_fast.theory`
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from . import theory
+from .files import OutputError, read_json, write_atomically
 from .intervals import interval
 from .page import Block, Figure, Heading, Table, Text, html, markdown
-from .results import OutputError, write_atomically
-from .study import KIND, SCHEMA, arm_names, images_of, read_json
+from .study import KIND, SCHEMA, arm_names, images_of
 from .verdicts import (
     ANALYTIC,
     Verdict,
@@ -35,9 +36,20 @@ from .verdicts import (
 
 Results = dict[str, Any]
 
+QUANTITIES = {
+    "sample_kl": sample_kl,
+    "rate": rate,
+    "distortion": distortion,
+    "elbo": elbo,
+    "log_px": log_px,
+}
 
-def write(out: Path) -> list[str]:
-    """Write report.md, report.html and their figures into `out`; returns lines for a terminal.
+
+def write(out: Path) -> tuple[Results, list[Verdict]]:
+    """Write report.md, report.html and their figures into `out`.
+
+    Returns:
+        The content of results.json, and the verdicts on the article's claims.
 
     Raises:
         OutputError: `out` holds no results of a study, or cannot be written.
@@ -62,10 +74,11 @@ def write(out: Path) -> list[str]:
         write_atomically(out / name, picture)
     write_atomically(out / "report.md", markdown(blocks).encode())
     write_atomically(out / "report.html", html(blocks, pictures).encode())
-    return list(_lines(results, answers))
+    return results, answers
 
 
-def _lines(results: Results, answers: list[Verdict]) -> Iterator[str]:
+def lines(results: Results, answers: list[Verdict]) -> Iterator[str]:
+    """What a terminal shows of `write`'s findings."""
     for verdict in answers:
         yield f"{verdict.verdict:<10} {verdict.claim}"
         yield f"{'':<10} {verdict.measured}"
@@ -76,6 +89,21 @@ def _lines(results: Results, answers: list[Verdict]) -> Iterator[str]:
         cells = [f"{row[0]:<{widths[0]}}"]
         cells += [f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True)]
         yield "  ".join(cells)
+
+
+def summary(results: Results, answers: list[Verdict]) -> dict[str, Any]:
+    """The same as JSON values: the verdicts, and each arm's mean and 95 % half-width by name."""
+    arms = {}
+    for arm in arm_names(results):
+        found = {name: interval(values(results, arm, read)) for name, read in QUANTITIES.items()}
+        arms[arm] = {name: {"mean": i.mean, "half_width": i.half} for name, i in found.items()}
+    return {
+        "kind": KIND,
+        "schema": SCHEMA,
+        "config": results["config"],
+        "verdicts": [asdict(verdict) for verdict in answers],
+        "arms": arms,
+    }
 
 
 def _blocks(results: Results, answers: list[Verdict]) -> Iterator[Block]:
@@ -185,11 +213,10 @@ def _command(results: Results) -> str:
 def _arms(results: Results) -> Table:
     rows = []
     for arm in arm_names(results):
-        reads = (sample_kl, rate, distortion, elbo, log_px)
         digits = (4, 3, 2, 2, 2)
         cells = [
             interval(values(results, arm, read)).text(d)
-            for read, d in zip(reads, digits, strict=True)
+            for read, d in zip(QUANTITIES.values(), digits, strict=True)
         ]
         active = values(results, arm, active_units)
         rows.append((arm, *cells, f"{sum(active) / len(active):.1f}"))

@@ -1,95 +1,102 @@
-"""What a run writes: metrics.json and checkpoint.pt, each whole or not at all."""
+"""A training run's folder: config.json at its start, checkpoint.pt, metrics.json at its end."""
 
 from __future__ import annotations
 
-import io
-import json
-import os
-import pickle
-import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from .config import TrainConfig
+from . import checkpoint as checkpoints
+from .checkpoint import Checkpoint
+from .config import ConfigError, TrainConfig
 from .environment import environment
+from .files import OutputError, read_json, write_json
 from .model import VAE
-from .train import Result
 
-SCHEMA = 1
+if TYPE_CHECKING:
+    from .train import Result
 
-
-class OutputError(RuntimeError):
-    """An output folder that cannot be written, or holds a run already."""
+KIND, SCHEMA = "vaez-fast train", 1
 
 
-def prepare_folder(path: Path) -> None:
-    """Make the folder, before any work is done for it.
-
-    Raises:
-        OutputError: it cannot be made or written, or holds a run already.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise OutputError(f"out: cannot write in {path}: {error.strerror}") from None
-    if (path / "metrics.json").exists():  # written last: the mark of a whole run
-        raise OutputError(f"out: {path} holds a run already; name another folder")
-
-
-def prepare_file(path: Path) -> None:
-    """Make the folder of a file that is to be written, before any work is done for it.
+@contextmanager
+def begun(folder: Path, config: TrainConfig) -> Iterator[None]:
+    """The block in which a new run fills a claimed folder; one that fails at once leaves nothing.
 
     Raises:
-        OutputError: the file could not be written.
+        OutputError: it holds a run already, or cannot be written.
     """
+    if is_whole(folder):
+        raise OutputError(f"out: {folder} holds a run already; name another folder")
+    if (folder / "config.json").exists() or (folder / checkpoints.NAME).exists():
+        raise OutputError(
+            f"out: {folder} holds an unfinished run; continue it with "
+            f"`vaez-fast train --resume {folder}`, or name another folder"
+        )
+    write_json(folder / "config.json", {"kind": KIND, "schema": SCHEMA, "config": asdict(config)})
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}") from None
-    if path.is_dir():
-        raise OutputError(f"cannot write {path}: it is a folder")
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all, also after a crash.
-
-    Raises:
-        OutputError: the file could not be written (a full disk, a lost permission).
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise OutputError(f"out: cannot write {path}: {error.strerror}") from None
+        yield
+    except Exception:
+        if not (folder / checkpoints.NAME).exists():
+            (folder / "config.json").unlink(missing_ok=True)
         raise
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether the folder holds a run that is done: metrics.json is written last."""
+    return (folder / "metrics.json").exists()
+
+
+def unfinished(folder: Path) -> tuple[TrainConfig, Checkpoint | None]:
+    """The settings of a run that broke off, and its checkpoint, if it came so far.
+
+    Raises:
+        OutputError: the folder holds no such run, or one that cannot be read.
+    """
+    path = folder / checkpoints.NAME
+    if path.exists():
+        checkpoint = checkpoints.read(path)
+        if checkpoint.training is None:
+            raise OutputError(f"resume: {path} holds a model alone, not a run to go on with")
+        return _settings(path, checkpoint.config), checkpoint
+    path = folder / "config.json"
+    if not path.exists():
+        raise OutputError(f"resume: {folder} holds no run; `vaez-fast train --out` begins one")
+    return _settings(path, read_json(path).get("config")), None
+
+
+def _settings(path: Path, values: Any) -> TrainConfig:
+    try:
+        return TrainConfig(**values)
+    except (TypeError, ConfigError) as error:
+        raise OutputError(f"resume: {path} holds no settings of a run ({error})") from None
 
 
 def metrics(config: TrainConfig, result: Result) -> dict[str, Any]:
     """The content of metrics.json."""
     settings = asdict(config) | {"precision": result.precision, "device": result.device}
     return {
+        "kind": KIND,
         "schema": SCHEMA,
         "arm": config.arm,
         "config": settings,
-        "environment": environment(result.device),
+        "environment": environment(result.device) | {"ranks": result.ranks},
         "curve": result.curve,
         "best_step": result.best_step,
         "test": result.test.as_dict(),
         "speed": result.speed(),
     }
+
+
+def save(folder: Path, config: TrainConfig, result: Result) -> None:
+    """Write checkpoint.pt, then metrics.json: a folder with metrics holds a whole run."""
+    record = metrics(config, result)
+    model = {name: p.cpu() for name, p in result.vae.state_dict().items()}
+    kept = Checkpoint(record["config"], record["environment"], result.best_step, model)
+    checkpoints.write(folder / checkpoints.NAME, kept)
+    write_json(folder / "metrics.json", record)
 
 
 def load_run(folder: Path) -> tuple[VAE, dict[str, Any]]:
@@ -98,35 +105,15 @@ def load_run(folder: Path) -> tuple[VAE, dict[str, Any]]:
     Raises:
         OutputError: the folder holds no whole run, or one that cannot be read.
     """
+    for name in ("metrics.json", checkpoints.NAME):
+        if not (folder / name).exists():
+            raise OutputError(f"{folder} holds no {name}; `vaez-fast train` writes one")
+    record = read_json(folder / "metrics.json")
+    checkpoint = checkpoints.read(folder / checkpoints.NAME)
     try:
-        record: dict[str, Any] = json.loads((folder / "metrics.json").read_text())
-        checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True, map_location="cpu")
         vae = VAE(record["config"]["model"])
-        vae.load_state_dict(checkpoint["model"])
-    except FileNotFoundError as error:
-        missing = Path(error.filename).name
-        raise OutputError(f"{folder} holds no {missing}; `vaez-fast train` writes one") from None
-    except (OSError, ValueError, KeyError, RuntimeError, pickle.UnpicklingError) as error:
+        vae.load_state_dict(checkpoint.model)
+    except (TypeError, ValueError, KeyError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise OutputError(f"{folder} holds a run that cannot be read: {reason}") from None
     return vae, record
-
-
-def save(folder: Path, config: TrainConfig, result: Result) -> None:
-    """Write checkpoint.pt, then metrics.json: a folder with metrics holds a whole run."""
-    record = metrics(config, result)
-    state = {name: p.cpu() for name, p in result.vae.state_dict().items()}
-    buffer = io.BytesIO()
-    torch.save(
-        {
-            "schema": SCHEMA,
-            "config": record["config"],
-            "step": result.best_step,
-            "model": state,
-        },
-        buffer,
-    )
-    write_atomically(folder / "checkpoint.pt", buffer.getvalue())
-    write_atomically(
-        folder / "metrics.json", (json.dumps(record, indent=1, allow_nan=False) + "\n").encode()
-    )

@@ -7,6 +7,7 @@ import json
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ import numpy as np
 from .config import ConfigError, TrainConfig, choose_device, choose_precision
 from .data import load
 from .environment import environment
+from .files import OutputError, claimed, prepare_file, read_json, write_atomically, write_json
 from .measure import Measure
 from .progress import Progress
-from .results import OutputError, prepare_file, write_atomically
-from .train import TrainingError
+from .run import TrainingError
+from .world import ALONE, World
 
 KIND, SCHEMA = "vaez-fast article", 1
 KLS = ("total-derivative", "analytic", "sticking-the-landing")
@@ -72,24 +74,40 @@ class StudyConfig:
         return {**shared, "seeds": self.seeds, "betas": list(self.betas)}
 
 
-def run_study(config: StudyConfig, out: Path, *, show_progress: bool = False) -> dict[str, Any]:
-    """Run what `out` does not hold yet; returns the content of its results.json.
+def run_study(
+    config: StudyConfig, out: Path, *, show_progress: bool = False, world: World = ALONE
+) -> None:
+    """Run what `out` does not hold yet; of several ranks each takes its share of the runs.
 
     Files: study.json (the settings), runs/ARM-seedS.json and .npz (images) for each finished run,
     results.json (all of them, and what they are set beside).
 
     Raises:
-        OutputError: `out` cannot be written, or holds a study of other settings.
+        OutputError: `out` cannot be written, holds a study of other settings, or another process
+            is at work in it.
         ConfigError, DataError, TrainingError: as `train`.
+        RankError: another rank is gone; what was finished is kept.
     """
+    # The other ranks write under the first one's claim.
+    with claimed(out) if world.rank == 0 else nullcontext():
+        _run_study(config, out, show_progress and world.rank == 0, world)
+
+
+def _run_study(config: StudyConfig, out: Path, show_progress: bool, world: World) -> None:
     device = choose_device(config.base.device)
     precision = str(choose_precision(config.base.precision, device)).removeprefix("torch.")
-    settings = {**config.as_dict(), "precision": precision, "device": str(device)}
-    prepare_file(out / "study.json")
+    settings = {**config.as_dict(), "precision": precision, "device": device.type}
+    if world.rank > 0:
+        world.wait()
     dataset = load(config.base.data, config.base.data_root)
     measure = Measure(config.base, dataset, device, out / "features.pt")
-    _claim(out, settings)
+    if world.rank == 0:
+        _claim(out, settings)
+        _ = measure.classifier  # the others read the file of the one that was trained here
+        world.wait()
     todo = [run for run in config.runs() if not _is_finished(out, run)]
+    world.wait()  # nobody has finished one before all have looked
+    todo = todo[world.rank :: world.size]
     with Progress(len(todo), "article", show=show_progress) as progress:
         for run in todo:
             progress.note(f"{run.arm}, seed {run.seed}")
@@ -98,18 +116,20 @@ def run_study(config: StudyConfig, out: Path, *, show_progress: bool = False) ->
             buffer = io.BytesIO()
             np.savez_compressed(buffer, **images)  # type: ignore[arg-type]
             write_atomically(_file(out, run).with_suffix(".npz"), buffer.getvalue())
-            _write_json(_file(out, run), record)
+            write_json(_file(out, run), record)
             progress.advance()
+    world.wait()
+    if world.rank > 0:
+        return
     results = {
         "kind": KIND,
         "schema": SCHEMA,
         "config": settings,
-        "environment": environment(device),
+        "environment": environment(device) | {"ranks": world.size},
         "beside": measure.beside(),
         "runs": [read_json(_file(out, run)) for run in config.runs()],
     }
-    _write_json(out / "results.json", results)
-    return results
+    write_json(out / "results.json", results)
 
 
 def _observation_steps(steps: int) -> frozenset[int]:
@@ -127,23 +147,7 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
             said = ", ".join(f"{name} {held.get(name)!r}" for name in different)
             raise OutputError(f"out: {out} holds a study of other settings ({said})")
     prepare_file(out / "runs" / "any")
-    _write_json(path, settings)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The content of a study's file.
-
-    Raises:
-        OutputError: no file, or not one that a study wrote.
-    """
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not JSON"
-        raise OutputError(f"cannot read {path}: {reason}") from None
-    if not isinstance(content, dict):
-        raise OutputError(f"cannot read {path}: not a study's file")
-    return content
+    write_json(path, settings)
 
 
 def _is_finished(out: Path, run: TrainConfig) -> bool:
@@ -167,10 +171,6 @@ def _file(out: Path, run: TrainConfig) -> Path:
 def slug(arm: str) -> str:
     """An arm's name as a part of file names."""
     return arm.replace("/", "_").replace("=", "")
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    write_atomically(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
 
 
 def images_of(out: Path, arm: str, seed: int) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from . import theory_flow, theory_momentum, theory_sampling
-from .results import OutputError, prepare_file, write_atomically
+from .files import OutputError, prepare_file, write_atomically
 
 KIND, SCHEMA = "vaez-fast theory", 1
 DIGITS = 7  # significant; the bits beyond them differ between machines

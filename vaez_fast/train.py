@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
-
-from vaez_kernels import noise_key
 
 from .batches import Batches
+from .checkpoint import Keeping
 from .config import ConfigError, TrainConfig, choose_device, choose_precision
-from .data import Dataset, binarized, epoch_order, pixel_scale
-from .evaluate import Evaluator, Metrics
+from .data import Dataset, binarized, pixel_scale
+from .errors import is_out_of_memory
+from .evaluate import Metrics
 from .model import VAE
-from .progress import Progress
-from .regime import Phase, phases
+from .progress import Progress, waiting
+from .regime import phases
+from .run import Observe, Run, TrainingError, evaluator
+from .world import ALONE, World
 
-SHOW_EVERY = 64  # steps
-EVALUATION_STEP = {"validation": 0, "test": 1}  # of the "evaluate" noise
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message says at which step and why."""
+__all__ = ["Observe", "Result", "TrainingError", "steps_of", "train"]
 
 
 @dataclass
@@ -44,6 +40,7 @@ class Result:
     compile_seconds: float
     eval_seconds: float
     curve: list[dict[str, Any]] = field(default_factory=list)
+    ranks: int = 1
 
     def speed(self) -> dict[str, float]:
         return {
@@ -70,9 +67,6 @@ def steps_of(config: TrainConfig, dataset: Dataset) -> int:
     return config.steps or size // config.batch_size * (config.epochs or 0)
 
 
-Observe = Callable[[str, int, VAE], None]  # phase, steps done in it, the model as it stands
-
-
 def train(
     config: TrainConfig,
     dataset: Dataset,
@@ -81,14 +75,17 @@ def train(
     look_every: int = 1,
     observe: Observe | None = None,
     observe_at: Collection[int] = (),
+    world: World = ALONE,
+    keeping: Keeping | None = None,
 ) -> Result:
-    """Run `config` on `dataset` from start to end.
+    """Run `config` on `dataset` from start to end, or from a checkpoint on.
 
     Where a bound on log p(x) is trained on, the state kept is the one with the best bound on the
     validation split of those that were looked at (the ELBO of one sample an image, the rate
     weighted by β; or the importance-weighted bound with training's samples); elsewhere the last.
     The test split is read once, after that choice. The same config on the same machine gives the
-    same numbers to the last digit.
+    same numbers to the last digit, however often the run was stopped and resumed; with other ranks
+    the sums over a batch are taken in another order, of the same noise.
 
     Args:
         config: what to run; its length is that of each phase.
@@ -97,175 +94,81 @@ def train(
         look_every: epochs from one look at the validation split to the next; the last has one.
         observe: called after so many steps of each phase as `observe_at` lists (0: before them),
             with a model that it must not change; its time is not counted.
+        world: who shares the run; every rank must call, and each gets the result.
+        keeping: where checkpoints go, and the one to go on from; without it nothing is written.
 
     Raises:
-        ConfigError: a batch larger than the training split, or a device that is not here.
-        TrainingError: the loss is not finite.
+        ConfigError: a batch larger than the training split, fewer rows in it than ranks, or a
+            device that is not here.
+        TrainingError: the loss is not finite, memory ran out, or another rank is gone.
+        OutputError: a checkpoint that cannot be written, or is not this run's.
+        Stopped: a signal that `keeping` listens to; the checkpoint is written.
     """
     device = choose_device(config.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     precision = choose_precision(config.precision, device)
+    config = replace(config, precision=str(precision).removeprefix("torch."), device=str(device))
     steps = steps_of(config, dataset)
-    dataset = dataset.to(device)
+    if config.batch_size < world.size:
+        raise ConfigError(
+            f"batch_size must be at least {world.size}, a row for each rank, "
+            f"got {config.batch_size}"
+        )
+    with _memory_suffices(config):
+        clock = time.perf_counter()
+        show = show_progress and world.rank == 0
+        with waiting("compiling", show=show):
+            dataset = dataset.to(config.device)
+            vae = VAE(config.model, config.seed).to(config.device)
+            images = binarized(dataset, "train", config.binarize, seed=config.seed)
+            batches = Batches(images, config.batch_size, world)
+            plan = phases(
+                config,
+                vae,
+                batches,
+                steps=steps,
+                precision=getattr(torch, config.precision),
+                pixel_scale=pixel_scale(config.binarize),
+            )
+            run = Run(config, dataset, vae, batches, plan, steps, world, keeping, look_every)
+            run.look_at_validation()
+            run.begin_epoch(0)  # its noise, too, is compiled at the first draw
+            if keeping is not None and keeping.resumed is not None:
+                run.load(keeping.resumed)
+        compile_seconds = time.perf_counter() - clock
 
-    clock = time.perf_counter()
-    vae = VAE(config.model, config.seed).to(device)
-    batches = Batches(
-        binarized(dataset, "train", config.binarize, seed=config.seed), config.batch_size
-    )
-    plan = phases(
-        config,
-        vae,
-        batches,
-        steps=steps,
-        precision=precision,
-        pixel_scale=pixel_scale(config.binarize),
-    )
-    run = _Run(config, dataset, vae, batches, steps, look_every)
-    run.look_at_validation()
-    run.begin_epoch(0)  # its noise, too, is compiled at the first draw
-    compile_seconds = time.perf_counter() - clock
+        with Progress(steps * len(plan), "training", show=show) as progress:
+            run.train(progress, observe, frozenset(observe_at))
 
-    with Progress(steps * len(plan), "training", show=show_progress) as progress:
-        for phase in plan:
-            run.phase(phase, progress, observe, frozenset(observe_at))
-
-    vae.load_state_dict(run.best)
-    clock = time.perf_counter()
-    test = _evaluator(config, dataset, "test")(vae, config.test_samples)
+        vae.load_state_dict(run.best)
+        clock = time.perf_counter()
+        test = evaluator(config, dataset, "test", world)(vae, config.test_samples)
     return Result(
         vae=vae,
         best_step=run.best_step,
         test=test,
         steps=steps * len(plan),
         batch_size=config.batch_size,
-        precision=str(precision).removeprefix("torch."),
-        device=str(device),
+        precision=config.precision,
+        device=config.device,
         train_seconds=run.train_seconds,
         compile_seconds=compile_seconds,
         eval_seconds=run.eval_seconds + time.perf_counter() - clock,
         curve=run.curve,
+        ranks=world.size,
     )
 
 
-class _Run:
-    """The loop over a phase's batches, and what it leaves: the curve, the best state, the times."""
-
-    def __init__(
-        self,
-        config: TrainConfig,
-        dataset: Dataset,
-        vae: VAE,
-        batches: Batches,
-        steps: int,
-        look_every: int,
-    ) -> None:
-        self.config, self.dataset, self.vae = config, dataset, vae
-        self.batches, self.steps, self.look_every = batches, steps, look_every
-        self._validate = _evaluator(config, dataset, "validation")
-        self.curve: list[dict[str, Any]] = []
-        self.best: dict[str, Tensor] = {}
-        self.best_bound, self.best_step = -math.inf, 0
-        self.done = 0  # steps, in all phases
-        self.train_seconds = self.eval_seconds = 0.0
-
-    def phase(
-        self, phase: Phase, progress: Progress, observe: Observe | None, at: frozenset[int]
-    ) -> None:
-        per_epoch = self.batches.per_epoch
-        if observe is not None and 0 in at:
-            self._write(phase)
-            observe(phase.name, 0, self.vae)
-        epochs = -(-self.steps // per_epoch)
-        for epoch in range(epochs):
-            clock = time.perf_counter()
-            self.begin_epoch(epoch)
-            first = epoch * per_epoch
-            last = min(first + per_epoch, self.steps)
-            done = first
-            for stop in _stops(first, last, at):
-                phase.advance(stop - done)
-                progress.advance(stop - done)
-                done = stop
-                if observe is not None and done in at:
-                    self.train_seconds += time.perf_counter() - clock
-                    self._write(phase)
-                    observe(phase.name, done, self.vae)
-                    clock = time.perf_counter()
-            totals = [engine.take_totals(last - first) for engine in phase.engines]
-            self.train_seconds += time.perf_counter() - clock
-            self.done += last - first
-            rate, distortion = (sum(values) for values in zip(*totals, strict=True))
-            self._check_and_record(phase, rate, distortion)
-            if (epoch + 1) % self.look_every == 0 or epoch + 1 == epochs:
-                self._look(phase, progress)
-
-    def begin_epoch(self, epoch: int) -> None:
-        """Lay out the images of an epoch, in its order."""
-        images, seed = self.batches.images, self.config.seed
-        drawn = None
-        if self.config.binarize == "dynamic":
-            drawn = binarized(self.dataset, "train", "dynamic", seed=seed, epoch=epoch)
-        self.batches.begin_epoch(epoch_order(seed, epoch, len(images), images.device), drawn)
-
-    def _write(self, phase: Phase) -> None:
-        for engine in phase.engines:
-            engine.write_to(self.vae)
-
-    def _check_and_record(self, phase: Phase, rate: float, distortion: float) -> None:
-        self.curve.append(self._point(phase, "train", rate, distortion))
-        if not math.isfinite(rate + distortion):
-            raise TrainingError(
-                f"the loss of {self.config.arm} is not finite by step {self.done} "
-                f"(rate {rate}, distortion {distortion}); "
-                f"a smaller lr than {self.config.lr} may help"
-            )
-
-    def _look(self, phase: Phase, progress: Progress) -> None:
-        clock = time.perf_counter()
-        self._write(phase)
-        rate, distortion = self.look_at_validation()
-        self.eval_seconds += time.perf_counter() - clock
-        bound = -(self.config.beta * rate + distortion)
-        if not math.isfinite(bound):
-            raise TrainingError(
-                f"the validation bound of {self.config.arm} is not finite after step {self.done}; "
-                f"a smaller lr than {self.config.lr} may help"
-            )
-        self.curve.append(self._point(phase, "validation", rate, distortion))
-        if bound > self.best_bound or self.config.decoder != "joint":
-            self.best_bound, self.best_step = bound, self.done
-            self.best = {name: p.detach().clone() for name, p in self.vae.state_dict().items()}
-        progress.note(f"{self.config.arm}: held-out bound {-(rate + distortion):.2f}")
-
-    def look_at_validation(self) -> tuple[float, float]:
-        """Rate and distortion of the model as it stands, by the definition of its training's."""
-        if self.config.objective != "iwae":
-            held_out = self._validate(self.vae, 1)
-            return held_out.rate, held_out.distortion
-        held_out = self._validate(self.vae, self.config.num_samples)
-        return -held_out.log_px - held_out.distortion, held_out.distortion
-
-    def _point(self, phase: Phase, split: str, rate: float, distortion: float) -> dict[str, Any]:
-        return {
-            "phase": phase.name,
-            "step": self.done,
-            "seconds": self.train_seconds,
-            "split": split,
-            "elbo": -(rate + distortion),
-            "rate": rate,
-            "distortion": distortion,
-        }
-
-
-def _stops(first: int, last: int, at: frozenset[int]) -> list[int]:
-    """Where the steps from `first` to `last` pause: to observe, and to show progress."""
-    shown = range(first + SHOW_EVERY, last, SHOW_EVERY)
-    return sorted({last, *shown, *(step for step in at if first < step < last)})
-
-
-def _evaluator(config: TrainConfig, dataset: Dataset, split: str) -> Evaluator:
-    pixels = binarized(dataset, split, config.binarize, seed=config.seed)
-    noise = noise_key(config.seed, "evaluate", EVALUATION_STEP[split], device=pixels.device)
-    return Evaluator(pixels, pixel_scale(config.binarize), noise, config.precision)
+@contextmanager
+def _memory_suffices(config: TrainConfig) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        asked = str(error).strip().splitlines()[0] if str(error).strip() else "MemoryError"
+        raise TrainingError(
+            f"out of memory with batch_size {config.batch_size}, num_samples {config.num_samples} "
+            f"and model {config.model!r}: lower the first two, or take a smaller model ({asked})"
+        ) from None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import re
 import sysconfig
 import types
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 _ABOVE_KERNELS = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView) | (
     torch._C.DispatchKeySet(torch._C.DispatchKey.AutogradCPU)
 )
+
+
+_Built = TypeVar("_Built")
 
 
 @functools.cache
@@ -73,7 +77,7 @@ def compiled(function: Callable[..., Any], variant: object = None, **options: An
 
     def below_autograd(*args: Any) -> Any:
         with torch._C._ExcludeDispatchKeyGuard(_ABOVE_KERNELS), torch.no_grad():
-            return run(*args)
+            return with_whole_libraries(lambda: run(*args))
 
     return below_autograd
 
@@ -117,9 +121,28 @@ def standalone(
     import torch._inductor.config as inductor
 
     with inductor.patch(options | thread_options()):
-        return torch._inductor.standalone_compile(
-            graph, list(examples), dynamic_shapes=dynamic_shapes
+        return with_whole_libraries(
+            lambda: torch._inductor.standalone_compile(
+                graph, list(examples), dynamic_shapes=dynamic_shapes
+            )
         )
+
+
+def with_whole_libraries(build: Callable[[], _Built]) -> _Built:
+    """What `build` returns, after libraries that it finds cut short were removed and built anew.
+
+    The compiler writes into inductor's cache on disk under the final name: a process that was
+    killed meanwhile leaves half a library there, at which every later one fails.
+    """
+    while True:
+        try:
+            return build()
+        except Exception as error:
+            half = re.search(r"(/\S+\.so): (file too short|invalid ELF header)", str(error))
+            if half is None:
+                raise
+            # Missing, too, if a process beside this one has just done the same.
+            Path(half[1]).unlink(missing_ok=True)
 
 
 def canonical(x: Any) -> Any:

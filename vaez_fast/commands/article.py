@@ -3,28 +3,44 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
-from ..config import TrainConfig
+from ..config import check_backend, choose_device
 from ..study import BETAS, StudyConfig, run_study
+from ..world import joined, own_device
 from . import settings
+from .kinds import INTEGER, NUMBER
 
-HELP = "run the article's study: every framework on several seeds; write its report"
 DESCRIPTION = """\
 Train every framework of the article on several seeds, measure all of them alike, and write
 DIR/results.json, DIR/report.md and DIR/report.html. Stopped, it goes on where it was when it is
-started again with the same settings; with more seeds it adds those."""
+started again with the same settings; with more seeds it adds those.
+
+Several processes share the runs, arms times seeds:
+  torchrun --nproc-per-node 2 -m vaez_fast article --out runs/article"""
 EXAMPLE = "vaez-fast article --data mnist-5k --seeds 3 --steps 2000 --out runs/article"
+LIGHTER = "a smaller batch_size, or a smaller model"
+
+DAYS = timedelta(days=7)  # a rank that has done its share waits for the others
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     settings.add_data(parser)
     study = parser.add_argument_group("study")
     settings.add_model(study)
-    study.add_argument("--seeds", type=int, default=5, help="how many, from 0 on (default 5)")
+    study.add_argument(
+        "--seeds",
+        type=INTEGER,
+        default=5,
+        metavar="N",
+        help="how many, from 0 on; at least 2 (default 5)",
+    )
     study.add_argument(
         "--beta",
-        type=float,
+        dest="betas",  # as the study's own records call them
+        type=NUMBER,
         nargs="*",
         default=list(BETAS),
         metavar="WEIGHT",
@@ -34,21 +50,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     settings.add_recipe(parser)
     settings.add_machine(parser)
-    parser.add_argument(
-        "--out", required=True, type=Path, metavar="DIR", help="a folder for the results"
-    )
+    settings.add_output(parser, "what `vaez-fast report --json` prints")
 
 
 def run(options: argparse.Namespace) -> int:
-    from .. import report
+    from .report import show
 
-    values = vars(options).copy()
-    for name in ("command", "out", "seeds", "beta"):
-        del values[name]
-    if values["steps"] is None and values["epochs"] is None:
-        values["epochs"] = TrainConfig().epochs
-    config = StudyConfig(TrainConfig(**values), options.seeds, tuple(options.beta))
-    run_study(config, options.out, show_progress=True)
-    print("\n".join(report.write(options.out)))
-    print(f"wrote {options.out / 'report.html'}, report.md and results.json")
-    return 0
+    config = StudyConfig(settings.train_config(options), options.seeds, tuple(options.betas))
+    out: Path = settings.needed(options, "out", "a folder for the results")
+    device = own_device(choose_device(config.base.device))
+    check_backend(device)
+    config = replace(config, base=replace(config.base, device=str(device)))
+    with joined(device, patience=DAYS) as world:
+        run_study(config, out, show_progress=True, world=world)
+    return show(out, as_json=options.json) if world.rank == 0 else 0

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-HELP = "what the KL term does by itself: numbers and figures, no training"
+from ..progress import waiting
+from . import settings
+
 DESCRIPTION = """\
 Compute what the KL term does to one latent dimension: its minimum, its gradient flow, momentum,
 Monte Carlo estimators and their variance, and what a fit finds in exactly normal draws. Writes
@@ -14,15 +16,18 @@ EXAMPLE = "vaez-fast theory --out runs/theory"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--out", required=True, type=Path, metavar="DIR", help="a folder for the results"
-    )
+    settings.add_output(parser, "the content of theory.json")
 
 
 def run(options: argparse.Namespace) -> int:
     from .. import theory
 
-    record = theory.write(options.out)
-    print("\n".join(theory.table(record)))
-    print(f"wrote {options.out / 'theory.json'} and its figures")
+    out: Path = settings.needed(options, "out", "a folder for the results")
+    with waiting("computing", show=True):
+        record = theory.write(out)
+    if options.json:
+        print((out / "theory.json").read_text(), end="")
+    else:
+        print("\n".join(theory.table(record)))
+        print(f"wrote {out / 'theory.json'} and its figures")
     return 0

@@ -3,52 +3,88 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from ..config import DECODERS, IWAE_KLS, KLS, OBJECTIVES, TrainConfig, choose_device
-from ..data import load
-from ..results import prepare_folder, save
+import torch
+
+from ..checkpoint import SECONDS, Keeping
+from ..config import (
+    DECODERS,
+    IWAE_KLS,
+    KLS,
+    OBJECTIVES,
+    ConfigError,
+    TrainConfig,
+    check_backend,
+    choose_device,
+)
+from ..data import Dataset, load
+from ..environment import environment
+from ..files import claimed
+from ..progress import waiting
+from ..results import begun, is_whole, save, unfinished
+from ..stopping import Signals, Stopped
 from ..train import Result, train
+from ..world import World, joined, own_device
 from . import settings
-from .settings import choices
+from .kinds import INTEGER, NUMBER, PATH, TEXT
+from .metrics_table import table_of_metrics
+from .settings import DEFAULTS, choices
 
-HELP = "train a VAE; write metrics.json and checkpoint.pt"
 DESCRIPTION = """\
 Train a VAE, evaluate it on the test split, and write DIR/metrics.json and DIR/checkpoint.pt. Where
 a bound on log p(x) is trained on (elbo, iwae), the state kept is the one with the best bound on the
-validation split."""
+validation split.
+
+A run that was stopped (Ctrl-C and SIGTERM end it after the step, with a checkpoint) or killed goes
+on with --resume DIR and ends, on the same machine, bit for bit as if nothing had happened.
+
+Several processes, each on its rows of every batch and with the noise that one would have drawn:
+  torchrun --nproc-per-node 2 -m vaez_fast train --out runs/first"""
 EXAMPLE = "vaez-fast train --data mnist-5k --model altosaar --epochs 30 --seed 0 --out runs/first"
+LIGHTER = "a smaller batch_size, fewer num_samples, or a smaller model (burda has the fewest units)"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    d = TrainConfig()
+    d = DEFAULTS
     settings.add_data(parser)
     arm = parser.add_argument_group("model and regime")
     settings.add_model(arm)
     arm.add_argument(
         "--objective",
+        type=TEXT,
         default=d.objective,
+        metavar="NAME",
         help=f"what the encoder minimises: {choices(OBJECTIVES)} (default {d.objective})",
     )
     arm.add_argument(
         "--kl",
+        type=TEXT,
+        metavar="HOW",
         help=f"how the KL is computed, or the gradient of iwae: {choices(KLS)} (default {d.kl}, and"
         f" {IWAE_KLS[0]} for iwae)",
     )
     arm.add_argument(
         "--decoder",
+        type=TEXT,
         default=d.decoder,
+        metavar="HOW",
         help=f"how the decoder learns: {choices(DECODERS)} (default {d.decoder})",
     )
     arm.add_argument(
         "--beta",
-        type=float,
+        type=NUMBER,
         default=d.beta,
+        metavar="WEIGHT",
         help=f"the rate's weight in the ELBO (default {d.beta:g})",
     )
     arm.add_argument(
         "--num-samples",
-        type=int,
+        type=INTEGER,
         default=d.num_samples,
         metavar="K",
         help="samples of z an image: the elbo is their mean, iwae the logarithm of their mean"
@@ -57,60 +93,124 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     recipe = settings.add_recipe(parser)
     recipe.add_argument(
         "--seed",
-        type=int,
+        type=INTEGER,
         default=d.seed,
+        metavar="N",
         help=f"fixes weights, order and noise; 0 to 2³²−1 (default {d.seed})",
     )
-    parser.add_argument(
+    evaluation = parser.add_argument_group("evaluation")
+    evaluation.add_argument(
         "--test-samples",
-        type=int,
+        type=INTEGER,
         default=d.test_samples,
         metavar="N",
         help="importance samples an image for log p(x) of the test split"
         f" (default {d.test_samples})",
     )
     settings.add_machine(parser)
-    parser.add_argument(
-        "--out", required=True, type=Path, metavar="DIR", help="a folder for the results"
+    output = settings.add_output(parser, "the content of metrics.json")
+    output.add_argument(
+        "--resume",
+        type=PATH,
+        metavar="DIR",
+        help="go on with the unfinished run in DIR, by its own settings",
     )
+    output.add_argument(
+        "--checkpoint-seconds",
+        type=NUMBER,
+        default=SECONDS,
+        metavar="T",
+        help=f"time between two checkpoints of an unfinished run, at least 0 (default {SECONDS:g})",
+    )
+
+
+# What the last digits depend on, beside settings and images.
+SAME_DIGITS = ("torch", "device", "cpu", "threads", "ranks")
+# What may be said beside --resume: where things lie, not what is computed.
+BESIDE_RESUME = {"resume", "data_root", "checkpoint_seconds", "json"}
 
 
 def run(options: argparse.Namespace) -> int:
-    values = vars(options).copy()
-    del values["command"]
-    out: Path = values.pop("out")
-    if values["steps"] is None and values["epochs"] is None:
-        values["epochs"] = TrainConfig().epochs
-    config = TrainConfig(**values)
-    choose_device(config.device)
-    prepare_folder(out)
-    dataset = load(config.data, config.data_root)
-    result = train(config, dataset, show_progress=True)
-    save(out, config, result)
-    print(_table(config, result, out))
+    if options.checkpoint_seconds < 0:
+        raise ConfigError(
+            f"checkpoint_seconds must be at least 0, got {options.checkpoint_seconds:g}"
+        )
+    resumed = None
+    if options.resume is None:
+        config = settings.train_config(options)
+        out: Path = settings.needed(options, "out", "a folder for the results")
+    else:
+        if extra := sorted(options.given - BESIDE_RESUME):
+            raise ConfigError(f"resume: the run has its own settings; leave out {', '.join(extra)}")
+        out = options.resume
+        if is_whole(out):
+            _print(options, out, f"{out} holds a whole run: there is nothing to go on with")
+            return 0
+        config, resumed = unfinished(out)
+        if "data_root" in options.given:
+            config = replace(config, data_root=options.data_root)
+    device = own_device(choose_device(config.device))
+    check_backend(device)
+    with Signals() as signals, joined(device) as world:
+        keeping = Keeping(out, options.checkpoint_seconds, resumed, signals)
+        try:
+            result = _train(config, device, keeping, world, new=options.resume is None)
+        except Stopped as stopped:
+            if world.first_to("say what went wrong"):
+                said = f"{stopped}; {keeping.last()}; go on with --resume {out}"
+                print(f"vaez-fast train: {said}", file=sys.stderr)
+            return stopped.exit_status
+        if world.rank == 0:
+            _print(options, out, _table(config, result, out))
     return 0
 
 
+def _train(
+    config: TrainConfig, device: torch.device, keeping: Keeping, world: World, *, new: bool
+) -> Result:
+    one = replace(config, device=str(device))
+    if world.rank > 0:  # they work under the first one's claim
+        return train(one, _load(config, world), world=world, keeping=keeping)
+    with claimed(keeping.folder), begun(keeping.folder, config) if new else nullcontext():
+        if keeping.resumed is not None:
+            _compare_machines(keeping.resumed.environment, environment(device), world)
+        dataset = _load(config, world)
+        result = train(one, dataset, show_progress=True, world=world, keeping=keeping)
+        save(keeping.folder, config, result)
+    return result
+
+
+def _compare_machines(before: dict[str, Any], now: dict[str, Any], world: World) -> None:
+    now = now | {"ranks": world.size}
+    changed = [name for name in SAME_DIGITS if before.get(name) != now[name]]
+    if changed:
+        was = ", ".join(f"{name} was {before.get(name)!r}" for name in changed)
+        said = f"the last digits may not be those of an undisturbed run: {was}"
+        print(f"vaez-fast train: note: {said}", file=sys.stderr)
+
+
+def _load(config: TrainConfig, world: World) -> Dataset:
+    # The first rank may have to download, and the others find the files.
+    if world.rank > 0:
+        world.wait()
+    with waiting("loading images", show=world.rank == 0):
+        dataset = load(config.data, config.data_root)
+    if world.rank == 0:
+        world.wait()
+    return dataset
+
+
+def _print(options: argparse.Namespace, out: Path, otherwise: str) -> None:
+    print((out / "metrics.json").read_text().rstrip() if options.json else otherwise)
+
+
 def _table(config: TrainConfig, result: Result, out: Path) -> str:
-    test, speed = result.test, result.speed()
-    title = (
+    speed = result.speed()
+    lines = [
         f"{config.model} on {config.data} ({config.binarize}), {config.arm}, seed {config.seed}, "
-        f"{result.precision} on {result.device}"
-    )
-    quantities = (
-        ("ELBO", test.elbo, "−(rate + distortion)"),
-        ("rate", test.rate, "mean analytic KL(q(z|x) ‖ N(0, I))"),
-        ("distortion", test.distortion, f"−E log p(x|z), {test.log_px_samples} samples"),
-        (
-            "log p(x)",
-            test.log_px,
-            f"± {test.log_px_standard_error:.2f} (standard error over the images), "
-            f"{test.log_px_samples} importance samples",
-        ),
-    )
-    lines = [title, "", "test split, nats per image"]
-    lines += [f"  {name:<11}{value:9.2f}   {how}" for name, value, how in quantities]
-    lines += [
+        f"{result.precision} on {result.device}",
+        "",
+        *table_of_metrics(result.test, "test"),
         "",
         f"{result.steps} steps in {result.train_seconds:.1f} s of training "
         f"({speed['images_per_second']:,.0f} images/s), {result.compile_seconds:.1f} s compiling, "

@@ -62,13 +62,13 @@ def summary(rows: list[Row], machine: dict[str, Any], markdown: bool = False) ->
     )
     for copy in {info["copy_gb_per_second"] for _, info, *_ in rows if info["floor_bytes"]}:
         yield f"a plain copy moves {copy:.1f} GB/s, read plus written"
-    for table in _tables(rows):
+    for table in tables(rows):
         yield from table.markdown() if markdown else table.text()
     yield ""
     yield from NOTES
 
 
-def _tables(rows: list[Row]) -> Iterator[Table]:
+def tables(rows: list[Row]) -> Iterator[Table]:
     trained = [row for row in rows if "metrics" in row[1]]
     timed = [row for row in rows if "metrics" not in row[1]]
     for title in dict.fromkeys(row[0] for row in timed):
@@ -82,7 +82,7 @@ def _rivals(title: str, rows: list[Row]) -> Table:
     first = rows[0][2]
     columns = [("provider", 21), ("median", 10), ("±IQR/2", 10), ("×", 7)]
     if floor:
-        title += f" ({_size(floor)} at the floor)"
+        title += f" ({size_text(floor)} at the floor)"
         columns += [("GB/s", 8), ("of copy", 9), ("bytes/floor", 13)]
     trains = any("step_over_products" in info for _, info, *_ in rows)
     images = all("images" in info for _, info, *_ in rows)
@@ -90,7 +90,7 @@ def _rivals(title: str, rows: list[Row]) -> Table:
     columns += [("peak", 11), ("error", 7)]
     lines = []
     for _, info, median, iqr in rows:
-        cells = [info["provider"], _time(median), _time(iqr / 2), f"{first / median:.2f}"]
+        cells = [info["provider"], time_text(median), time_text(iqr / 2), f"{first / median:.2f}"]
         if floor:
             cells += [f"{info['gb_per_second']:.1f}", f"{info['percent_of_copy']:.0f}%"]
             moved = info.get("moved_bytes")
@@ -101,7 +101,7 @@ def _rivals(title: str, rows: list[Row]) -> Table:
         if images:
             cells.append(f"{info['images'] / median:.1f}")
         peak = info["peak_memory_bytes"]
-        cells.append("–" if peak is None else _size(peak))
+        cells.append("–" if peak is None else size_text(peak))
         lines.append((*cells, f"{info['check_error_over_tolerance']:.2f}"))
     return Table(title, tuple(columns), lines)
 
@@ -120,18 +120,21 @@ def _metrics(rows: list[Row]) -> Table:
         # Files of before the engine's floor have none.
         over = info.get("step_over_products")
         ratio = "–" if over is None else f"{over:.2f}"
-        lines.append((info["provider"], _time(median), speed, ratio, *metrics))
+        lines.append((info["provider"], time_text(median), speed, ratio, *metrics))
     title = f"{title}: {info['data']}, nats per image, {samples} samples"
     return Table(title, columns, lines)
 
 
-def _time(seconds: float) -> str:
+def time_text(seconds: float, digits: int | None = None) -> str:
+    """Seconds in s, ms or µs, with as many digits as the tables have or as said."""
     if seconds >= 1:
-        return f"{seconds:.2f} s"
-    return f"{seconds * 1e3:.2f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.1f} µs"
+        return f"{seconds:.{2 if digits is None else digits}f} s"
+    if seconds >= 1e-3:
+        return f"{seconds * 1e3:.{2 if digits is None else digits}f} ms"
+    return f"{seconds * 1e6:.{1 if digits is None else digits}f} µs"
 
 
-def _size(count: int) -> str:
+def size_text(count: int) -> str:
     for unit in ("B", "KiB", "MiB"):
         if count < 1024:
             return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"

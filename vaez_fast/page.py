@@ -37,16 +37,29 @@ Block = Heading | Text | Table | Figure
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
-       max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+       max-width: 60rem; margin: 2rem auto; padding: 0 1rem; overflow-wrap: break-word; }
 h1 { font-size: 1.6rem; line-height: 1.25; } h2 { font-size: 1.25rem; margin-top: 2.5rem; }
-figure { margin: 1.5rem 0; } figure img { width: 100%; max-width: 52rem; height: auto; }
+h3 { font-size: 1.1rem; margin-top: 2rem; } h4 { font-size: 1rem; margin: 1.5rem 0 .5rem; }
+figure { margin: 1.5rem 0; } figure img { width: var(--width); max-width: 100%; height: auto; }
 figcaption { color: #555; font-size: .92rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .88rem; }
 th, td { text-align: left; vertical-align: top; padding: .4rem .6rem;
          border-bottom: 1px solid #ddd; }
 th { border-bottom: 2px solid #888; } pre { background: #f4f4f4; padding: .8rem; overflow-x: auto; }
+.short { white-space: nowrap; }
 .confirmed { color: #00664b; } .refuted { color: #a34700; } .unclear { color: #555; }
+@media (max-width: 40rem) {
+  /* Text would shrink with a wide figure: so far, then it scrolls. */
+  figure img { width: max(100%, calc(.53 * var(--width))); max-width: none; }
+  th:first-child, td:first-child { position: sticky; left: 0; background: #fff; max-width: 9.5rem;
+                                   white-space: normal; }
+  .long { min-width: 13rem; }
+}
 """
+# A figure of 1,120 pixels is shown at 832, and others in proportion: their text is of one size.
+SHOWN = 832 / 1120
+# Of a table's cell, in characters: a number with its interval does not break, a sentence must.
+SHORT, LONG = {"th": 12, "td": 24}, 60
 
 
 def markdown(blocks: Sequence[Block]) -> str:
@@ -92,18 +105,33 @@ def _html(block: Block, pictures: Mapping[str, bytes]) -> str:
         case Figure(file, caption):
             data = base64.b64encode(pictures[file]).decode()
             alt = escaping.escape(caption, quote=True)
-            picture = f'<img alt="{alt}" src="data:image/png;base64,{data}">'
-            return f"<figure>{picture}<figcaption>{_rich(caption)}</figcaption></figure>"
+            width = f"{SHOWN * _pixels(pictures[file]):.0f}px"
+            picture = (
+                f'<img style="--width: {width}" alt="{alt}" src="data:image/png;base64,{data}">'
+            )
+            caption = f"<figcaption>{_rich(caption)}</figcaption>"
+            return f'<figure><div class="wide">{picture}</div>{caption}</figure>'
         case Table(head, rows):
             return "\n".join(_html_table(head, rows))
 
 
+def _pixels(png: bytes) -> int:
+    # the width, which every PNG file begins with
+    return int.from_bytes(png[16:20], "big")
+
+
 def _html_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
     yield '<div class="wide"><table>'
-    yield "<tr>" + "".join(f"<th>{_rich(cell)}</th>" for cell in head) + "</tr>"
+    yield "<tr>" + "".join(_html_cell(cell, "th") for cell in head) + "</tr>"
     for row in rows:
-        yield "<tr>" + "".join(f"<td>{_rich(cell)}</td>" for cell in row) + "</tr>"
+        yield "<tr>" + "".join(_html_cell(cell, "td") for cell in row) + "</tr>"
     yield "</table></div>"
+
+
+def _html_cell(cell: str, tag: str) -> str:
+    kind = "short" if len(cell) <= SHORT[tag] else "long" if len(cell) > LONG else ""
+    opening = f'<{tag} class="{kind}">' if kind else f"<{tag}>"
+    return f"{opening}{_rich(cell)}</{tag}>"
 
 
 def _rich(text: str) -> str:

@@ -99,9 +99,14 @@ def _shade(base: str, amount: float) -> str:
 
 @contextmanager
 def figure(
-    panels: int = 1, *, width: float = WIDTH, height: float = HEIGHT, **subplots: Any
+    panels: int = 1,
+    *,
+    stacked: bool = False,
+    width: float = WIDTH,
+    height: float = HEIGHT,
+    **subplots: Any,
 ) -> Iterator[tuple[Figure, list[Axes]]]:
-    """A figure and its panels, side by side; draw inside the with, then take its `png`.
+    """A figure and its panels, side by side or stacked; draw inside the with, then take its `png`.
 
     It belongs to no display and no global state, so it works on any machine and in any thread.
     """
@@ -114,8 +119,9 @@ def figure(
         matplotlib.rcParams.update(RC)
         drawn = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(drawn)
-        axes = drawn.subplots(1, panels, squeeze=False, **subplots)[0]
-        yield drawn, list(axes)
+        shape = (panels, 1) if stacked else (1, panels)
+        axes = drawn.subplots(*shape, squeeze=False, **subplots)
+        yield drawn, list(axes.flat)
 
 
 def png(drawn: Figure) -> bytes:

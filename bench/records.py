@@ -1,0 +1,178 @@
+"""The suite's JSON files, read back: rows in groups, the machine, the date."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Code that this project does not write, or times beside its own; all other providers are ours.
+OTHERS = ("eager", "textbook", "torch.randn", "compiled", "careful", "products")
+
+
+class RecordError(ValueError):
+    """A file that holds no run of the suite; the message names it and what was expected."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A provider's rounds in one group."""
+
+    group: str
+    provider: str
+    seconds: tuple[float, ...]  # of each round, in the order they were taken
+    median: float
+    iqr: float
+    info: dict[str, Any]
+
+    @property
+    def error(self) -> float:
+        """The largest that its check found, in units of its tolerance."""
+        return float(self.info["check_error_over_tolerance"])
+
+    @property
+    def ours(self) -> bool:
+        return not self.provider.startswith(OTHERS)
+
+    def as_summary(self) -> tuple[str, dict[str, Any], float, float]:
+        """What bench.summary's tables are made of."""
+        return self.group, self.info, self.median, self.iqr
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run of the suite."""
+
+    path: Path
+    date: str  # ISO 8601, UTC
+    machine: dict[str, Any]
+    quick: bool
+    command: str
+    groups: dict[str, dict[str, Row]]  # title → provider → row, in the order they ran
+
+    @property
+    def rows(self) -> list[Row]:
+        return [row for group in self.groups.values() for row in group.values()]
+
+    @property
+    def copy(self) -> float | None:
+        """GB/s of a plain copy, read plus written; None where no row has a floor in bytes."""
+        rates = (row.info.get("copy_gb_per_second") for row in self.rows)
+        return next((float(rate) for rate in rates if rate), None)
+
+    @property
+    def revision(self) -> str:
+        """The commit's first seven digits, and whether files differed from it."""
+        return revision_of(self.machine)
+
+    def where(self) -> str:
+        """Machine, versions, date and commit in a line."""
+        machine = self.machine
+        return (
+            f"{machine_text(machine)}, torch {machine['torch']}, triton {machine['triton']}, "
+            f"{self.date[:16].replace('T', ' ')}, revision {self.revision}"
+        )
+
+
+def machine_text(machine: dict[str, Any]) -> str:
+    """Its name and how many threads were used."""
+    threads = machine["threads"]
+    return f"{machine['device']}, {threads} thread{'' if threads == 1 else 's'}"
+
+
+def revision_of(machine: dict[str, Any]) -> str:
+    """What `environment` knows of the commit: "c9ddd57", "c9ddd57 with changes" or "–"."""
+    revision, dirty = machine.get("revision"), machine.get("dirty")
+    return f"{revision[:7]}{' with changes' if dirty else ''}" if revision else "–"
+
+
+def family(group: str) -> str:
+    """What a group times, less direction, size and dtype: "latent op", "training step"."""
+    return group.split(",")[0]
+
+
+def reference_of(group: dict[str, Row]) -> Row:
+    """The first row, of which the others' speed-ups are."""
+    return next(iter(group.values()))
+
+
+def read(path: Path) -> Record:
+    """Read a file that --benchmark-json wrote.
+
+    Raises:
+        RecordError: it cannot be read, or is not the suite's, or has no rows or rounds.
+    """
+    return parse(path, load(path))
+
+
+def load(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        RecordError: it cannot be read.
+    """
+    try:
+        return json.loads(path.read_text())
+    except OSError as error:
+        raise RecordError(f"{path}: {error.strerror or error}; {EXPECTED}") from None
+    except ValueError:  # also of UnicodeDecodeError
+        raise RecordError(f"{path}: not JSON; {EXPECTED}") from None
+
+
+EXPECTED = "expected a file that `pytest bench --benchmark-only --benchmark-json=FILE` wrote"
+
+
+def parse(path: Path, content: Any) -> Record:
+    """The record in a file's content.
+
+    Raises:
+        RecordError: as for `read`.
+    """
+    if not isinstance(content, dict) or not isinstance(content.get("benchmarks"), list):
+        raise RecordError(f"{path}: not a benchmark's JSON; {EXPECTED}")
+    groups: dict[str, dict[str, Row]] = {}
+    try:
+        for benchmark in content["benchmarks"]:
+            row = _row(benchmark)
+            groups.setdefault(row.group, {})[row.provider] = row
+        machine = content["machine_info"]
+        machine = {name: machine.get(name) for name in machine} | {
+            name: machine[name] for name in ("device", "cpu", "threads", "torch", "triton")
+        }
+        record = Record(
+            path,
+            content["datetime"],
+            machine,
+            bool(content.get("quick")),
+            str(content.get("command", "")),
+            groups,
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RecordError(
+            f"{path}: not a run of this suite ({_reason(error)}); {EXPECTED}"
+        ) from None
+    if not groups:
+        raise RecordError(f"{path}: has no rows; {EXPECTED}")
+    return record
+
+
+def _row(benchmark: dict[str, Any]) -> Row:
+    info, stats = benchmark["extra_info"], benchmark["stats"]
+    seconds = tuple(float(value) for value in stats["data"])
+    float(info["check_error_over_tolerance"])
+    if not seconds or not all(0 < value < math.inf for value in seconds):
+        raise ValueError(f"no positive times in {benchmark['group']}, {info['provider']}")
+    return Row(
+        str(benchmark["group"]),
+        str(info["provider"]),
+        seconds,
+        float(stats["median"]),
+        float(stats["iqr"]),
+        info,
+    )
+
+
+def _reason(error: Exception) -> str:
+    return f"it lacks {error}" if isinstance(error, KeyError) else str(error)

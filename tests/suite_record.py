@@ -1,0 +1,66 @@
+"""Content of a file as the suite writes it, with chosen times."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+MACHINE = {
+    "device": "a CPU",
+    "cpu": "a CPU",
+    "threads": 2,
+    "python": "3.11.7",
+    "torch": "2.15.0",
+    "triton": None,
+    "revision": "c9ddd57c762071b71c3c2457ffe1ba7807823698",
+    "dirty": False,
+}
+
+Medians = Mapping[str, Mapping[str, float]]  # group → provider → seconds
+
+
+def content(
+    medians: Medians, seed: int, rounds: int = 61, noise: float = 0.02, **machine: Any
+) -> dict[str, Any]:
+    """A run whose rounds scatter by `noise`, relatively, around the medians given."""
+    random = np.random.default_rng(seed)
+    return {
+        "machine_info": MACHINE | machine,
+        "datetime": f"2026-11-{1 + seed % 28:02d}T07:11:50+00:00",
+        "command": "pytest bench --benchmark-only",
+        "quick": False,
+        "benchmarks": [
+            _benchmark(group, provider, median * np.exp(noise * random.normal(size=rounds)))
+            for group, providers in medians.items()
+            for provider, median in providers.items()
+        ],
+    }
+
+
+def _benchmark(group: str, provider: str, seconds: np.ndarray[Any, Any]) -> dict[str, Any]:
+    middle = float(np.median(seconds))
+    info = {
+        "provider": provider,
+        "timing": "wall clock",
+        "check": "passed",
+        "check_error_over_tolerance": 0.05,
+        "peak_memory_bytes": 2048,
+        "moved_bytes": 30_000_000,
+        "floor_bytes": 10_000_000,
+        "gb_per_second": 1e-2 / middle,
+        "copy_gb_per_second": 25.0,
+        "percent_of_copy": 4e-2 / middle,
+    }
+    low, high = np.percentile(seconds, [25, 75])
+    stats = {"data": list(map(float, seconds)), "median": middle, "iqr": float(high - low)}
+    return {"group": group, "extra_info": info, "stats": stats}
+
+
+def write(path: Path, record: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record))
+    return path

@@ -158,7 +158,7 @@ def null_sample_kl(n: float, D: int) -> float:
     """The expectation of `sample_kl` over n draws of N(0, I_D), exact; D/n to first order.
 
     E[m² + v] = 1, and n·v is chi-squared with n − 1 degrees, whose mean logarithm is
-    log 2 + digamma((n − 1)/2).
+    log 2 + digamma((n − 1)/2). ValueError for n < 2.
     """
     if n < 2:
         raise ValueError(f"null_sample_kl: n must be at least 2, got {n}")

@@ -262,6 +262,10 @@ def importance_estimates(
     """`importance_log_likelihood`, and the mean of log p(x|z) over the same samples.
 
     Arguments and errors as there.
+
+    Returns:
+        `log_likelihood`, log 1/S Σ_s p(x, z_s)/q(z_s|x), and `log_prob`, 1/S Σ_s log p(x|z_s), each
+        (B,) in nats; the second is minus the distortion.
     """
     op = "importance_log_likelihood"
     check_latent(op, mu, logvar)

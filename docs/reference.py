@@ -1,0 +1,38 @@
+"""Renders the API reference from the docstrings: python docs/reference.py DIR."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+# What a program of one's own imports; the README of this folder says what is in each.
+MODULES = (
+    "vaez_fast.ops",
+    "vaez_kernels.noise",
+    "vaez_kernels.reference",
+    "vaez_fast.data",
+    "vaez_fast.model",
+    "vaez_fast.objective",
+    "vaez_fast.config",
+    "vaez_fast.train",
+    "vaez_fast.evaluate",
+    "vaez_fast.results",
+    "vaez_fast.samplers",
+    "vaez_fast.aggregate",
+    "vaez_fast.image_metrics",
+)
+
+
+def render(folder: Path) -> None:
+    """Write index.html, which opens from a file, and a page for each of `MODULES`."""
+    import pdoc.render
+
+    pdoc.render.configure(docformat="google")
+    pdoc.pdoc(*MODULES, output_directory=folder)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python docs/reference.py DIR")
+    render(Path(sys.argv[1]))
+    print(f"wrote {sys.argv[1]}/index.html")

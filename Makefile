@@ -1,5 +1,5 @@
-# make test | make bench | make compare | make gpu | make lint: each sets up .venv by itself, the
-# first time and whenever pyproject.toml has changed. Another interpreter: make test PYTHON=python3.12
+# make test | make bench | make compare | make gpu | make soak | make docs | make lint: each sets up
+# .venv by itself, the first time and whenever pyproject.toml has changed. Another interpreter: make test PYTHON=python3.12
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,8 +10,10 @@ INSTALLED := $(VENV)/.installed
 TEST_FLAGS ?= -n 2 --dist loadfile -p no:benchmark
 BENCH_FLAGS ?=
 GPU_OUT ?= runs/gpu
+SOAK_OUT ?= runs/soak
+DOCS_OUT ?= build/docs
 
-.PHONY: test bench compare gpu lint format clean
+.PHONY: test bench compare gpu soak docs lint format clean
 
 test: $(INSTALLED)
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest $(TEST_FLAGS)
@@ -25,6 +27,13 @@ compare: $(INSTALLED)
 # Eight minutes on a CUDA machine; without make: PYTHONPATH=.:kernels python -m bench.gpu --out DIR
 gpu: $(INSTALLED)
 	$(BIN)/python -m bench.gpu --out $(GPU_OUT)
+
+# A quarter of an hour: 20,000 steps with an eye on memory, and 20 runs killed and resumed.
+soak: $(INSTALLED)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m bench.soak --out $(SOAK_OUT)
+
+docs: $(INSTALLED)
+	$(BIN)/python docs/reference.py $(DOCS_OUT)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

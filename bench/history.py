@@ -28,6 +28,7 @@ from bench.records import (
 )
 from bench.report import write_page
 from bench.summary import time_text
+from vaez_fast.errors import first_line
 from vaez_fast.files import OutputError
 from vaez_fast.page import Block, Figure, Heading, Table, Text
 
@@ -57,7 +58,12 @@ def collect(folder: Path) -> tuple[list[Record], list[Timing], list[str]]:
             records.append(parse(path, content))
             continue
         name = path.relative_to(folder).as_posix()
-        timing = _timing(name, content)
+        try:
+            timing = _timing(name, content)
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            raise RecordError(
+                f"{path}: tells no time ({first_line(error)}); expected what a command wrote"
+            ) from error
         if timing is None:
             silent.append(name)
         else:

@@ -38,17 +38,17 @@ class Killed:
 
     seconds: list[float]
     steps: list[int | None]  # of the checkpoint after each kill; None: there was none yet
+    whole: list[bool]  # whether it had ended before
     identical: bool
 
 
 def undisturbed(settings: Sequence[str], out: Path) -> float:
-    """Run to the end; returns the seconds that it took."""
-    start = time.monotonic()
+    """Run to the end; returns the seconds for which it trained."""
     subprocess.run(
         command(*settings, "--out", str(out)),
         check=True, env=environment(), capture_output=True, timeout=LONGEST,
     )  # fmt: skip
-    return time.monotonic() - start
+    return float(json.loads((out / "metrics.json").read_text())["speed"]["train_seconds"])
 
 
 def killed(
@@ -56,30 +56,42 @@ def killed(
 ) -> Killed:
     """Start a run, kill it `kills` times, let it end, and compare it with the undisturbed one.
 
-    Each kill comes at a moment drawn evenly from the `seconds` that an undisturbed run takes; one
-    that comes after the end is a kill no less, and the next start finds a whole run.
+    Kills come at moments drawn evenly from the `seconds` that an undisturbed process trains for,
+    after it has written its first checkpoint; every other kill at a moment from its start on, when
+    it loads or compiles. One that comes after the end is a kill no less: the next start finds a
+    whole run.
     """
-    times, steps = [], []
-    for _ in range(kills):
+    times, steps, whole_runs = [], [], []
+    for number in range(kills):
+        before = _written(out)
+        start = time.monotonic()
         process = subprocess.Popen(
             command(*_begin_or_resume(settings, out)),
             env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        moment = draw.uniform(0.0, seconds)
+        while number % 2 == 0 and process.poll() is None and _written(out) == before:
+            time.sleep(0.02)
         try:
-            process.wait(moment)
+            process.wait(draw.uniform(0.0, seconds))
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
-        times.append(moment)
+        times.append(time.monotonic() - start)
         steps.append(_step(out))
+        whole_runs.append((out / "metrics.json").exists())
     done = subprocess.run(
         command(*_begin_or_resume(settings, out)),
         env=environment(), capture_output=True, text=True, timeout=LONGEST,
     )  # fmt: skip
     if done.returncode != 0:
         raise RuntimeError(f"a run that was killed after {times} s does not go on: {done.stderr}")
-    return Killed(times, steps, outcome(out) == outcome(whole))
+    return Killed(times, steps, whole_runs, outcome(out) == outcome(whole))
+
+
+def _written(out: Path) -> int:
+    """When the checkpoint was last written, ns; 0 for never."""
+    path = out / checkpoint.NAME
+    return path.stat().st_mtime_ns if path.exists() else 0
 
 
 def _begin_or_resume(settings: Sequence[str], out: Path) -> list[str]:

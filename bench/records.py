@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from vaez_fast.errors import first_line, shown
 
 # Code that this project does not write, or times beside its own; all other providers are ours.
 OTHERS = ("eager", "textbook", "torch.randn", "compiled", "careful", "products")
@@ -117,7 +120,7 @@ def load(path: Path) -> Any:
         return json.loads(path.read_text())
     except OSError as error:
         raise RecordError(f"{path}: {error.strerror or error}; {EXPECTED}") from None
-    except ValueError:  # also of UnicodeDecodeError
+    except (ValueError, RecursionError):  # also of UnicodeDecodeError
         raise RecordError(f"{path}: not JSON; {EXPECTED}") from None
 
 
@@ -141,6 +144,12 @@ def parse(path: Path, content: Any) -> Record:
         machine = {name: machine.get(name) for name in machine} | {
             name: machine[name] for name in ("device", "cpu", "threads", "torch", "triton")
         }
+        for title, group in groups.items():
+            if len({row.info["floor_bytes"] for row in group.values()}) > 1:
+                raise ValueError(f"the rows of {title} have several floors")
+        _check_text("device", machine["device"])
+        _check_text("datetime", content["datetime"])
+        _check_text("revision", machine.get("revision") or "")
         record = Record(
             path,
             content["datetime"],
@@ -149,9 +158,9 @@ def parse(path: Path, content: Any) -> Record:
             str(content.get("command", "")),
             groups,
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise RecordError(
-            f"{path}: not a run of this suite ({_reason(error)}); {EXPECTED}"
+            f"{path}: not a run of this suite ({first_line(error)}); {EXPECTED}"
         ) from None
     if not groups:
         raise RecordError(f"{path}: has no rows; {EXPECTED}")
@@ -161,18 +170,46 @@ def parse(path: Path, content: Any) -> Record:
 def _row(benchmark: dict[str, Any]) -> Row:
     info, stats = benchmark["extra_info"], benchmark["stats"]
     seconds = tuple(float(value) for value in stats["data"])
-    float(info["check_error_over_tolerance"])
-    if not seconds or not all(0 < value < math.inf for value in seconds):
+    median, iqr = float(stats["median"]), float(stats["iqr"])
+    if not seconds or not all(0 < value < math.inf for value in (*seconds, median)):
         raise ValueError(f"no positive times in {benchmark['group']}, {info['provider']}")
-    return Row(
-        str(benchmark["group"]),
-        str(info["provider"]),
-        seconds,
-        float(stats["median"]),
-        float(stats["iqr"]),
-        info,
-    )
+    if not 0 <= iqr < math.inf:
+        raise ValueError(f"no spread of times in {benchmark['group']}, {info['provider']}")
+    _check_info(info)
+    for name, text in (("group", benchmark["group"]), ("provider", info["provider"])):
+        _check_text(name, text)
+    return Row(benchmark["group"], info["provider"], seconds, median, iqr, info)
 
 
-def _reason(error: Exception) -> str:
-    return f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+# What the tables and figures take from a row where it has a floor, where it trained, and what may
+# be missing.
+WITH_FLOOR = ("floor_bytes", "gb_per_second", "copy_gb_per_second", "percent_of_copy")
+MAYBE = ("moved_bytes", "images", "step_over_products")
+METRICS = ("rate", "elbo", "log_px", "log_px_samples")
+
+
+def _check_info(info: dict[str, Any]) -> None:
+    _check_number("check_error_over_tolerance", info["check_error_over_tolerance"], least=0)
+    if info["peak_memory_bytes"] is not None:
+        _check_number("peak_memory_bytes", info["peak_memory_bytes"], least=0)
+    if info["floor_bytes"] is not None:
+        for name in WITH_FLOOR:
+            _check_number(name, info[name], least=1e-12)
+    for name in MAYBE:
+        if info.get(name) is not None:
+            _check_number(name, info[name], least=1e-12)
+    if "metrics" in info:
+        _check_number("images_per_second", info["images_per_second"], least=0)
+        for name in METRICS:
+            _check_number(name, info["metrics"][name], least=-math.inf)
+        _check_text("data", info["data"])
+
+
+def _check_text(name: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"its {name} is {shown(value)}")
+
+
+def _check_number(name: str, value: object, least: float) -> None:
+    if type(value) not in (int, float) or not least <= value <= sys.float_info.max:  # type: ignore[operator]
+        raise ValueError(f"its {name} is {shown(value)}")

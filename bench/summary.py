@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,15 +150,23 @@ def rows_of_json(record: dict[str, Any]) -> list[Row]:
     ]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="bench.summary", description=__doc__)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0 done, 2 a file is bad."""
+    from bench.records import RecordError, read  # which also reads what this module prints
+
+    parser = argparse.ArgumentParser(prog="python -m bench.summary", description=__doc__)
     parser.add_argument("file", type=Path, metavar="FILE", help="written by --benchmark-json")
     parser.add_argument("--markdown", action="store_true", help="tables for a report")
-    options = parser.parse_args()
-    content = json.loads(options.file.read_text())
-    lines = summary(rows_of_json(content), content["machine_info"], options.markdown)
-    print("\n".join(lines))
+    options = parser.parse_args(argv)
+    try:
+        record = read(options.file)
+    except RecordError as error:
+        print(f"bench.summary: error: {error}", file=sys.stderr)
+        return 2
+    rows = [row.as_summary() for row in record.rows]
+    print("\n".join(summary(rows, record.machine, options.markdown)))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

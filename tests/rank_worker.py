@@ -92,7 +92,7 @@ class FakeMeasure:
 
 def main(out: Path) -> None:
     torch.set_num_threads(1)
-    with joined(torch.device("cpu")) as world:
+    with joined() as world:
         together = found(world)
         FakeMeasure.rank = world.rank
         with patch.object(study, "Measure", FakeMeasure):

@@ -16,59 +16,17 @@ import pytest
 import torch
 
 from tests import fake_study
+from tests.fake_run import CONFIG, METRICS, make_run, point
 from vaez_fast import machine as machines
 from vaez_fast import report, report_run, trained
 from vaez_fast.cli import main
-from vaez_fast.config import TrainConfig
 from vaez_fast.data import IDX_FILE_BYTES, binarized, load
-from vaez_fast.evaluate import Metrics
 from vaez_fast.generate import grid
-from vaez_fast.model import VAE, Linear
-from vaez_fast.results import save
 from vaez_fast.samplers import SAMPLERS
-from vaez_fast.train import Result
 from vaez_fast.trained import draw, law_of_z, open_run
 from vaez_fast.verdicts import Verdict
 from vaez_kernels import interpreting, noise_key, normal, rsample
 from vaez_kernels.backend import triton
-
-CONFIG = TrainConfig(
-    model="lyeoni", epochs=None, steps=30, batch_size=50, precision="float32", seed=4,
-    test_samples=3, device="cpu",
-)  # fmt: skip
-METRICS = Metrics(-150.25, 10.0, 140.25, -145.5, 1.25, 3)
-
-
-def point(phase: str, step: int, split: str, rate: float, distortion: float) -> dict[str, Any]:
-    return {
-        "phase": phase, "step": step, "seconds": 0.1 * step, "split": split,
-        "elbo": -rate - distortion, "rate": rate, "distortion": distortion,
-    }  # fmt: skip
-
-
-CURVE = [
-    point("vae", 20, "train", 5.0, 300.0),
-    point("vae", 20, "validation", 6.0, 200.0),
-    point("vae", 30, "train", 8.0, 160.0),
-    point("vae", 30, "validation", 9.0, 150.0),
-]
-
-
-def make_run(folder: Path, config: TrainConfig = CONFIG) -> Path:
-    """A folder as training leaves it, of weights that were not trained but differ by image."""
-    vae = VAE(config.model, config.seed)
-    with torch.no_grad():
-        last = vae.encoder[-1]
-        assert isinstance(last, Linear)
-        last.weight.mul_(20.0)
-    result = Result(
-        vae=vae, best_step=30, test=METRICS, steps=30, batch_size=50, precision="float32",
-        device="cpu", train_seconds=2.0, compile_seconds=10.0, eval_seconds=1.0, ranks=1,
-        curve=CURVE,
-    )  # fmt: skip
-    folder.mkdir(parents=True)
-    save(folder, config, result)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +89,7 @@ class TestEvaluate:
 BROKEN: list[tuple[str, Any, str]] = [
     ("metrics.json", None, "holds no metrics.json; `vaez-fast train` writes one"),
     ("metrics.json", "{", "not JSON"),
-    ("metrics.json", "{}", "holds a run that cannot be read: 'config'"),
+    ("metrics.json", "{}", "holds a run that cannot be read: it lacks 'config'"),
     ("checkpoint.pt", None, "holds no checkpoint.pt; `vaez-fast train` writes one"),
     ("checkpoint.pt", "no checkpoint", "cannot read "),
 ]

@@ -85,25 +85,58 @@ SETTINGS = [
 ]
 
 
-def test_a_rank_that_dies_ends_the_run_with_a_checkpoint_and_one_message(tmp_path: Path) -> None:
-    out = tmp_path / "run"
+def start(out: Path, ranks: int) -> subprocess.Popen[str]:
+    """Ranks that have written a checkpoint and train on."""
     endless = ["--steps", "200000", "--checkpoint-seconds", "2", "--out", str(out)]
     process = subprocess.Popen(
-        torchrun(2, "-m", "vaez_fast", "train", *SETTINGS, *endless),
-        env=environment(), stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+        torchrun(ranks, "-m", "vaez_fast", "train", *SETTINGS, *endless),
+        env=environment(), stderr=subprocess.PIPE, text=True, cwd=out.parent,
     )  # fmt: skip
     while not (out / checkpoint.NAME).exists():
         assert process.poll() is None
         time.sleep(0.2)
-    os.kill(_rank_zero(process.pid), signal.SIGKILL)
+    return process
+
+
+def said_by(process: subprocess.Popen[str]) -> str:
+    """The one line that is ours, among torchrun's."""
     _, said = process.communicate(timeout=120)
     ours = [line for line in said.splitlines() if line.startswith("vaez-fast")]
     assert len(ours) == 1, said
-    kept = checkpoint.read(out / checkpoint.NAME)
-    assert kept.training is not None
-    step = kept.training["done"]
-    assert f"another rank is gone after step {step}" in ours[0]
-    assert f"the last good checkpoint is {out / checkpoint.NAME}, after step {step}" in ours[0]
+    return ours[0]
+
+
+def last_checkpoint(out: Path) -> str:
+    training = checkpoint.read(out / checkpoint.NAME).training
+    assert training is not None
+    return (
+        f"the last good checkpoint is {out / checkpoint.NAME}, after step {training['done']}: "
+        f"go on with --resume {out}"
+    )
+
+
+def test_a_rank_that_dies_ends_the_run_with_a_checkpoint_and_one_message(tmp_path: Path) -> None:
+    out = tmp_path / "gloo-run"  # a name that an error of gloo's could be mistaken for
+    process = start(out, 2)
+    before = checkpoint.read(out / checkpoint.NAME).training
+    time.sleep(0.5)
+    os.kill(_rank_zero(process.pid), signal.SIGKILL)
+    said = said_by(process)
+    after = checkpoint.read(out / checkpoint.NAME).training
+    assert before is not None
+    assert after is not None
+    assert after["done"] > before["done"]
+    expected = f"error: another rank is gone after step {after['done']}; {last_checkpoint(out)}"
+    assert said == f"vaez-fast train: {expected}"
+
+
+def test_sigterm_to_torchrun_stops_all_ranks_with_a_checkpoint_and_one_message(
+    tmp_path: Path,
+) -> None:
+    process = start(tmp_path / "run", 2)
+    process.send_signal(signal.SIGTERM)
+    said = said_by(process)
+    assert said == f"vaez-fast train: stopped by SIGTERM; {last_checkpoint(tmp_path / 'run')}"
 
 
 def _rank_zero(launcher: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import signal
 from dataclasses import replace
@@ -17,7 +18,7 @@ from vaez_fast.checkpoint import Keeping
 from vaez_fast.config import TrainConfig
 from vaez_fast.data import Dataset, load
 from vaez_fast.files import OutputError
-from vaez_fast.run import TrainingError
+from vaez_fast.run import Run, TrainingError
 from vaez_fast.stopping import Signals, Stopped
 from vaez_fast.train import Result, train
 
@@ -154,7 +155,61 @@ def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint(
     message = str(raised.value)
     assert "elbo/analytic/joint is not finite at step 3" in message
     assert f"the last good checkpoint is {tmp_path / checkpoints.NAME}, after step 1" in message
+    assert f"go on with --resume {tmp_path}" in message
     assert (tmp_path / checkpoints.NAME).read_bytes() == before
+
+
+@pytest.mark.parametrize("look", [2, 3, 4])  # after the one that compiles
+def test_a_run_whose_other_rank_died_at_a_look_still_takes_that_look(
+    look: int, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks, take = [0], Run.look_at_validation
+
+    def lose_a_rank(run: Run) -> tuple[float, float]:
+        looks[0] += 1
+        if looks[0] == look:
+            raise RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer")
+        return take(run)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "look_at_validation", lose_a_rank)
+        with pytest.raises(TrainingError, match="another rank is gone after step"):
+            train(CONFIG, dataset, keeping=Keeping(tmp_path))
+    resumed = checkpoints.read(tmp_path / checkpoints.NAME)
+    assert_same(
+        train(CONFIG, dataset, keeping=Keeping(tmp_path, resumed=resumed)), train(CONFIG, dataset)
+    )
+
+
+def test_what_is_observed_before_the_first_step_is_not_observed_again(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    kept = stopped_at(3, CONFIG, dataset, tmp_path)
+    seen: list[int] = []
+    train(
+        CONFIG,
+        dataset,
+        observe=lambda _, step, __: seen.append(step),
+        observe_at=[0, 2, 5, 25],
+        keeping=Keeping(tmp_path, resumed=kept),
+    )
+    assert seen == [5, 25]
+
+
+def test_a_full_disk_at_a_checkpoint_keeps_the_one_before_and_says_so(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = stopped_at(3, CONFIG, dataset, tmp_path)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OutputError) as raised:
+        train(CONFIG, dataset, keeping=Keeping(tmp_path, seconds=0, resumed=kept))
+    assert "No space left on device; the last good checkpoint is" in str(raised.value)
+    assert "after step 3" in str(raised.value)
+    assert [path.name for path in tmp_path.iterdir()] == [checkpoints.NAME]
 
 
 def test_a_bound_of_minus_infinity_survives_the_file(tmp_path: Path) -> None:

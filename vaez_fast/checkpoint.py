@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import pickle
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .files import OutputError, write_atomically
+from .errors import shown
+from .files import OutputError, read_tensors, write_atomically
 from .stopping import Signals
 
 KIND, SCHEMA = "vaez-fast checkpoint", 2
@@ -28,7 +28,7 @@ class Checkpoint:
     environment: dict[str, Any]  # where it was written, and by how many ranks
     step: int  # of the model
     model: dict[str, Tensor]  # the best state so far, float32
-    training: dict[str, Any] | None = None  # see `Run.state_dict`; None in a run that is done
+    training: dict[str, Any] | None = None  # see `checkpoint_of`; None in a run that is done
 
 
 @dataclass
@@ -39,12 +39,7 @@ class Keeping:
     seconds: float = SECONDS
     resumed: Checkpoint | None = None
     signals: Signals = field(default_factory=Signals)
-    kept_step: int | None = None  # the steps done at the last checkpoint that is on the disk
     _kept_at: float = field(default_factory=time.monotonic)
-
-    def __post_init__(self) -> None:
-        if self.resumed is not None and self.resumed.training is not None:
-            self.kept_step = int(self.resumed.training["done"])
 
     @property
     def path(self) -> Path:
@@ -59,16 +54,27 @@ class Keeping:
         Raises:
             OutputError: it cannot be written; the one before is still there.
         """
-        assert checkpoint.training is not None
-        write(self.path, checkpoint)
-        self.kept_step = int(checkpoint.training["done"])
+        try:
+            write(self.path, checkpoint)
+        except OutputError as error:
+            raise OutputError(f"{error}; {self.last()}") from None
         self._kept_at = time.monotonic()
 
     def last(self) -> str:
-        """The end of a message about a run that broke off."""
-        if self.kept_step is None:
+        """The end of a message about a run that broke off; it looks at the file: any rank may ask.
+
+        There, and not in memory, stands what was kept, by whichever rank.
+        """
+        try:
+            training = read(self.path).training
+        except OutputError:
+            training = None
+        if training is None:
             return "there is no checkpoint yet"
-        return f"the last good checkpoint is {self.path}, after step {self.kept_step}"
+        return (
+            f"the last good checkpoint is {self.path}, after step {training['done']}: go on with "
+            f"--resume {self.folder}"
+        )
 
 
 def write(path: Path, checkpoint: Checkpoint) -> None:
@@ -90,22 +96,7 @@ def read(path: Path) -> Checkpoint:
     Raises:
         OutputError: no such file, a damaged one, or not a checkpoint of ours.
     """
-    try:
-        content = torch.load(path, weights_only=True, map_location="cpu")
-    except FileNotFoundError:
-        raise OutputError(f"{path} does not exist; `vaez-fast train` writes it") from None
-    except OSError as error:
-        raise OutputError(f"cannot read {path}: {error.strerror or error}") from None
-    except pickle.UnpicklingError:
-        raise OutputError(
-            f"cannot read {path}: expected a checkpoint of tensors and plain values; what else "
-            "it holds was not loaded"
-        ) from None
-    except Exception as error:  # a damaged archive fails in many ways
-        raise OutputError(
-            f"cannot read {path}: not a checkpoint, or a damaged one ({_first_line(error)})"
-        ) from None
-    return _checked(path, content)
+    return _checked(path, read_tensors(path))
 
 
 def _checked(path: Path, content: Any) -> Checkpoint:
@@ -115,7 +106,8 @@ def _checked(path: Path, content: Any) -> Checkpoint:
     schema = content["schema"]
     if not 1 <= schema <= SCHEMA:
         raise OutputError(
-            f"cannot read {path}: it is of schema {schema}, and this version reads 1 to {SCHEMA}"
+            f"cannot read {path}: it is of schema {shown(schema)}, and this version reads 1 to "
+            f"{SCHEMA}"
         )
     if schema == 1:
         content = {"kind": KIND, "environment": {}, "training": None, **content}
@@ -131,11 +123,10 @@ def _checked(path: Path, content: Any) -> Checkpoint:
         if name not in content or not isinstance(content[name], kind):
             raise OutputError(f"cannot read {path}: {expected}; its {name} is missing or damaged")
     if content["kind"] != KIND:
-        raise OutputError(f"cannot read {path}: {expected}, not a {content['kind']!r}")
+        raise OutputError(f"cannot read {path}: {expected}, not a {shown(content['kind'])}")
     if not all(isinstance(weight, Tensor) for weight in content["model"].values()):
         raise OutputError(f"cannot read {path}: {expected}; its model is not one of tensors")
+    training = content["training"]
+    if training is not None and type(training.get("done")) is not int:
+        raise OutputError(f"cannot read {path}: {expected}; its training is damaged")
     return Checkpoint(**{name: content[name] for name in Checkpoint.__dataclass_fields__})
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

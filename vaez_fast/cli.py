@@ -36,6 +36,12 @@ What distribution do a VAE's latents really have?
 commands:
 {commands}
 
+a first session, two minutes on two cores, without a network:
+  vaez-fast env
+  vaez-fast train --out runs/first
+  vaez-fast sample runs/first --out runs/first/samples
+  vaez-fast report runs/first
+
   vaez-fast COMMAND --help lists a command's settings, with units, defaults and an example.
   vaez-fast --version prints the version.
 
@@ -60,10 +66,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = _main(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
     except BrokenPipeError:
-        # Python flushes once more when it ends, and would complain then.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _forget_output()
         return 141
+    except OSError as error:  # a disk is full that the output goes to
+        print(f"vaez-fast: error: cannot write the output: {error.strerror}", file=sys.stderr)
+        _forget_output()
+        return 1
     return status
+
+
+def _forget_output() -> None:
+    # Python flushes once more when it ends, and would complain then.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _main(words: list[str]) -> int:
@@ -94,22 +108,30 @@ def _run(name: str, words: list[str]) -> int:
 def _run_command(name: str, command: ModuleType, words: list[str]) -> int:
     from .commands.parser import Parser
     from .environment import expect_no_gpu
+    from .stopping import Stopped
 
+    # All ranks of torchrun read the same words; once they have met, they agree who speaks.
+    silent = os.environ.get("RANK", "0") != "0"
     try:
         options = Parser(name, command).settings(words)
+        silent = False
         expect_no_gpu()
         status: int = command.run(options)
-    except SystemExit as stop:  # --help
+    except SystemExit as stop:  # --help, or a rank that leaves it to another to say what is wrong
         return int(stop.code or 0)
     except BrokenPipeError:
         raise
+    except Stopped as stopped:
+        print(f"vaez-fast {name}: {stopped}; what was finished is kept", file=sys.stderr)
+        return stopped.exit_status
     except Exception as error:
         failure = _failure(error, command)
         if failure is None:
             raise
         status, reason = failure
         line = " ".join(reason.split())  # one, also where a path holds a line break
-        print(f"vaez-fast {name}: error: {line}", file=sys.stderr)
+        if not silent:
+            print(f"vaez-fast {name}: error: {line}", file=sys.stderr)
     return status
 
 
@@ -127,6 +149,8 @@ def _failure(error: Exception, command: ModuleType) -> tuple[int, str] | None:
         return 2, str(error)
     if isinstance(error, (DataError, OutputError, TrainingError, CompareError, RankError)):
         return 1, str(error)
+    if isinstance(error, OSError) and error.filename is not None:  # else it is the output's
+        return 1, f"cannot use {error.filename}: {error.strerror}"
     if is_out_of_memory(error):
         lighter = getattr(command, "LIGHTER", "")
         return 1, "memory ran out" + (f"; it may fit with {lighter}" if lighter else "")

@@ -10,6 +10,7 @@ import torch
 from vaez_kernels.backend import has_fast_bfloat16, uses_triton
 
 from .data import BINARIZATIONS, DATA_SETS
+from .errors import shown
 from .model import MODELS
 
 OBJECTIVES = ("elbo", "kl", "iwae")
@@ -77,11 +78,11 @@ class TrainConfig:
         ):
             value = getattr(self, name)
             if not isinstance(value, str) or value not in choices:
-                raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+                raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {shown(value)}")
         for name in ("data_root", "device"):
             value = getattr(self, name)
             if not isinstance(value, str) or not value or "\0" in value:
-                raise ConfigError(f"{name} must be text, and not empty, got {value!r}")
+                raise ConfigError(f"{name} must be text, and not empty, got {shown(value)}")
         if (self.epochs is None) == (self.steps is None):
             raise ConfigError("exactly one of epochs and steps must be set")
         for name in ("epochs", "steps", "batch_size", "num_samples", "test_samples"):
@@ -91,7 +92,7 @@ class TrainConfig:
         for name in ("lr", "beta"):
             _check_positive(name, getattr(self, name))
         if type(self.seed) is not int or not 0 <= self.seed < WORD:
-            raise ConfigError(f"seed must be an integer in [0, 2**32), got {self.seed!r}")
+            raise ConfigError(f"seed must be an integer in [0, 2**32), got {shown(self.seed)}")
         self._check_arm()
 
     def _check_arm(self) -> None:
@@ -134,15 +135,15 @@ class TrainConfig:
 def _check_count(name: str, count: object) -> None:
     # not isinstance: True would be a count
     if type(count) is not int or count < 1:
-        raise ConfigError(f"{name} must be a positive integer, got {count!r}")
+        raise ConfigError(f"{name} must be a positive integer, got {shown(count)}")
     if count >= WORD:
-        raise ConfigError(f"{name} must be below 2**32, got {count!r}")
+        raise ConfigError(f"{name} must be below 2**32, got {shown(count)}")
 
 
 def _check_positive(name: str, value: object) -> None:
     is_number = type(value) in (int, float)
     if not is_number or not 0 < value <= sys.float_info.max:  # type: ignore[operator]
-        raise ConfigError(f"{name} must be a positive number, got {value!r}")
+        raise ConfigError(f"{name} must be a positive number, got {shown(value)}")
 
 
 def choose_device(name: str) -> torch.device:

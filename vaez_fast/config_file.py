@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .config import ConfigError
+from .errors import first_line, shown
 
 SCHEMAS = (1,)  # of records whose settings can be read
 HEADER = ("kind", "schema")
@@ -29,10 +30,12 @@ def read_settings(path: Path, command: str) -> dict[str, Any]:
         raise ConfigError(f"config: {path} must hold a table of settings, got {_kind(content)}")
     kind, schema = content.get("kind"), content.get("schema", SCHEMAS[-1])
     if kind is not None and kind != command:
-        raise ConfigError(f"config: {path} is a record of {kind!r}, not of {command!r}")
+        raise ConfigError(f"config: {path} is a record of {shown(kind)}, not of {command!r}")
     if type(schema) is not int or schema not in SCHEMAS:
         known = ", ".join(map(str, SCHEMAS))
-        raise ConfigError(f"config: {path} has schema {schema!r}, and schema {known} can be read")
+        raise ConfigError(
+            f"config: {path} has schema {shown(schema)}, and schema {known} can be read"
+        )
     if kind is None and "config" not in content:
         settings: Any = {name: value for name, value in content.items() if name not in HEADER}
     else:
@@ -52,7 +55,7 @@ def _content(path: Path) -> Any:
     except OSError as error:
         raise ConfigError(f"config: cannot read {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"config: {path} is not {form}: {error}") from None
+        raise ConfigError(f"config: {path} is not {form}: {first_line(error)}") from None
 
 
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -61,9 +64,9 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(table) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice!r} stands in it twice")
+        raise ValueError(f"{shown(twice)} stands in it twice")
     return table
 
 
 def _kind(value: object) -> str:
-    return "a list" if isinstance(value, list) else repr(value)
+    return "a list" if isinstance(value, list) else shown(value)

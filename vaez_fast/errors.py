@@ -1,6 +1,8 @@
-"""What kind of failure an exception is."""
+"""What kind of failure an exception is, and what a message shows of it."""
 
 from __future__ import annotations
+
+LONGEST_SHOWN = 100  # characters
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -16,3 +18,18 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and (
         "out of memory" in said or "can't allocate memory" in said or "not enough memory" in said
     )
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, in a line: a KeyError's words are the key alone."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return f"it lacks {lines[0]}" if isinstance(error, KeyError) else lines[0]
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it: the start of one that is long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of more than 4,300 digits; deep nesting
+        return "what is too large to be shown"
+    return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 1]}…"

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import io
-import pickle
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,8 @@ from torch.nn.functional import cross_entropy
 from vaez_kernels import noise_key
 
 from .data import Dataset, binarize, binarized, epoch_order
-from .files import OutputError, write_atomically
+from .errors import first_line, shown
+from .files import OutputError, read_tensors, write_atomically
 
 CLASSES = 10
 BATCH = 100
@@ -123,17 +124,23 @@ def load_features(file: Path, device: torch.device) -> tuple[FeatureNet, Trainin
     """Read what `save_features` wrote.
 
     Raises:
-        OutputError: an unreadable file, or another one.
+        OutputError: an unreadable file, another one, or weights that its record is not of.
     """
+    content = read_tensors(file)
+    net = FeatureNet().requires_grad_(False)
     try:
-        content = torch.load(file, map_location=device, weights_only=True)
-        net = FeatureNet().to(device)
+        if not isinstance(content, dict):
+            raise TypeError(f"it holds {type(content).__name__}")
         net.load_state_dict(content["model"])
         training = Training(**content["training"])
-    except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
-        raise OutputError(f"cannot read the classifier in {file}: {error}") from None
-    net.requires_grad_(False)
-    return net, training
+        for name, kind in get_type_hints(Training).items():
+            if type(value := getattr(training, name)) is not kind:
+                raise TypeError(f"its {name} is {shown(value)}")
+    except (LookupError, RuntimeError, TypeError, AttributeError) as error:
+        raise OutputError(f"cannot read {file}: no feature network ({first_line(error)})") from None
+    if training.sha256 != net.sha256():
+        raise OutputError(f"cannot read {file}: its weights are not those of its record")
+    return net.to(device), training
 
 
 @torch.enable_grad()

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import pickle
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from .errors import first_line
 
 
 class OutputError(RuntimeError):
@@ -57,6 +62,7 @@ def claimed(folder: Path) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout  # comes with torch
 
+    made = not folder.exists()
     prepare_folder(folder)
     lock = FileLock(folder / ".lock")
     try:
@@ -66,14 +72,19 @@ def claimed(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise OutputError(f"out: cannot write in {folder}: {error.strerror}") from None
     try:
-        for left in folder.glob(".*.unfinished-*"):
-            left.unlink(missing_ok=True)
+        for pattern in (".*.unfinished-*", "runs/.*.unfinished-*"):  # a study's runs
+            for left in folder.glob(pattern):
+                left.unlink(missing_ok=True)
         yield
     finally:
-        # While it is still held: nobody waits for a lock, so nobody can come to hold a lost file's.
+        # While it is still held: nobody waits for a lock, and filelock looks whether the file that
+        # it has locked still has its name.
         with suppress(OSError):
             (folder / ".lock").unlink(missing_ok=True)
         lock.release()
+        if made:  # and nothing put into it
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -100,11 +111,13 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    # The new name itself reaches the disk; Windows has no such call for folders.
+    # The new name itself reaches the disk, where folders can be told so: Windows has no such call,
+    # and some network file systems refuse it.
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(handle)
+            with suppress(OSError):
+                os.fsync(handle)
         finally:
             os.close(handle)
 
@@ -122,13 +135,66 @@ def read_json(path: Path) -> dict[str, Any]:
     """The content of a record.
 
     Raises:
-        OutputError: no file, or not a JSON object.
+        OutputError: no file, not a JSON object, or a number in it that is not finite.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not JSON"
-        raise OutputError(f"cannot read {path}: {reason}") from None
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text, parse_float=_finite, parse_constant=_finite)
+    except OSError as error:
+        raise OutputError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise OutputError(f"cannot read {path}: not JSON ({first_line(error)})") from None
     if not isinstance(content, dict):
         raise OutputError(f"cannot read {path}: not a JSON object")
     return content
+
+
+def _finite(text: str) -> float:
+    # Python's JSON has NaN and Infinity, which `write_json` refuses
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text} is no finite number")
+    return value
+
+
+@contextmanager
+def reading(path: Path, writer: str) -> Iterator[None]:
+    """The block that looks up what `writer` puts into a record.
+
+    Raises:
+        OutputError: the record lacks something, or holds another kind of value there.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise OutputError(
+            f"cannot read {path}: expected what `vaez-fast {writer}` writes ({first_line(error)})"
+        ) from error
+
+
+def read_tensors(path: Path) -> Any:
+    """The content of a file that torch.save wrote; tensors come to the CPU.
+
+    It may hold tensors and plain values alone: loading it runs no code. PyTorch would not notice
+    flipped bits of a tensor, the archive's checksums tell.
+
+    Raises:
+        OutputError: no such file, a damaged one, or one that holds something else.
+    """
+    import torch  # not for the readers of records
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if (damaged := archive.testzip()) is not None:
+                raise zipfile.BadZipFile(f"{damaged} has another checksum")
+        return torch.load(path, weights_only=True, map_location="cpu")
+    except OSError as error:
+        raise OutputError(f"cannot read {path}: {error.strerror or first_line(error)}") from None
+    except pickle.UnpicklingError:
+        raise OutputError(
+            f"cannot read {path}: expected tensors and plain values; what else it holds was not "
+            "loaded"
+        ) from None
+    except Exception as error:  # a damaged archive fails in many ways
+        raise OutputError(
+            f"cannot read {path}: not a file of tensors, or a damaged one ({first_line(error)})"
+        ) from None

@@ -21,8 +21,11 @@ def prepare(folder: Path) -> None:
     """Make the folder, before any work is done for it.
 
     Raises:
-        OutputError: it cannot be written, or holds samples already.
+        OutputError: it cannot be written, or holds samples already, or a run, whose report has a
+            samples.png of its own.
     """
+    if (folder / "metrics.json").exists():
+        raise OutputError(f"out: {folder} holds a run; name another folder, it may lie in that one")
     prepare_folder(folder)
     for name in FILES:
         if (folder / name).exists():

@@ -66,7 +66,7 @@ class VAE(nn.Module):
         seed: fixes the initial weights (PyTorch's default scheme), whatever the global generator.
 
     Raises:
-        ValueError: an unknown name.
+        TypeError, ValueError: no name and no architecture, or an unknown name.
     """
 
     def __init__(self, model: str | Architecture, seed: int = 0) -> None:
@@ -75,6 +75,8 @@ class VAE(nn.Module):
             if model not in MODELS:
                 raise ValueError(f"model must be one of {', '.join(MODELS)}, got {model!r}")
             model = MODELS[model]
+        if not isinstance(model, Architecture):
+            raise TypeError(f"model must be a name or an Architecture, got {model!r}")
         self.architecture = a = model
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

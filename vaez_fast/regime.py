@@ -38,7 +38,8 @@ class Phase:
         `stop` is asked before every step, on CUDA before each replay.
         """
         before = self.done
-        if self.batches.images.device.type == "cuda":
+        # Whether NCCL's sums can be captured nobody has tried: several ranks step one by one.
+        if self.batches.images.device.type == "cuda" and self.batches.world.size == 1:
             while self.done + STEPS_PER_REPLAY <= before + steps and not stop():
                 self._replay_steps()
                 self.done += STEPS_PER_REPLAY

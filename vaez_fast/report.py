@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from . import theory
-from .files import OutputError, read_json, write_atomically
+from .files import OutputError, read_json, reading, write_atomically
 from .intervals import interval
 from .page import Block, Figure, Heading, Table, Text, html, markdown
 from .study import KIND, SCHEMA, arm_names, images_of
@@ -61,15 +61,16 @@ def write(out: Path) -> tuple[Results, list[Verdict]]:
     results = read_json(out / "results.json")
     if (results.get("kind"), results.get("schema")) != (KIND, SCHEMA):
         raise OutputError(f"{out / 'results.json'} holds no study of the article, schema {SCHEMA}")
+    with reading(out / "results.json", "article"):
+        images = {arm: images_of(out, arm, 0) for arm in arm_names(results)}
+        pictures = {name: draw(results) for name, draw in DRAWINGS.items()}
+        pictures["image-distance.png"] = image_distance(results)
+        pictures |= {name: draw(results, images) for name, draw in GRIDS.items()}
     record = theory.compute()
-    arms = arm_names(results)
-    images = {arm: images_of(out, arm, 0) for arm in arms}
-    pictures = {f"theory-{name}": draw(record) for name, draw in FIGURES.items()}
-    pictures |= {name: draw(results) for name, draw in DRAWINGS.items()}
-    pictures["image-distance.png"] = image_distance(results)
-    pictures |= {name: draw(results, images) for name, draw in GRIDS.items()}
-    answers = list(verdicts(results, record))
-    blocks = list(_blocks(results, answers))
+    pictures |= {f"theory-{name}": draw(record) for name, draw in FIGURES.items()}
+    with reading(out / "results.json", "article"):
+        answers = list(verdicts(results, record))
+        blocks = list(_blocks(results, answers))
     for name, picture in pictures.items():
         write_atomically(out / name, picture)
     write_atomically(out / "report.md", markdown(blocks).encode())

@@ -8,7 +8,7 @@ from typing import Any
 
 from . import style
 from .evaluate import Metrics
-from .files import OutputError, write_atomically
+from .files import reading, write_atomically
 from .generate import grid
 from .page import Block, Figure, Heading, Table, Text, html, markdown
 from .trained import Trained, draw, open_run
@@ -29,14 +29,12 @@ def write(folder: Path) -> Trained:
     """
     run = open_run(folder, device="cpu")
     _, means = draw(run, "standard-normal", SHOWN, run.config.seed)
-    try:
+    with reading(folder / "metrics.json", "train"):
         pictures = {
             "curve.png": curve(run.record["curve"]),
             "samples.png": grid(means.numpy(), columns=10),
         }
         blocks = list(_blocks(run))
-    except (KeyError, TypeError) as error:
-        raise OutputError(f"{folder / 'metrics.json'} cannot be read: {error!r}") from None
     for name, picture in pictures.items():
         write_atomically(folder / name, picture)
     write_atomically(folder / "report.md", markdown(blocks).encode())

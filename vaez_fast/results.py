@@ -1,4 +1,4 @@
-"""A training run's folder: config.json at its start, checkpoint.pt, metrics.json at its end."""
+"""A training run's folder: config.json from its start, checkpoint.pt, metrics.json at its end."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from . import checkpoint as checkpoints
 from .checkpoint import Checkpoint
 from .config import ConfigError, TrainConfig
 from .environment import environment
+from .errors import first_line
 from .files import OutputError, read_json, write_json
 from .model import VAE
 
@@ -26,8 +27,10 @@ def begun(folder: Path, config: TrainConfig) -> Iterator[None]:
     """The block in which a new run fills a claimed folder; one that fails at once leaves nothing.
 
     Raises:
-        OutputError: it holds a run already, or cannot be written.
+        OutputError: it holds a run or a study already, or cannot be written.
     """
+    if (folder / "study.json").exists() or (folder / "results.json").exists():
+        raise OutputError(f"out: {folder} holds a study already; name another folder")
     if is_whole(folder):
         raise OutputError(f"out: {folder} holds a run already; name another folder")
     if (folder / "config.json").exists() or (folder / checkpoints.NAME).exists():
@@ -44,8 +47,15 @@ def begun(folder: Path, config: TrainConfig) -> Iterator[None]:
         raise
 
 
+def holds_run(folder: Path) -> bool:
+    """Whether the folder holds a run, done or not."""
+    return any(
+        (folder / name).exists() for name in ("config.json", checkpoints.NAME, "metrics.json")
+    )
+
+
 def is_whole(folder: Path) -> bool:
-    """Whether the folder holds a run that is done: metrics.json is written last."""
+    """Whether the folder holds a run that is done: that is when metrics.json is written."""
     return (folder / "metrics.json").exists()
 
 
@@ -91,12 +101,21 @@ def metrics(config: TrainConfig, result: Result) -> dict[str, Any]:
 
 
 def save(folder: Path, config: TrainConfig, result: Result) -> None:
-    """Write checkpoint.pt, then metrics.json: a folder with metrics holds a whole run."""
+    """Write metrics.json beside a checkpoint.pt of the model alone: now the run is whole.
+
+    Where a checkpoint lies there, it goes last: it is of the run's end and has the same model, and
+    until the metrics are on the disk, a run that cannot write them must be able to go on.
+    """
     record = metrics(config, result)
     model = {name: p.cpu() for name, p in result.vae.state_dict().items()}
     kept = Checkpoint(record["config"], record["environment"], result.best_step, model)
-    checkpoints.write(folder / checkpoints.NAME, kept)
-    write_json(folder / "metrics.json", record)
+    path = folder / checkpoints.NAME
+    if not path.exists():
+        checkpoints.write(path, kept)
+        write_json(folder / "metrics.json", record)
+    else:
+        write_json(folder / "metrics.json", record)
+        checkpoints.write(path, kept)
 
 
 def load_run(folder: Path) -> tuple[VAE, dict[str, Any]]:
@@ -113,7 +132,9 @@ def load_run(folder: Path) -> tuple[VAE, dict[str, Any]]:
     try:
         vae = VAE(record["config"]["model"])
         vae.load_state_dict(checkpoint.model)
-    except (TypeError, ValueError, KeyError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if not all(bool(p.isfinite().all()) for p in vae.parameters()):
+            raise ValueError("its weights are not finite")
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+        reason = first_line(error)
         raise OutputError(f"{folder} holds a run that cannot be read: {reason}") from None
     return vae, record

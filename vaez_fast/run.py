@@ -7,25 +7,24 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vaez_kernels import noise_key
 
 from .batches import Batches
-from .checkpoint import Checkpoint, Keeping
+from .checkpoint import Keeping
 from .config import TrainConfig
 from .data import Dataset, binarized, epoch_order, pixel_scale
-from .environment import environment
 from .evaluate import Evaluator
-from .files import OutputError
 from .model import VAE
 from .progress import Progress
 from .regime import STEPS_PER_REPLAY, Phase
+from .resume import checkpoint_of
 from .stopping import Stopped
-from .world import World, is_rank_failure
+from .world import RankError, World, is_rank_failure
 
 SHOW_EVERY = 64  # steps
 EVALUATION_STEP = {"validation": 0, "test": 1}  # of the "evaluate" noise
@@ -67,11 +66,13 @@ class Run:
         self.batches, self.phases, self.steps = batches, phases, steps
         self.world, self.keeping, self.look_every = world, keeping, look_every
         self._validate = evaluator(config, dataset, "validation", world)
-        self._images = dataset.fingerprint() if keeping is not None else ""
+        self.images = dataset.fingerprint() if keeping is not None else ""
         self.curve: list[dict[str, Any]] = []
         self.best: dict[str, Tensor] = {}
         self.best_bound, self.best_step = -math.inf, 0
+        self.ended = 0  # the steps of all epochs that are over, with their last look
         self.train_seconds = self.eval_seconds = 0.0
+        self._clock = time.perf_counter()
 
     @property
     def done(self) -> int:
@@ -89,46 +90,72 @@ class Run:
         if self.keeping is not None:
             self.keeping.signals.hold()
         with self._kept_if_a_rank_fails():
-            for phase in self.phases:
-                if phase.done < self.steps:
-                    self._phase(phase, progress, observe, at)
+            for index, phase in enumerate(self.phases):
+                self._phase(phase, index * self.steps, progress, observe, at)
             self._keep()
         if self.keeping is not None:
             self.keeping.signals.release()
 
     def _phase(
-        self, phase: Phase, progress: Progress, observe: Observe | None, at: frozenset[int]
+        self,
+        phase: Phase,
+        before: int,
+        progress: Progress,
+        observe: Observe | None,
+        at: frozenset[int],
     ) -> None:
+        # `before`: the steps of the phases before this one
         per_epoch = self.batches.per_epoch
-        if observe is not None and 0 in at:
-            self._write(phase)
+        if observe is not None and 0 in at and phase.done == 0:
+            self.write(phase)
             observe(phase.name, 0, self.vae)
         epochs = -(-self.steps // per_epoch)
-        for epoch in range(phase.done // per_epoch, epochs):
+        # A rank that was lost in an epoch's last look left all of its steps done, and it not ended.
+        for epoch in range(max(0, self.ended - before) // per_epoch, epochs):
             first = epoch * per_epoch
             last = min(first + per_epoch, self.steps)
-            clock = time.perf_counter()
+            if self.ended >= before + last:
+                continue
+            self._clock = time.perf_counter()
             self.begin_epoch(epoch)
             for pause in self._pauses(first, last, at):
                 if pause <= phase.done:
                     continue  # it was before the checkpoint
                 progress.advance(phase.advance(pause - phase.done, self._told_to_stop))
-                self.train_seconds += time.perf_counter() - clock
                 if observe is not None and phase.done in at:
-                    self._write(phase)
-                    observe(phase.name, phase.done, self.vae)
+                    with self._off_the_clock():
+                        self.write(phase)
+                        observe(phase.name, phase.done, self.vae)
                 if phase.done < last:
                     self._keep_or_stop()
-                clock = time.perf_counter()
-            totals = [engine.take_totals(last - first) for engine in phase.engines]
-            self.train_seconds += time.perf_counter() - clock
-            rate, distortion = (sum(values) for values in zip(*totals, strict=True))
-            self.curve.append(self._point(phase, "train", rate, distortion))
-            if not math.isfinite(rate + distortion):
-                raise self._not_finite(f"rate {rate}, distortion {distortion}")
-            if (epoch + 1) % self.look_every == 0 or epoch + 1 == epochs:
-                self._look(phase, progress)
+            self._end_epoch(phase, epoch, last - first, progress)
+            self.ended = before + last
             self._keep_or_stop()
+
+    def _end_epoch(self, phase: Phase, epoch: int, steps: int, progress: Progress) -> None:
+        totals = [engine.read_totals(steps) for engine in phase.engines]  # waits for the device
+        self.train_seconds += time.perf_counter() - self._clock
+        rate, distortion = (sum(values) for values in zip(*totals, strict=True))
+        if not math.isfinite(rate + distortion):
+            raise self.not_finite(f"rate {rate}, distortion {distortion}")
+        curve = [self._point(phase, "train", rate, distortion)]
+        if (epoch + 1) % self.look_every == 0 or phase.done == self.steps:
+            curve.append(self._look(phase))
+            progress.note(f"{self.config.arm}: held-out bound {curve[1]['elbo']:.2f}")
+        # Only now: another rank may be lost until here, and the epoch's end must then come again.
+        for engine in phase.engines:
+            engine.clear_totals()
+        self.curve += curve
+        self._clock = time.perf_counter()
+
+    @contextmanager
+    def _off_the_clock(self) -> Iterator[None]:
+        """The block whose time is not training's; the device is waited for before it."""
+        if self.batches.images.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.train_seconds += time.perf_counter() - self._clock
+        yield
+        self._clock = time.perf_counter()
 
     def _pauses(self, first: int, last: int, at: frozenset[int]) -> list[int]:
         """Where an epoch's steps pause: to observe, to keep, to show progress, and at its end."""
@@ -145,23 +172,22 @@ class Run:
             drawn = binarized(self.dataset, "train", "dynamic", seed=seed, epoch=epoch)
         self.batches.begin_epoch(epoch_order(seed, epoch, len(images), images.device), drawn)
 
-    def _write(self, phase: Phase) -> None:
+    def write(self, phase: Phase) -> None:
         for engine in phase.engines:
             engine.write_to(self.vae)
 
-    def _look(self, phase: Phase, progress: Progress) -> None:
+    def _look(self, phase: Phase) -> dict[str, Any]:
         clock = time.perf_counter()
-        self._write(phase)
+        self.write(phase)
         rate, distortion = self.look_at_validation()
         self.eval_seconds += time.perf_counter() - clock
         bound = -(self.config.beta * rate + distortion)
         if not math.isfinite(bound):
-            raise self._not_finite(f"validation bound {bound}")
-        self.curve.append(self._point(phase, "validation", rate, distortion))
+            raise self.not_finite(f"validation bound {bound}")
         if bound > self.best_bound or self.config.decoder != "joint":
             self.best_bound, self.best_step = bound, self.done
             self.best = {name: p.detach().clone() for name, p in self.vae.state_dict().items()}
-        progress.note(f"{self.config.arm}: held-out bound {-(rate + distortion):.2f}")
+        return self._point(phase, "validation", rate, distortion)
 
     def look_at_validation(self) -> tuple[float, float]:
         """Rate and distortion of the model as it stands, by the definition of its training's."""
@@ -182,7 +208,7 @@ class Run:
             "distortion": distortion,
         }
 
-    def _not_finite(self, what: str) -> TrainingError:
+    def not_finite(self, what: str) -> TrainingError:
         phase = [phase for phase in self.phases if phase.done][-1]
         finite = min(engine.finite_steps() for engine in phase.engines)
         step = self.done - phase.done + min(finite + 1, phase.done)
@@ -202,16 +228,18 @@ class Run:
     def _keep_or_stop(self) -> None:
         if self.keeping is None:
             return
-        stopped = self.world.any(self._signal() > 0, self.batches.images.device)
-        if stopped or self.keeping.due():
-            self._keep()
+        stopped = self.world.any(self._signal() > 0)
+        if stopped or (self.world.rank == 0 and self.keeping.due()):
+            with self._off_the_clock():
+                self._keep()
         if stopped:
+            self.world.wait()  # for the checkpoint, of which any rank may then speak
             raise Stopped(self._signal() or signal.SIGTERM)
 
     def _keep(self) -> None:
         """Write a checkpoint; one rank is enough, for all are in the same state."""
         if self.keeping is not None and self.world.rank == 0:
-            self.keeping.keep(self._checkpoint())
+            self.keeping.keep(checkpoint_of(self))
 
     @contextmanager
     def _kept_if_a_rank_fails(self) -> Iterator[None]:
@@ -221,71 +249,16 @@ class Run:
             if not is_rank_failure(error):
                 raise
             # Any survivor will do: nobody knows whether the first rank is one.
-            torn = any(phase.torn for phase in self.phases)
-            if self.keeping is not None and not torn and self.world.first_to("keep"):
-                self.keeping.keep(self._checkpoint())
-            last = f"; {self.keeping.last()}" if self.keeping is not None else ""
+            if not self.world.first_to_speak():
+                raise RankError("another rank is gone") from None
+            last = ""
+            if self.keeping is not None:
+                # On CUDA the host is ahead of the device, where sums may have failed since.
+                torn = any(phase.torn for phase in self.phases)
+                if not torn and self.batches.images.device.type == "cpu":
+                    self.keeping.keep(checkpoint_of(self))
+                last = f"; {self.keeping.last()}"
             raise TrainingError(f"another rank is gone after step {self.done}{last}") from None
-
-    def _checkpoint(self) -> Checkpoint:
-        training = self.state_dict()
-        weights = [w for of in training["engines"] for s in of for w in s["weights"].values()]
-        if not all(bool(w.isfinite().all()) for w in weights):
-            raise self._not_finite("its weights")
-        model = self.best or {name: p.cpu() for name, p in self.vae.state_dict().items()}
-        where = environment(self.batches.images.device) | {"ranks": self.world.size}
-        return Checkpoint(asdict(self.config), where, self.best_step, model, training)
-
-    def state_dict(self) -> dict[str, Any]:
-        """All that the rest of the run depends on, but for its settings and images."""
-        return {
-            "done": self.done,
-            "engines": [[e.state_dict() for e in phase.engines] for phase in self.phases],
-            "curve": self.curve,
-            "best_bound": self.best_bound,
-            "train_seconds": self.train_seconds,
-            "eval_seconds": self.eval_seconds,
-            "images": self._images,
-        }
-
-    def load(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint.
-
-        Raises:
-            OutputError: it is of another run, or damaged, or of other images.
-        """
-        saved = checkpoint.training
-        assert saved is not None
-        try:
-            if saved["images"] != self._images:
-                raise OutputError(
-                    f"resume: the images of {self.dataset.name} are not those that the run began "
-                    "with; name their folder with --data-root"
-                )
-            to_come = int(saved["done"])
-            if not 0 <= to_come <= self.steps * len(self.phases):
-                raise ValueError(f"it is at step {to_come}")
-            for phase, states in zip(self.phases, saved["engines"], strict=True):
-                phase.done = min(to_come, self.steps)
-                to_come -= phase.done
-                for engine, state in zip(phase.engines, states, strict=True):
-                    engine.load_state_dict(state, phase.done)
-                if phase.done:
-                    self._write(phase)
-            self.curve = list(saved["curve"])
-            self.best_bound, self.best_step = float(saved["best_bound"]), checkpoint.step
-            self.train_seconds = float(saved["train_seconds"])
-            self.eval_seconds = float(saved["eval_seconds"])
-            if self.best_bound > -math.inf:
-                device = self.batches.images.device
-                self.best = {name: w.to(device) for name, w in checkpoint.model.items()}
-                VAE(self.config.model).load_state_dict(checkpoint.model)  # or it is no such model
-        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            if isinstance(error, OutputError):
-                raise
-            raise OutputError(
-                f"resume: the checkpoint is damaged, or another run's ({_first_line(error)})"
-            ) from None
 
 
 def evaluator(config: TrainConfig, dataset: Dataset, split: str, world: World) -> Evaluator:
@@ -293,7 +266,3 @@ def evaluator(config: TrainConfig, dataset: Dataset, split: str, world: World) -
     pixels = binarized(dataset, split, config.binarize, seed=config.seed)
     noise = noise_key(config.seed, "evaluate", EVALUATION_STEP[split], device=pixels.device)
     return Evaluator(pixels, pixel_scale(config.binarize), noise, config.precision, world)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
+from .world import started_by_torchrun
+
+PATIENT_SECONDS = 2.0
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -31,6 +35,7 @@ class Signals:
 
     def __init__(self) -> None:
         self.received = 0
+        self._received_at = 0.0
         self._held = False
         self._before: dict[int, Any] = {}
 
@@ -46,7 +51,9 @@ class Signals:
         trace: TracebackType | None,
     ) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            # torchrun ends all ranks when one has failed, and must not cut short what it says.
+            failed = error is not None and started_by_torchrun()
+            signal.signal(number, signal.SIG_IGN if failed else handler)
 
     def hold(self) -> None:
         """From here on a signal is only noted."""
@@ -59,7 +66,12 @@ class Signals:
             raise Stopped(self.received)
 
     def _note(self, number: int, _: FrameType | None) -> None:
-        # torchrun passes a terminal's Ctrl-C on to ranks that have had it: once is enough.
-        self.received = self.received or number
+        # torchrun passes a terminal's Ctrl-C on to ranks that have had it: once is enough. Later
+        # it is a person who will not wait for a long step, or for a rank that hangs.
+        if self.received:
+            if number == signal.SIGINT and time.monotonic() - self._received_at > PATIENT_SECONDS:
+                raise KeyboardInterrupt
+            return
+        self.received, self._received_at = number, time.monotonic()
         if not self._held:
             raise Stopped(number)

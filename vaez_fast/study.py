@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -17,15 +15,18 @@ import numpy as np
 from .config import ConfigError, TrainConfig, choose_device, choose_precision
 from .data import load
 from .environment import environment
+from .errors import first_line, shown
 from .files import OutputError, claimed, prepare_file, read_json, write_atomically, write_json
 from .measure import Measure
 from .progress import Progress
+from .results import holds_run
 from .run import TrainingError
 from .world import ALONE, World
 
 KIND, SCHEMA = "vaez-fast article", 1
 KLS = ("total-derivative", "analytic", "sticking-the-landing")
 BETAS = (4.0, 16.0, 64.0)
+MOST_SEEDS = 1000
 OBSERVATIONS = 24  # of the decay, evenly spaced in the logarithm of the step
 
 
@@ -44,6 +45,8 @@ class StudyConfig:
     def __post_init__(self) -> None:
         if self.seeds < 2:
             raise ConfigError(f"seeds must be at least 2, for intervals, got {self.seeds}")
+        if self.seeds > MOST_SEEDS:
+            raise ConfigError(f"seeds must be at most {MOST_SEEDS}, got {shown(self.seeds)}")
         if len({run.arm for run in self.arms()}) != len(self.arms()):
             raise ConfigError(f"betas must differ from each other and from 1, got {self.betas}")
 
@@ -97,14 +100,12 @@ def _run_study(config: StudyConfig, out: Path, show_progress: bool, world: World
     device = choose_device(config.base.device)
     precision = str(choose_precision(config.base.precision, device)).removeprefix("torch.")
     settings = {**config.as_dict(), "precision": precision, "device": device.type}
-    if world.rank > 0:
-        world.wait()
-    dataset = load(config.base.data, config.base.data_root)
+    dataset = world.first_then_others(lambda: load(config.base.data, config.base.data_root))
     measure = Measure(config.base, dataset, device, out / "features.pt")
     if world.rank == 0:
         _claim(out, settings)
-        _ = measure.classifier  # the others read the file of the one that was trained here
-        world.wait()
+    # The others read the file of the one that the first trains.
+    world.first_then_others(lambda: measure.classifier)
     todo = [run for run in config.runs() if not _is_finished(out, run)]
     world.wait()  # nobody has finished one before all have looked
     todo = todo[world.rank :: world.size]
@@ -139,11 +140,14 @@ def _observation_steps(steps: int) -> frozenset[int]:
 
 def _claim(out: Path, settings: dict[str, Any]) -> None:
     path = out / "study.json"
+    if holds_run(out):
+        raise OutputError(f"out: {out} holds a training run; name another folder")
     if path.exists():
         held = read_json(path)
         different = [name for name in settings if held.get(name) != settings[name]]
         # More seeds are a continuation; everything else is another study.
-        if [name for name in different if name != "seeds"]:
+        more = isinstance(held.get("seeds"), int) and held["seeds"] <= settings["seeds"]
+        if [name for name in different if name != "seeds"] or not more:
             said = ", ".join(f"{name} {held.get(name)!r}" for name in different)
             raise OutputError(f"out: {out} holds a study of other settings ({said})")
     prepare_file(out / "runs" / "any")
@@ -183,8 +187,12 @@ def images_of(out: Path, arm: str, seed: int) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise OutputError(f"cannot read {path}: {error}") from None
+    except OSError as error:
+        raise OutputError(f"cannot read {path}: {error.strerror or first_line(error)}") from None
+    except Exception as error:  # a damaged archive fails in many ways
+        raise OutputError(
+            f"cannot read {path}: not a file of images, or a damaged one ({first_line(error)})"
+        ) from None
 
 
 def seeds_of(results: dict[str, Any], arm: str) -> Iterator[dict[str, Any]]:
@@ -193,4 +201,5 @@ def seeds_of(results: dict[str, Any], arm: str) -> Iterator[dict[str, Any]]:
 
 
 def arm_names(results: dict[str, Any]) -> Sequence[str]:
+    """The arms of a study's results, in the order in which they were run."""
     return list(dict.fromkeys(run["arm"] for run in results["runs"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -19,8 +20,12 @@ from .evaluate import Metrics
 from .model import VAE
 from .progress import Progress, waiting
 from .regime import phases
+from .resume import go_on_from
 from .run import Observe, Run, TrainingError, evaluator
 from .world import ALONE, World
+
+# The learning rates of all steps lie in memory, some 40 bytes each.
+MOST_STEPS = 10**8
 
 __all__ = ["Observe", "Result", "TrainingError", "steps_of", "train"]
 
@@ -56,7 +61,7 @@ def steps_of(config: TrainConfig, dataset: Dataset) -> int:
     """The length of each phase of `config` on `dataset`.
 
     Raises:
-        ConfigError: a batch larger than the training split.
+        ConfigError: a batch larger than the training split, or more than 10⁸ steps.
     """
     size = len(dataset.train.images)
     if size < config.batch_size:
@@ -64,7 +69,12 @@ def steps_of(config: TrainConfig, dataset: Dataset) -> int:
             f"batch_size must be at most {size}, the training images of {dataset.name}, "
             f"got {config.batch_size}"
         )
-    return config.steps or size // config.batch_size * (config.epochs or 0)
+    per_epoch = size // config.batch_size
+    steps = config.steps or per_epoch * (config.epochs or 0)
+    if steps > MOST_STEPS:
+        name, most = ("steps", MOST_STEPS) if config.steps else ("epochs", MOST_STEPS // per_epoch)
+        raise ConfigError(f"{name} must be at most {most}, got {getattr(config, name)}")
+    return steps
 
 
 def train(
@@ -135,7 +145,7 @@ def train(
             run.look_at_validation()
             run.begin_epoch(0)  # its noise, too, is compiled at the first draw
             if keeping is not None and keeping.resumed is not None:
-                run.load(keeping.resumed)
+                go_on_from(run, keeping.resumed)
         compile_seconds = time.perf_counter() - clock
 
         with Progress(steps * len(plan), "training", show=show) as progress:
@@ -144,6 +154,12 @@ def train(
         vae.load_state_dict(run.best)
         clock = time.perf_counter()
         test = evaluator(config, dataset, "test", world)(vae, config.test_samples)
+        if not all(math.isfinite(number) for number in test.as_dict().values()):
+            last = f"; {keeping.last()}" if keeping is not None else ""
+            raise TrainingError(
+                f"{config.arm}: the test split's bound is not finite after step {run.done}; a "
+                f"smaller lr than {config.lr} may help{last}"
+            )
     return Result(
         vae=vae,
         best_step=run.best_step,
@@ -170,5 +186,6 @@ def _memory_suffices(config: TrainConfig) -> Iterator[None]:
         asked = str(error).strip().splitlines()[0] if str(error).strip() else "MemoryError"
         raise TrainingError(
             f"out of memory with batch_size {config.batch_size}, num_samples {config.num_samples} "
-            f"and model {config.model!r}: lower the first two, or take a smaller model ({asked})"
+            f"and model {config.model!r}: a lower one of the first two, or a smaller model, needs "
+            f"less ({asked})"
         ) from None

@@ -23,7 +23,7 @@ from .progress import Progress
 from .results import load_run
 from .run import evaluator
 from .samplers import fit
-from .world import ALONE
+from .world import ALONE, World
 
 # Rows of one product: always as many, because a product of other rows may round them otherwise.
 DECODED_AT_ONCE = 256
@@ -117,16 +117,23 @@ class _ShownEvaluator(Evaluator):
 
 
 def evaluate(
-    run: Trained, images: Dataset, split: str, num_samples: int, *, show_progress: bool = False
+    run: Trained,
+    images: Dataset,
+    split: str,
+    num_samples: int,
+    *,
+    show_progress: bool = False,
+    world: World = ALONE,
 ) -> Metrics:
     """Evaluate a run on "validation" or "test" from the noise of training's own evaluation.
 
     The test split with as many samples, the same precision and device gives the numbers of the
-    run's metrics.json, to the last digit.
+    run's metrics.json, to the last digit. Of several ranks each evaluates its share of the images.
     """
-    own = evaluator(run.config, images, split, ALONE)
-    shown = _ShownEvaluator(own.pixels, own.pixel_scale, own.noise, own.precision)
-    with Progress(len(own.pixels), str(run.folder), show=show_progress, unit="image") as progress:
+    own = evaluator(run.config, images, split, world)
+    shown = _ShownEvaluator(own.pixels, own.pixel_scale, own.noise, own.precision, world)
+    mine = len(world.share(len(own.pixels)))
+    with Progress(mine, str(run.folder), show=show_progress, unit="image") as progress:
         shown.progress = progress
         return shown(run.vae, num_samples)
 

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
-import torch.distributed as dist
-import torch.distributed._functional_collectives as collectives
 from torch import Tensor
-from torch.distributed.distributed_c10d import PrefixStore, Store
-from torch.distributed.rendezvous import rendezvous
+
+from .config import ConfigError
+from .errors import first_line
+
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import Store
+
+# torch.distributed is imported where ranks are: there are builds of PyTorch without it.
 
 # A rank that died closes its connections at once; this is for one that hangs. Between two meetings
 # ranks compile, which takes a minute and a half from cold caches on a busy core.
 PATIENCE = timedelta(minutes=10)
+
+_Loaded = TypeVar("_Loaded")
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,7 @@ class World:
     rank: int = 0
     size: int = 1
     store: Store | None = None
+    _claimed: set[str] = field(default_factory=set)  # what this rank was the first to do
 
     def share(self, count: int) -> range:
         """This rank's rows of `count`: contiguous, in the order of ranks, sizes differ by one."""
@@ -40,6 +48,9 @@ class World:
         """
         if self.size == 1:
             return tensor
+        import torch.distributed as dist
+        from torch.distributed import _functional_collectives as collectives
+
         everyone = dist.group.WORLD
         assert everyone is not None
         return collectives.all_reduce(tensor, "sum", everyone)
@@ -50,25 +61,36 @@ class World:
             return rows
         everyone = rows.new_zeros(*rows.shape[:-1], count)
         everyone[..., self.share(count).start : self.share(count).stop] = rows
-        return collectives.wait_tensor(self.sum(everyone))
+        return self.sum(everyone).clone()  # the clone waits for the sum
 
-    def any(self, flag: bool, device: torch.device | str = "cpu") -> bool:
-        """Whether the flag of any rank is set; every rank must ask."""
-        return bool(self.sum(torch.tensor([float(flag)], device=device)).item())
+    def any(self, flag: bool) -> bool:
+        """Whether the flag of any rank is set; every rank must ask. On the host: no GPU waits."""
+        return flag if self.size == 1 else bool(self.sum(torch.tensor([float(flag)])).item())
 
     def wait(self) -> None:
         """Return when every rank has come here."""
-        if self.size > 1:
-            dist.barrier()
+        self.any(False)
 
-    def first_to(self, what: str) -> bool:
-        """Whether this rank is the first to claim `what`; for when ranks can no longer agree."""
-        if self.store is None:
+    def first_then_others(self, load: Callable[[], _Loaded]) -> _Loaded:
+        """`load()` on the first rank and then on the others, who find what it downloaded."""
+        if self.rank > 0:
+            self.wait()
+        loaded = load()
+        if self.rank == 0:
+            self.wait()
+        return loaded
+
+    def first_to_speak(self) -> bool:
+        """Whether this rank is the first to have something to say about the end of the run."""
+        if self.store is None or "speak" in self._claimed:
             return True
         try:
-            return self.store.add(f"vaez_fast/{what}", 1) == 1
+            first = self.store.add("vaez_fast/speak", 1) == 1
         except RuntimeError:  # the store died, too: better twice than never
             return True
+        if first:
+            self._claimed.add("speak")
+        return first
 
 
 ALONE = World()
@@ -80,42 +102,62 @@ class RankError(RuntimeError):
 
 def is_rank_failure(error: BaseException) -> bool:
     """Whether `error` says that another rank is gone: gloo raises plain RuntimeErrors."""
-    return isinstance(error, dist.DistError) or (
-        isinstance(error, RuntimeError) and "gloo" in str(error).lower()
-    )
+    import torch.distributed as dist
+
+    if type(error) is RuntimeError:
+        return "gloo" in str(error).lower()
+    return dist.is_available() and isinstance(error, dist.DistError)
 
 
 def started_by_torchrun() -> bool:
     """Whether this process is one of several ranks."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return _number("WORLD_SIZE", "1") > 1
+
+
+def _number(name: str, default: str) -> int:
+    if not (value := os.environ.get(name, default)).isdecimal():
+        raise RankError(f"{name} must be a number, as torchrun sets it, got {value!r}")
+    return int(value)
 
 
 def own_device(device: torch.device) -> torch.device:
-    """The device of this rank: of the GPUs of a machine, each of its ranks has one."""
-    if device.type == "cuda" and device.index is None and started_by_torchrun():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return device
+    """The device of this rank: of the GPUs of a machine, each of its ranks has one.
+
+    Raises:
+        ConfigError: one GPU was named, and there are several ranks.
+    """
+    if device.type != "cuda" or not started_by_torchrun():
+        return device
+    if device.index is not None:
+        raise ConfigError(f"device must be auto, cpu or cuda under torchrun, got '{device}'")
+    return torch.device("cuda", _number("LOCAL_RANK", "0"))
 
 
 @contextmanager
-def joined(device: torch.device, patience: timedelta = PATIENCE) -> Iterator[World]:
-    """The world of a process that torchrun started: gloo on CPUs, nccl on GPUs.
+def joined(patience: timedelta = PATIENCE) -> Iterator[World]:
+    """The world of a process that torchrun started: gloo for CPU tensors, NCCL for CUDA's.
 
     Of the errors of all ranks one is raised; the other ranks exit silently, with status 1.
 
     Args:
-        device: this rank's.
         patience: how long a rank waits for another that is alive.
 
     Raises:
-        RankError: another rank is gone, or cannot be reached.
+        RankError: another rank is gone, or cannot be reached, or torchrun's variables are not set.
     """
     if not started_by_torchrun():
         yield ALONE
         return
-    store, rank, size = next(rendezvous("env://", timeout=patience))
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    # The prefix keeps our counters apart from the group's own keys.
+    import torch.distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    try:
+        store, rank, size = next(rendezvous("env://", timeout=patience))
+    except (ValueError, dist.DistError) as error:
+        raise RankError(f"WORLD_SIZE says several ranks, and {first_line(error)}") from None
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    # The prefix keeps our counter apart from the group's own keys.
     group_store = PrefixStore("group", store)
     dist.init_process_group(
         backend, store=group_store, rank=rank, world_size=size, timeout=patience
@@ -124,7 +166,7 @@ def joined(device: torch.device, patience: timedelta = PATIENCE) -> Iterator[Wor
     try:
         yield world
     except Exception as error:
-        if not world.first_to("say what went wrong"):
+        if not world.first_to_speak():
             raise SystemExit(1) from None
         if is_rank_failure(error):
             raise RankError("another rank is gone") from None

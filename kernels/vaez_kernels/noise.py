@@ -419,6 +419,8 @@ def draw(
 
 
 def check_offsets(op: str, num_samples: int, row_offset: int, sample_offset: int) -> None:
+    samples = "S" if op in ("normal", "uniform") else "num_samples"
+    check_count(op, samples, num_samples, below=2**32 + 1)
     check_count(op, "row_offset", row_offset, below=2**48)
     check_count(op, "sample_offset", sample_offset, below=2**32 - num_samples + 1)
 

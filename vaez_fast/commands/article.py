@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from ..config import check_backend, choose_device
+from ..stopping import Signals
 from ..study import BETAS, StudyConfig, run_study
 from ..world import joined, own_device
 from . import settings
@@ -58,9 +59,9 @@ def run(options: argparse.Namespace) -> int:
 
     config = StudyConfig(settings.train_config(options), options.seeds, tuple(options.betas))
     out: Path = settings.needed(options, "out", "a folder for the results")
-    device = own_device(choose_device(config.base.device))
-    check_backend(device)
-    config = replace(config, base=replace(config.base, device=str(device)))
-    with joined(device, patience=DAYS) as world:
+    with Signals(), joined(patience=DAYS) as world:
+        device = own_device(choose_device(config.base.device))
+        check_backend(device)
+        config = replace(config, base=replace(config.base, device=str(device)))
         run_study(config, out, show_progress=True, world=world)
     return show(out, as_json=options.json) if world.rank == 0 else 0

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from ..config import LOG_PX_SAMPLES
+from ..config import LOG_PX_SAMPLES, choose_device
 from ..evaluate import Metrics
+from ..files import OutputError
 from ..progress import waiting
 from ..trained import Law, Trained, evaluate, law_of_z, open_run
+from ..world import World, joined, own_device
 from . import settings
 from .kinds import COUNT, PATH, one_of
 from .metrics_table import table_of_metrics
@@ -22,7 +25,10 @@ SPLITS = ("validation", "test")
 DESCRIPTION = """\
 Evaluate the models that training runs kept: ELBO, rate, distortion and importance-sampled log p(x)
 in nats per image, and how far z is from N(0, I). The noise is that of training's own evaluation:
-the test split with the run's own settings gives the numbers of its metrics.json again."""
+the test split with the run's own settings gives the numbers of its metrics.json again.
+
+Several processes share the images:
+  torchrun --nproc-per-node 2 -m vaez_fast evaluate runs/first"""
 EXAMPLE = "vaez-fast evaluate runs/first --split test --test-samples 5000"
 LIGHTER = "a smaller model (the number of samples does not matter)"
 
@@ -53,25 +59,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    runs = [
-        open_run(
-            folder,
-            data_root=options.data_root,
-            device=options.device,
-            precision=options.precision,
-        )
-        for folder in options.runs
-    ]
-    found = []
-    for one in runs:
-        with waiting("loading images", show=True):
-            images = one.images()
-        count = options.test_samples or one.config.test_samples
-        metrics = evaluate(one, images, options.split, count, show_progress=True)
-        law = law_of_z(one, images, options.split)
-        found.append(_record(one, options.split, metrics, law))
-        if not options.json:
-            print("\n".join(_table(one, options.split, metrics, law)))
+    with joined() as world:
+        device = own_device(choose_device(options.device))
+        runs = [
+            open_run(
+                folder,
+                data_root=options.data_root,
+                device=str(device),
+                precision=options.precision,
+            )
+            for folder in options.runs
+        ]
+        found = [_measure(run, options, world) for run in runs]
+    if world.rank > 0:
+        return 0
     if options.json:
         names = ("split", "test_samples", "data_root", "precision", "device")
         config = {name: getattr(options, name) for name in names}
@@ -81,6 +82,20 @@ def run(options: argparse.Namespace) -> int:
         listed = ", ".join(f"{data} ({how})" for data, how in sorted(images_of))
         print(f"\nNot to be compared with each other: these are numbers on {listed}.")
     return 0
+
+
+def _measure(run: Trained, options: argparse.Namespace, world: World) -> dict[str, Any]:
+    first = world.rank == 0
+    with waiting("loading images", show=first):
+        images = world.first_then_others(run.images)
+    count = options.test_samples or run.config.test_samples
+    metrics = evaluate(run, images, options.split, count, show_progress=first, world=world)
+    law = law_of_z(run, images, options.split)
+    if not all(math.isfinite(x) for x in (*metrics.as_dict().values(), *asdict(law).values())):
+        raise OutputError(f"{run.folder}: a measured number is not finite: its weights are damaged")
+    if first and not options.json:
+        print("\n".join(_table(run, options.split, metrics, law)))
+    return _record(run, options.split, metrics, law)
 
 
 def _record(run: Trained, split: str, metrics: Metrics, law: Law) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from ..errors import shown
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -43,10 +45,14 @@ class Kind:
         """
         if type(value) not in self.in_file:  # not isinstance: True would be an integer
             raise self._refusal(value)
-        return self(value if isinstance(value, str) else repr(value))
+        try:
+            text = value if isinstance(value, str) else repr(value)
+        except ValueError:  # an integer of more than 4,300 digits
+            raise self._refusal(value) from None
+        return self(text)
 
     def _refusal(self, value: object) -> argparse.ArgumentTypeError:
-        return argparse.ArgumentTypeError(f"must be {self.expected}, got {value!r}")
+        return argparse.ArgumentTypeError(f"must be {self.expected}, got {shown(value)}")
 
 
 def _path(text: str) -> Path:
@@ -88,4 +94,4 @@ def no_such(what: str, name: str, known: Sequence[str]) -> str:
     """The line for a name that is not known: the nearest that is, and all of them."""
     near = get_close_matches(name, known, n=1)
     nearest = f"; did you mean {near[0]}?" if near else ""
-    return f"no {what} {name!r}{nearest} (there are {', '.join(known)})"
+    return f"no {what} {shown(name)}{nearest} (there are {', '.join(known)})"

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from ..evaluate import Metrics
-from ..files import OutputError
+from ..files import OutputError, reading
 from ..progress import waiting
 from . import settings
 from .kinds import PATH
@@ -49,7 +49,9 @@ def show(folder: Path, *, as_json: bool) -> int:
     with waiting("drawing the report", show=True):
         found = report.write(folder)
     if as_json:
-        print(json.dumps(report.summary(*found), indent=1, allow_nan=False))
+        with reading(folder / "results.json", "article"):
+            text = json.dumps(report.summary(*found), indent=1, allow_nan=False)
+        print(text)
     else:
         print("\n".join(report.lines(*found)))
         print(f"wrote {folder / 'report.html'} and report.md")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from ..checkpoint import SECONDS, Keeping
 from ..config import (
@@ -22,9 +21,10 @@ from ..config import (
     check_backend,
     choose_device,
 )
-from ..data import Dataset, load
+from ..data import load
 from ..environment import environment
-from ..files import claimed
+from ..errors import shown
+from ..files import OutputError, claimed, read_json
 from ..progress import waiting
 from ..results import begun, is_whole, save, unfinished
 from ..stopping import Signals, Stopped
@@ -125,83 +125,83 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 # What the last digits depend on, beside settings and images.
-SAME_DIGITS = ("torch", "device", "cpu", "threads", "ranks")
-# What may be said beside --resume: where things lie, not what is computed.
-BESIDE_RESUME = {"resume", "data_root", "checkpoint_seconds", "json"}
+SAME_DIGITS = ("torch", "triton", "device", "cpu", "threads", "revision", "ranks")
+# What may be said beside --resume: where things lie and run, not what is computed.
+BESIDE_RESUME = {"resume", "data_root", "device", "checkpoint_seconds", "json"}
 
 
 def run(options: argparse.Namespace) -> int:
-    if options.checkpoint_seconds < 0:
+    if not options.checkpoint_seconds >= 0:
         raise ConfigError(
             f"checkpoint_seconds must be at least 0, got {options.checkpoint_seconds:g}"
         )
-    resumed = None
     if options.resume is None:
-        config = settings.train_config(options)
         out: Path = settings.needed(options, "out", "a folder for the results")
+    elif extra := sorted(options.given - BESIDE_RESUME):
+        raise ConfigError(f"resume: the run has its own settings; leave out {', '.join(extra)}")
     else:
-        if extra := sorted(options.given - BESIDE_RESUME):
-            raise ConfigError(f"resume: the run has its own settings; leave out {', '.join(extra)}")
         out = options.resume
+    with Signals() as signals, joined() as world:
+        config = None if options.resume else settings.train_config(options)
+        if config is None and not out.is_dir():
+            raise OutputError(f"resume: {out} is no folder of a run; `vaez-fast train` makes one")
+        try:
+            # The other ranks read and write under the first one's claim.
+            with claimed(out) if world.rank == 0 else nullcontext():
+                return _run(options, config, out, signals, world)
+        except Stopped as stopped:
+            if world.first_to_speak():
+                last = Keeping(out).last()
+                print(f"vaez-fast train: {stopped}; {last}", file=sys.stderr)
+            return stopped.exit_status
+
+
+def _run(
+    options: argparse.Namespace,
+    config: TrainConfig | None,
+    out: Path,
+    signals: Signals,
+    world: World,
+) -> int:
+    world.wait()  # for the first rank's claim
+    resumed = None
+    if config is None:
         if is_whole(out):
-            _print(options, out, f"{out} holds a whole run: there is nothing to go on with")
+            if world.rank == 0:
+                _print(options, out, f"{out} holds a whole run: there is nothing to go on with")
             return 0
         config, resumed = unfinished(out)
-        if "data_root" in options.given:
-            config = replace(config, data_root=options.data_root)
+        moved = {n: getattr(options, n) for n in ("data_root", "device") if n in options.given}
+        config = replace(config, **moved)
     device = own_device(choose_device(config.device))
     check_backend(device)
-    with Signals() as signals, joined(device) as world:
+    if resumed is not None and world.rank == 0:
+        _compare_machines(resumed.environment, environment(device), world)
+    new = options.resume is None and world.rank == 0
+    with begun(out, config) if new else nullcontext():
+        with waiting("loading images", show=world.rank == 0):
+            dataset = world.first_then_others(lambda: load(config.data, config.data_root))
         keeping = Keeping(out, options.checkpoint_seconds, resumed, signals)
-        try:
-            result = _train(config, device, keeping, world, new=options.resume is None)
-        except Stopped as stopped:
-            if world.first_to("say what went wrong"):
-                said = f"{stopped}; {keeping.last()}; go on with --resume {out}"
-                print(f"vaez-fast train: {said}", file=sys.stderr)
-            return stopped.exit_status
-        if world.rank == 0:
-            _print(options, out, _table(config, result, out))
-    return 0
-
-
-def _train(
-    config: TrainConfig, device: torch.device, keeping: Keeping, world: World, *, new: bool
-) -> Result:
-    one = replace(config, device=str(device))
-    if world.rank > 0:  # they work under the first one's claim
-        return train(one, _load(config, world), world=world, keeping=keeping)
-    with claimed(keeping.folder), begun(keeping.folder, config) if new else nullcontext():
-        if keeping.resumed is not None:
-            _compare_machines(keeping.resumed.environment, environment(device), world)
-        dataset = _load(config, world)
+        one = replace(config, device=str(device))
         result = train(one, dataset, show_progress=True, world=world, keeping=keeping)
-        save(keeping.folder, config, result)
-    return result
+        if world.rank == 0:
+            save(out, config, result)
+    if world.rank == 0:
+        _print(options, out, _table(config, result, out))
+    return 0
 
 
 def _compare_machines(before: dict[str, Any], now: dict[str, Any], world: World) -> None:
     now = now | {"ranks": world.size}
     changed = [name for name in SAME_DIGITS if before.get(name) != now[name]]
     if changed:
-        was = ", ".join(f"{name} was {before.get(name)!r}" for name in changed)
+        was = ", ".join(f"{name} was {shown(before.get(name))}" for name in changed)
         said = f"the last digits may not be those of an undisturbed run: {was}"
         print(f"vaez-fast train: note: {said}", file=sys.stderr)
 
 
-def _load(config: TrainConfig, world: World) -> Dataset:
-    # The first rank may have to download, and the others find the files.
-    if world.rank > 0:
-        world.wait()
-    with waiting("loading images", show=world.rank == 0):
-        dataset = load(config.data, config.data_root)
-    if world.rank == 0:
-        world.wait()
-    return dataset
-
-
 def _print(options: argparse.Namespace, out: Path, otherwise: str) -> None:
-    print((out / "metrics.json").read_text().rstrip() if options.json else otherwise)
+    print(json.dumps(read_json(out / "metrics.json"), indent=1) if options.json else otherwise)
 
 
 def _table(config: TrainConfig, result: Result, out: Path) -> str:

@@ -121,8 +121,9 @@ def merged(
 ) -> Record:
     """One layout's record: the first pass's checks, quartiles of all rounds of what passed them.
 
-    Losses may differ by their limit, or by what rounding alone does to one process, if that is
-    more: with large batches a hundred steps at the full learning rate multiply it by thousands.
+    Losses may differ by their limit, or by what rounding alone does to one process at any batch, if
+    that is more: a hundred steps at the full learning rate multiply it by up to a thousand or not,
+    as the draw has it.
     """
     first = passes[0]
     whole = within(first["difference"], "elbo")
@@ -130,7 +131,7 @@ def merged(
     if whole and within(first["difference"], "log_px"):
         allowed.add("evaluation")
     for batch, found in first["difference"]["batches"].items():
-        loss = found["loss"] is not None and found["loss"] <= loss_limit(rounding[batch])
+        loss = found["loss"] is not None and found["loss"] <= loss_limit(rounding)
         if whole and within(found, "gradient") and loss:
             allowed.add(batch)
     names = [*map(str, plan.batches(processes)), "apart", "all_reduce", "evaluation"]
@@ -149,9 +150,9 @@ def merged(
     }
 
 
-def loss_limit(rounding: float | None) -> float:
+def loss_limit(rounding: dict[str, float | None]) -> float:
     """What losses may differ by where rounding alone makes one process differ by so much."""
-    return max(LIMITS["loss"], rounding or 0.0)
+    return max(LIMITS["loss"], *(moved or 0.0 for moved in rounding.values()))
 
 
 def within(difference: Record, name: str) -> bool:

@@ -26,12 +26,7 @@ def prepare_folder(path: Path) -> None:
     Raises:
         OutputError: it cannot be made or written.
     """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise OutputError(f"out: cannot write in {path}: {error.strerror}") from None
+    _make_writable(path, f"out: cannot write in {path}")
 
 
 def prepare_file(path: Path) -> None:
@@ -40,14 +35,18 @@ def prepare_file(path: Path) -> None:
     Raises:
         OutputError: the file could not be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}") from None
+    _make_writable(path.parent, f"cannot write {path}")
     if path.is_dir():
         raise OutputError(f"cannot write {path}: it is a folder")
+
+
+def _make_writable(folder: Path, failed: str) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OutputError(f"{failed}: {error.strerror}") from None
 
 
 @contextmanager
@@ -114,12 +113,12 @@ def _sync_folder(folder: Path) -> None:
     # The new name itself reaches the disk, where folders can be told so: Windows has no such call,
     # and some network file systems refuse it.
     if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            with suppress(OSError):
+        with suppress(OSError):
+            handle = os.open(folder, os.O_RDONLY)
+            try:
                 os.fsync(handle)
-        finally:
-            os.close(handle)
+            finally:
+                os.close(handle)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -173,6 +173,7 @@ class Run:
         self.batches.begin_epoch(epoch_order(seed, epoch, len(images), images.device), drawn)
 
     def write(self, phase: Phase) -> None:
+        """Bring the model to where the phase's engines are."""
         for engine in phase.engines:
             engine.write_to(self.vae)
 
@@ -209,6 +210,7 @@ class Run:
         }
 
     def not_finite(self, what: str) -> TrainingError:
+        """What to raise where `what` is not finite: the first step of it, and what is left."""
         phase = [phase for phase in self.phases if phase.done][-1]
         finite = min(engine.finite_steps() for engine in phase.engines)
         step = self.done - phase.done + min(finite + 1, phase.done)

@@ -113,7 +113,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--resume",
         type=PATH,
         metavar="DIR",
-        help="go on with the unfinished run in DIR, by its own settings",
+        help="instead of --out: go on with the unfinished run in DIR, by its own settings; only"
+        " --data-root, --device and --checkpoint-seconds may stand beside it",
     )
     output.add_argument(
         "--checkpoint-seconds",

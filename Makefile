@@ -53,4 +53,7 @@ $(INSTALLED): pyproject.toml
 	@echo "Setting up $(VENV) with PyTorch: minutes the first time, gigabytes to download."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+# pythae asks for "dataclasses", a copy for Python 3.6 that torch.compile's workers would import
+# instead of Python's own, and die.
+	$(BIN)/python -m pip uninstall --quiet --disable-pip-version-check --yes dataclasses
 	@touch $@

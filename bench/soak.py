@@ -1,8 +1,8 @@
 """A long run and many kills: `python -m bench.soak --out DIR`.
 
 - 20,000 training steps in one process, whose memory is read after every epoch: it must be flat.
-- 20 runs, each killed with SIGKILL at a random moment and resumed: each must end bit for bit as the
-  run that nobody disturbed.
+- 20 runs, each killed with SIGKILL at a random moment of its training and resumed: each must end
+  bit for bit as the run that nobody disturbed.
 
 OUT/results.json holds both, OUT/README.md and OUT/memory.png are drawn from it. Exit status 1 if
 memory grows or a run differs. About 15 minutes on two cores; `make test` keeps two kills.
@@ -135,11 +135,10 @@ def page(record: Record) -> Iterator[Block]:
     yield Figure("memory.png", f"Resident memory over {of['steps']:,} training steps")
     yield Heading(2, "Killed and resumed")
     yield Text(
-        f"{identical} of {len(runs)} runs, each killed with SIGKILL at a moment drawn evenly from "
-        "the time that an undisturbed run takes, and resumed, ended with the same metrics, curve "
-        "and weights as the undisturbed one, bit for bit. "
-        f"`vaez-fast train {' '.join(KILLED_SETTINGS)}`; no checkpoint: killed while loading or "
-        "compiling, or before the first one was due."
+        f"{identical} of {len(runs)} runs, each killed with SIGKILL and resumed, ended with the "
+        "same metrics, curve and weights as the undisturbed one, bit for bit. The moment is drawn "
+        "evenly from the seconds for which that one trains, counted from the first checkpoint on. "
+        f"`vaez-fast train {' '.join(KILLED_SETTINGS)}`"
     )
     rows = [
         (

@@ -87,7 +87,7 @@ def test_a_folder_without_a_whole_run_is_named(
     with pytest.raises(OutputError, match=r"holds no metrics\.json; `vaez-fast train` writes one"):
         load_run(tmp_path)
     (run / "checkpoint.pt").write_bytes((run / "checkpoint.pt").read_bytes()[:1000])
-    with pytest.raises(OutputError, match="holds a run that cannot be read"):
+    with pytest.raises(OutputError, match=r"cannot read .*checkpoint\.pt: not a file of tensors"):
         load_run(run)
     (run / "checkpoint.pt").unlink()
     with pytest.raises(OutputError, match=r"holds no checkpoint\.pt"):

@@ -142,9 +142,7 @@ def test_what_fails_its_check_has_no_time_and_the_page_says_so() -> None:
     passes["difference"]["batches"]["2048"]["loss"] = 4e-2
     assert merged(2, 1, [passes, passes], plan, ROUNDING)["failed"] == ["512"]
     found["layouts"][1]["difference"]["batches"]["2048"]["loss"] = 4e-2
-    assert "At batch 2,048 the ranks are beyond 0.001 nats and below the last" in markdown(
-        page(found)
-    )
+    assert "At batch 2,048 the ranks are beyond 0.001 nats, and below the" in markdown(page(found))
 
     passes["difference"]["elbo"] = 0.2
     assert merged(2, 1, [passes, passes], plan, ROUNDING)["seconds"] == {}

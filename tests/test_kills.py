@@ -53,21 +53,20 @@ def test_a_run_killed_twice_ends_bit_identical(whole: tuple[Path, float], tmp_pa
     assert any(step is not None and 0 < step < STEPS for step in run.steps), run
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_stops_after_the_step_and_the_run_goes_on_bit_identical(
-    number: signal.Signals, whole: tuple[Path, float], tmp_path: Path
+def test_sigterm_stops_after_the_step_and_the_run_goes_on_bit_identical(
+    whole: tuple[Path, float], tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
     process = start(out, *SETTINGS, "--out", str(out))
     with pytest.raises(OutputError, match="another run is at work in"), claimed(out):
         pass
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
+    assert process.returncode == 128 + signal.SIGTERM
     step = steps_done(out)
     assert 0 < step < STEPS
     assert said == (
-        f"vaez-fast train: stopped by {number.name}; the last good checkpoint is "
+        f"vaez-fast train: stopped by SIGTERM; the last good checkpoint is "
         f"{out / checkpoint.NAME}, after step {step}: go on with --resume {out}\n"
     )
     subprocess.run(

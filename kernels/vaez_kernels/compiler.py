@@ -142,7 +142,9 @@ def with_whole_libraries(build: Callable[[], _Built]) -> _Built:
         try:
             return build()
         except Exception as error:
-            half = re.search(r"(/\S+\.so): (file too short|invalid ELF header)", str(error))
+            half = re.search(
+                r"(/\S+\.so): (file too short|invalid ELF header|cannot read file data)", str(error)
+            )
             if half is None or half[1] in removed or not half[1].startswith(cache_dir()):
                 raise
             removed.add(half[1])

@@ -264,8 +264,8 @@ def importance_estimates(
     Arguments and errors as there.
 
     Returns:
-        `log_likelihood`, log 1/S Σ_s p(x, z_s)/q(z_s|x), and `log_prob`, 1/S Σ_s log p(x|z_s), each
-        (B,) in nats; the second is minus the distortion.
+        Two estimates, each (B,) in nats: log 1/S Σ_s p(x, z_s)/q(z_s|x) as log_likelihood, and as
+        log_prob 1/S Σ_s log p(x|z_s), minus the distortion.
     """
     op = "importance_log_likelihood"
     check_latent(op, mu, logvar)

@@ -6,8 +6,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 # Two processes, a file at a time: most of the tests' time is compilation on one core. Their threads
-# must not spin while they wait, or each process would hold both cores.
-TEST_FLAGS ?= -n 2 --dist loadfile -p no:benchmark
+# must not spin while they wait, or each process would hold both cores. In the files' order: xdist's
+# own, by their numbers of tests, leaves the interpreter's for last, minutes on one core.
+TEST_FLAGS ?= -n 2 --dist loadfile --no-loadscope-reorder -p no:benchmark
 BENCH_FLAGS ?=
 GPU_OUT ?= runs/gpu
 SOAK_OUT ?= runs/soak

@@ -8,8 +8,6 @@ import time
 from types import FrameType, TracebackType
 from typing import Any
 
-from .world import started_by_torchrun
-
 PATIENT_SECONDS = 2.0
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -51,9 +49,8 @@ class Signals:
         trace: TracebackType | None,
     ) -> None:
         for number, handler in self._before.items():
-            # torchrun ends all ranks when one has failed, and must not cut short what it says.
-            failed = error is not None and started_by_torchrun()
-            signal.signal(number, signal.SIG_IGN if failed else handler)
+            if signal.getsignal(number) == self._note:  # a rank that failed listens no more
+                signal.signal(number, handler)
 
     def hold(self) -> None:
         """From here on a signal is only noted."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -133,6 +135,13 @@ def own_device(device: torch.device) -> torch.device:
     return torch.device("cuda", _number("LOCAL_RANK", "0"))
 
 
+def _listen_no_more() -> None:
+    # torchrun ends all ranks when one has failed, and must not cut short what that one says.
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+
+
 @contextmanager
 def joined(patience: timedelta = PATIENCE) -> Iterator[World]:
     """The world of a process that torchrun started: gloo for CPU tensors, NCCL for CUDA's.
@@ -166,6 +175,7 @@ def joined(patience: timedelta = PATIENCE) -> Iterator[World]:
     try:
         yield world
     except Exception as error:
+        _listen_no_more()
         if not world.first_to_speak():
             raise SystemExit(1) from None
         if is_rank_failure(error):

@@ -121,9 +121,8 @@ def merged(
 ) -> Record:
     """One layout's record: the first pass's checks, quartiles of all rounds of what passed them.
 
-    Losses may differ by their limit, or by what rounding alone does to one process at any batch, if
-    that is more: a hundred steps at the full learning rate multiply it by up to a thousand or not,
-    as the draw has it.
+    Losses may differ by their limit, or by what rounding alone does to one process at that batch,
+    if that is more: a hundred steps at the full learning rate multiply it by up to a thousand.
     """
     first = passes[0]
     whole = within(first["difference"], "elbo")
@@ -131,7 +130,7 @@ def merged(
     if whole and within(first["difference"], "log_px"):
         allowed.add("evaluation")
     for batch, found in first["difference"]["batches"].items():
-        loss = found["loss"] is not None and found["loss"] <= loss_limit(rounding)
+        loss = found["loss"] is not None and found["loss"] <= loss_limit(rounding[batch])
         if whole and within(found, "gradient") and loss:
             allowed.add(batch)
     names = [*map(str, plan.batches(processes)), "apart", "all_reduce", "evaluation"]
@@ -150,9 +149,9 @@ def merged(
     }
 
 
-def loss_limit(rounding: dict[str, float | None]) -> float:
+def loss_limit(rounding: float | None) -> float:
     """What losses may differ by where rounding alone makes one process differ by so much."""
-    return max(LIMITS["loss"], *(moved or 0.0 for moved in rounding.values()))
+    return max(LIMITS["loss"], rounding or 0.0)
 
 
 def within(difference: Record, name: str) -> bool:

@@ -124,14 +124,17 @@ def _beyond_the_limit(results: Record) -> str:
     if not beyond:
         return "No layout is beyond the limit."
     names = ", ".join(f"{int(batch):,}" for batch in beyond)
-    most = max(moved or 0.0 for moved in control.values())
-    if all(worst[batch] <= most for batch in beyond):
+    explained = [batch for batch in beyond if worst[batch] <= (control[batch] or 0.0)]
+    if explained == beyond:
         return (
-            f"At batch {names} the ranks are beyond {limit:g} nats, and below the largest of the "
-            "last row: the training, not the ranks, makes that of any rounding, in one draw and "
-            "not in another. There its largest is the limit."
+            f"At batch {names} the ranks are beyond {limit:g} nats and below the last row: the "
+            "training, not the ranks, makes that of any rounding. There the last row is the limit."
         )
-    return f"Beyond the limit at batch {names}, which rounding does not explain everywhere."
+    return (
+        f"At batch {names} ranks are beyond {limit:g} nats. There the last row is the limit: it is "
+        "one draw of what rounding does, and draws differ by more than tenfold, so that ranks may "
+        "be beyond it, too, and then have no time."
+    )
 
 
 def _strong(results: Record, model: Model) -> Iterator[Block]:

@@ -23,6 +23,7 @@ from bench import compare as bench_compare
 from bench import history as bench_history
 from bench import report as bench_report
 from bench import summary as bench_summary
+from bench.kills import environment
 from tests import fake_study, suite_record
 from tests.bad_files import FILES, MARK, Code, Damage, cut, flip
 from tests.fake_run import CONFIG, make_run
@@ -357,10 +358,6 @@ class TestBench:
 
 
 # Disks.
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"}
 
 
 @pytest.mark.parametrize("call", ["open", "write", "fsync", "replace"])

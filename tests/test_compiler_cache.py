@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.test_packaging import ROOT
+from bench.kills import environment
 from vaez_kernels.compiler import with_whole_libraries
 
 # One op from each of the two ways in which ops are compiled.
@@ -22,11 +21,10 @@ print(u.tolist(), kl_standard_normal(u, u).tolist())
 
 
 def run(cache: Path) -> str:
-    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
-    environment = os.environ | {"PYTHONPATH": path, "TORCHINDUCTOR_CACHE_DIR": str(cache)}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM],
-        env=environment, capture_output=True, text=True, timeout=300,
+        env=environment() | {"TORCHINDUCTOR_CACHE_DIR": str(cache)},
+        capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -29,7 +29,7 @@ from vaez_fast.data import DataError, binarized, load
 from vaez_fast.engine import Engine
 from vaez_fast.environment import environment, expect_no_gpu
 from vaez_fast.files import OutputError, prepare_file, write_atomically
-from vaez_fast.graph import compile_graph
+from vaez_fast.graph import compile_graph, trace
 from vaez_kernels import bernoulli_log_prob, rsample_kl
 
 MODEL, BATCH_SIZE = "altosaar", 128
@@ -53,7 +53,7 @@ def parts_of(engine: Engine, precision: torch.dtype) -> dict[str, Work]:
     latent = engine.objective.vae.architecture.latent
 
     def compiled(function: Any, *tensors: Tensor) -> Work:
-        run = compile_graph(function, *tensors, device=device)
+        run = compile_graph(trace(function, *tensors), *tensors, device=device)
         return lambda: run(*tensors)
 
     def latent_op(mu: Tensor, logvar: Tensor, noise: Tensor) -> tuple[Tensor, ...]:

@@ -1,4 +1,4 @@
-# make test | make bench | make compare | make gpu | make soak | make docs | make lint: each sets up
+# make test | bench | compare | gpu | soak | mutants | docs | lint: each sets up
 # .venv by itself, the first time and whenever pyproject.toml has changed. Another interpreter: make test PYTHON=python3.12
 
 PYTHON ?= python3
@@ -12,9 +12,10 @@ TEST_FLAGS ?= -n 2 --dist loadfile --no-loadscope-reorder -p no:benchmark
 BENCH_FLAGS ?=
 GPU_OUT ?= runs/gpu
 SOAK_OUT ?= runs/soak
+MUTANTS_OUT ?= runs/mutants
 DOCS_OUT ?= build/docs
 
-.PHONY: test bench compare gpu soak docs lint format clean
+.PHONY: test bench compare gpu soak mutants docs lint format clean
 
 test: $(INSTALLED)
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest $(TEST_FLAGS)
@@ -32,6 +33,10 @@ gpu: $(INSTALLED)
 # A quarter of an hour: 20,000 steps with an eye on memory, and 20 runs killed and resumed.
 soak: $(INSTALLED)
 	OMP_WAIT_POLICY=passive $(BIN)/python -m bench.soak --out $(SOAK_OUT)
+
+# An hour or two: every small bug of tests/mutants in turn, and the tests that should catch it.
+mutants: $(INSTALLED)
+	$(BIN)/python -m tests.mutants --out $(MUTANTS_OUT)
 
 docs: $(INSTALLED)
 	$(BIN)/python docs/reference.py $(DOCS_OUT)

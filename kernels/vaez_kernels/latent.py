@@ -387,12 +387,14 @@ COMPILE_FROM = 1 << 10
 
 def _run_twin(twin: Any, mu: Tensor, eps: Tensor | None, *args: Any, variant: object) -> Any:
     elements = mu.numel() if eps is None else eps.numel()
-    worth_it = mu.device.type == "cpu" and elements >= COMPILE_FROM and 1 not in mu.shape
+    worth_it = mu.device.type == "cpu" and elements >= COMPILE_FROM
     if worth_it and mu.dtype != torch.float64 and has_cpu_compiler():
         samples = "several" if eps is not None and len(eps) > 1 else "one"
         args = tuple(canonical(x) for x in args)
         layouts = tuple(x.is_contiguous() for x in args if isinstance(x, Tensor))
-        twin = compiled(twin, (variant, mu.dtype, samples, layouts))
+        # A single row or column is compiled apart: torch.compile takes a size of 1 for fixed.
+        single = tuple(n == 1 for n in mu.shape)
+        twin = compiled(twin, (variant, mu.dtype, samples, layouts, single))
     return twin(*args)
 
 

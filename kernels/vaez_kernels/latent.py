@@ -215,6 +215,10 @@ def _with_contiguous_rows(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 else x.contiguous()
 
 
+def _contiguous(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()
+
+
 def _launch_forward(
     kernel: Any,
     mu: Tensor,
@@ -240,7 +244,7 @@ def _launch_forward(
             columns,
             lambda block_rows: -(-rows // block_rows) * sample_blocks,
             (
-                *(mu, logvar, noise, z, kl_rows),
+                *(mu, logvar, _contiguous(noise), z, kl_rows),
                 *(rows, num_samples, row_offset, sample_offset, 1.0 / num_samples),
             ),
             {
@@ -282,9 +286,8 @@ def _launch_backward(
             columns,
             lambda block_rows: -(-rows // block_rows),
             (
-                None if grad_z is None else grad_z.contiguous(),
-                None if grad_kl is None else grad_kl.contiguous(),
-                *(mu, logvar, noise, grad_mu, grad_logvar),
+                *(_contiguous(grad_z), _contiguous(grad_kl)),
+                *(mu, logvar, _contiguous(noise), grad_mu, grad_logvar),
                 *(rows, num_samples, row_offset, sample_offset, 1.0 / num_samples),
             ),
             {

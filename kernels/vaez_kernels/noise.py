@@ -209,7 +209,7 @@ def _launch(
             "noise",
             columns,
             lambda block_rows: -(-rows // block_rows) * samples,
-            (noise, out, rows, row_offset, sample_offset),
+            (noise.contiguous(), out, rows, row_offset, sample_offset),
             {"D": columns, "NORMAL": normal},
         )
     return out

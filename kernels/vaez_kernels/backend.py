@@ -125,7 +125,8 @@ def is_plain(*tensors: Tensor | None) -> bool:
 
 def without_autocast(tensor: Tensor) -> torch.autocast:
     """The block in which our own products stay in the dtype that they are given."""
-    return torch.autocast(tensor.device.type, enabled=False)
+    # Of meta tensors, which compute nothing, there is no autocast to switch off.
+    return torch.autocast("cpu" if tensor.is_meta else tensor.device.type, enabled=False)
 
 
 def no_second_derivative(*_: Any) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.library import triton_op
 
 from .backend import is_plain, jit, launcher, tl, uses_triton
-from .checks import check_choice, check_count, check_noise
+from .checks import check_choice, check_count, check_noise, check_transforms
 from .compiler import compiled_without_guards, has_cpu_compiler
 from .launch import launch
 
@@ -432,6 +432,7 @@ def _checked_draw(
     row_offset: int,
     sample_offset: int,
 ) -> Tensor:
+    check_transforms(op)
     check_noise(op, noise)
     for name, size in zip("SBD", shape, strict=True):
         check_count(op, name, size)

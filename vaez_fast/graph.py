@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from vaez_kernels.backend import triton
-from vaez_kernels.compiler import has_cpu_compiler, standalone
+from vaez_kernels.compiler import built, has_cpu_compiler, isolated
 
 
 def trace(function: Callable[..., Any], *tensors: Tensor) -> GraphModule:
@@ -31,10 +32,15 @@ def compile_graph(
 
     Nothing looks at the arguments of a call: the caller vouches for them. (torch.compile looks at
     each of a training step's 50, for 0.3 ms of a 2.8 ms step.) Where nothing can compile it, a CPU
-    without a C++ compiler or a GPU without triton, the graph runs as it is.
+    without a C++ compiler or a GPU without triton, or where compiling fails, the graph runs as it
+    is.
     """
-    graph = trace(function, *tensors)
-    can_compile = has_cpu_compiler() if device.type == "cpu" else triton is not None
-    if not can_compile:
-        return graph
-    return standalone(graph, tensors, "from_example_inputs")
+
+    def work() -> Callable[..., Any]:
+        # A fresh thread would work on the first GPU.
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            graph = trace(function, *tensors)
+            can_compile = has_cpu_compiler() if device.type == "cpu" else triton is not None
+            return (can_compile and built(graph, tensors, "from_example_inputs")) or graph
+
+    return isolated(work)

@@ -28,7 +28,7 @@ from bench.records import (
 )
 from bench.report import write_page
 from bench.summary import time_text
-from vaez_fast.errors import first_line
+from vaez_fast.errors import first_line, printable
 from vaez_fast.files import OutputError
 from vaez_fast.page import Block, Figure, Heading, Table, Text
 
@@ -231,7 +231,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         write(options.folder, options.out)
     except (RecordError, OutputError) as error:
-        print(f"bench.history: error: {error}", file=sys.stderr)
+        print(f"bench.history: error: {printable(error)}", file=sys.stderr)
         return 2 if isinstance(error, RecordError) else 1
     print(f"wrote {options.out / 'report.html'}, report.md and their figures")
     return 0

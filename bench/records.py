@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vaez_fast.errors import first_line, shown
+from vaez_fast.inputs import read_bytes
 
 # Code that this project does not write, or times beside its own; all other providers are ours.
 OTHERS = ("eager", "textbook", "torch.randn", "compiled", "careful", "products")
@@ -117,7 +118,7 @@ def load(path: Path) -> Any:
         RecordError: it cannot be read.
     """
     try:
-        return json.loads(path.read_text())
+        return json.loads(read_bytes(path).decode())
     except OSError as error:
         raise RecordError(f"{path}: {error.strerror or error}; {EXPECTED}") from None
     except (ValueError, RecursionError):  # also of UnicodeDecodeError

@@ -9,6 +9,7 @@ from typing import Any
 
 from .config import ConfigError
 from .errors import first_line, shown
+from .inputs import read_bytes
 
 SCHEMAS = (1,)  # of records whose settings can be read
 HEADER = ("kind", "schema")
@@ -22,8 +23,8 @@ def read_settings(path: Path, command: str) -> dict[str, Any]:
     such settings are left out.
 
     Raises:
-        ConfigError: no such file, not TOML or JSON, a record of another command or of a schema that
-            is not known, or no table of settings.
+        ConfigError: no such file, one that is too large, not TOML or JSON, a record of another
+            command or of a schema that is not known, or no table of settings.
     """
     content = _content(path)
     if not isinstance(content, dict):
@@ -48,7 +49,8 @@ def read_settings(path: Path, command: str) -> dict[str, Any]:
 def _content(path: Path) -> Any:
     form = "TOML" if path.suffix == ".toml" else "JSON"
     try:
-        text = path.read_text(encoding="utf-8")
+        # A pipe will do: `--config <(program)`.
+        text = read_bytes(path, regular=False).decode()
         if form == "TOML":
             return tomllib.loads(text)
         return json.loads(text, object_pairs_hook=_without_repetition)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from . import theory
-from .files import OutputError, read_json, reading, write_atomically
+from .files import OutputError, prepare_files, read_json, reading, write_atomically
 from .intervals import interval
 from .page import Block, Figure, Heading, Table, Text, html, markdown
 from .study import KIND, SCHEMA, arm_names, images_of
@@ -36,6 +36,7 @@ from .verdicts import (
 
 Results = dict[str, Any]
 
+DISTANCE = "image-distance.png"
 QUANTITIES = {
     "sample_kl": sample_kl,
     "rate": rate,
@@ -43,6 +44,16 @@ QUANTITIES = {
     "elbo": elbo,
     "log_px": log_px,
 }
+
+
+def files() -> list[str]:
+    """The names of all that `write` writes."""
+    from .report_figures import DRAWINGS
+    from .report_images import GRIDS
+    from .theory_figures import FIGURES
+
+    of_theory = [f"theory-{name}" for name in FIGURES]
+    return [*DRAWINGS, DISTANCE, *GRIDS, *of_theory, "report.md", "report.html"]
 
 
 def write(out: Path) -> tuple[Results, list[Verdict]]:
@@ -59,12 +70,13 @@ def write(out: Path) -> tuple[Results, list[Verdict]]:
     from .theory_figures import FIGURES
 
     results = read_json(out / "results.json")
+    prepare_files(out, *files())
     if (results.get("kind"), results.get("schema")) != (KIND, SCHEMA):
         raise OutputError(f"{out / 'results.json'} holds no study of the article, schema {SCHEMA}")
     with reading(out / "results.json", "article"):
         images = {arm: images_of(out, arm, 0) for arm in arm_names(results)}
         pictures = {name: draw(results) for name, draw in DRAWINGS.items()}
-        pictures["image-distance.png"] = image_distance(results)
+        pictures[DISTANCE] = image_distance(results)
         pictures |= {name: draw(results, images) for name, draw in GRIDS.items()}
     record = theory.compute()
     pictures |= {f"theory-{name}": draw(record) for name, draw in FIGURES.items()}
@@ -151,7 +163,7 @@ def _blocks(results: Results, answers: list[Verdict]) -> Iterator[Block]:
     yield Heading(2, "What it does to images")
     yield Figure("images.png", "Means of p(x|z); each column shares its base noise across rows.")
     yield Figure(
-        "image-distance.png",
+        DISTANCE,
         f"Fréchet distance in the features of a classifier trained on the same data (accuracy "
         f"{100 * beside['features']['accuracy_binary']:.1f} % on binary test images), between "
         f"{beside['images']['floor']['count']:,} binary samples and as many test images.",

@@ -23,6 +23,7 @@ from bench.records import (
     load,
     machine_text,
     parse,
+    part_of_name,
     reference_of,
     revision_of,
 )
@@ -156,7 +157,7 @@ def _blocks(
         families.setdefault(family(title), []).append(title)
     for name, titles in families.items():
         yield Heading(2, name.capitalize())
-        file = f"history-{name.replace(' ', '-')}.png"
+        file = f"history-{part_of_name(name)}.png"
         pictures[file] = figures.strips(records, titles, name)
         yield Figure(file, f"{name.capitalize()}: our rows, run after run.")
         yield _ratios(records, name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +98,11 @@ def family(group: str) -> str:
     return group.split(",")[0]
 
 
+def part_of_name(family: str) -> str:
+    """A family as a part of file names."""
+    return re.sub(r"\W+", "-", family)
+
+
 def reference_of(group: dict[str, Row]) -> Row:
     """The first row, of which the others' speed-ups are."""
     return next(iter(group.values()))
@@ -148,6 +154,8 @@ def parse(path: Path, content: Any) -> Record:
         for title, group in groups.items():
             if len({row.info["floor_bytes"] for row in group.values()}) > 1:
                 raise ValueError(f"the rows of {title} have several floors")
+        for name, value in machine.items():
+            _check_visible(shown(name), value)
         _check_text("device", machine["device"])
         _check_text("datetime", content["datetime"])
         _check_text("revision", machine.get("revision") or "")
@@ -209,6 +217,15 @@ def _check_info(info: dict[str, Any]) -> None:
 def _check_text(name: str, value: object) -> None:
     if not isinstance(value, str):
         raise TypeError(f"its {name} is {shown(value)}")
+    _check_visible(name, value)
+    if "$" in value:  # figures would read a formula
+        raise ValueError(f"its {name} is {shown(value)}")
+
+
+def _check_visible(name: str, value: object) -> None:
+    # tables go to a terminal, which obeys escape sequences
+    if isinstance(value, str) and not value.isprintable():
+        raise ValueError(f"its {name} is {shown(value)}")
 
 
 def _check_number(name: str, value: object, least: float) -> None:

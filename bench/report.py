@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bench import figures
-from bench.records import Record, RecordError, family, read
+from bench.records import Record, RecordError, family, part_of_name, read
 from bench.summary import NOTES, tables
 from vaez_fast.errors import printable
 from vaez_fast.files import OutputError, prepare_files, write_atomically
@@ -67,7 +67,7 @@ def _of_record(record: Record, suffix: str, pictures: dict[str, bytes]) -> Itera
         yield Heading(3, name.capitalize())
         groups = [record.groups[title] for title in titles]
         if any(len(group) > 1 for group in groups):
-            file = f"providers-{name.replace(' ', '-')}{suffix}.png"
+            file = f"providers-{part_of_name(name)}{suffix}.png"
             pictures[file] = figures.providers(groups, f"{name}, {device}")
             yield Figure(file, f"{name.capitalize()}: times as fast as the first row.")
         for table in listed:

@@ -5,6 +5,7 @@ Everything is drawn from results.json and the runs beside it; `vaez_fast.theory`
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -213,14 +214,14 @@ THEORY = (
 
 def _command(results: Results) -> str:
     c = results["config"]
-    length = f"--epochs {c['epochs']}" if c["epochs"] else f"--steps {c['steps']}"
-    betas = " ".join(f"{beta:g}" for beta in c["betas"])
-    root = "" if c["data"] == "mnist-5k" else " --data-root DIR"
-    return (
-        f"vaez-fast article --data {c['data']}{root} --binarize {c['binarize']} "
-        f"--model {c['model']} --seeds {c['seeds']} {length} --batch-size {c['batch_size']} "
-        f"--lr {c['lr']:g} --precision {c['precision']} --beta {betas} --out DIR"
-    )
+    words = ["vaez-fast", "article", "--data", c["data"]]
+    words += [] if c["data"] == "mnist-5k" else ["--data-root", "DIR"]
+    words += ["--binarize", c["binarize"], "--model", c["model"], "--seeds", c["seeds"]]
+    words += ["--epochs", c["epochs"]] if c["epochs"] else ["--steps", c["steps"]]
+    words += ["--batch-size", c["batch_size"], "--lr", f"{c['lr']:g}"]
+    words += ["--precision", c["precision"], "--beta", *(f"{beta:g}" for beta in c["betas"])]
+    # Quoted: it is there to be copied into a shell.
+    return shlex.join(str(word) for word in [*words, "--out", "DIR"])
 
 
 def _arms(results: Results) -> Table:

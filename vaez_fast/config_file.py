@@ -13,6 +13,7 @@ from .inputs import read_bytes
 
 SCHEMAS = (1,)  # of records whose settings can be read
 HEADER = ("kind", "schema")
+MOST_BYTES = 2**26  # a record with a curve of a quarter of a million points
 
 
 def read_settings(path: Path, command: str) -> dict[str, Any]:
@@ -50,7 +51,7 @@ def _content(path: Path) -> Any:
     form = "TOML" if path.suffix == ".toml" else "JSON"
     try:
         # A pipe will do: `--config <(program)`.
-        text = read_bytes(path, regular=False).decode()
+        text = read_bytes(path, MOST_BYTES, regular=False).decode()
         if form == "TOML":
             return tomllib.loads(text)
         return json.loads(text, object_pairs_hook=_without_repetition)

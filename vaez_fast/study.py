@@ -17,7 +17,15 @@ from .config import ConfigError, TrainConfig, choose_device, choose_precision
 from .data import PIXELS, load
 from .environment import environment
 from .errors import first_line, shown
-from .files import OutputError, claimed, prepare_files, read_json, write_atomically, write_json
+from .files import (
+    OutputError,
+    check_place,
+    claimed,
+    prepare_folder,
+    read_json,
+    write_atomically,
+    write_json,
+)
 from .measure import Measure
 from .progress import Progress
 from .results import holds_run
@@ -102,11 +110,13 @@ def _run_study(config: StudyConfig, out: Path, show_progress: bool, world: World
     device = choose_device(config.base.device)
     precision = str(choose_precision(config.base.precision, device)).removeprefix("torch.")
     settings = {**config.as_dict(), "precision": precision, "device": device.type}
+    if world.rank == 0:
+        _check_places(config, out)
+        _check_claim(out, settings)
     dataset = world.first_then_others(lambda: load(config.base.data, config.base.data_root))
     measure = Measure(config.base, dataset, device, out / "features.pt")
     if world.rank == 0:
-        _claim(out, settings)
-        _prepare(config, out)
+        prepare_folder(out / "runs")
         write_json(out / "study.json", settings)
     # The others read the file of the one that the first trains.
     world.first_then_others(lambda: measure.classifier)
@@ -143,7 +153,7 @@ def _observation_steps(steps: int) -> frozenset[int]:
     return frozenset({0, *spaced.tolist()})
 
 
-def _claim(out: Path, settings: dict[str, Any]) -> None:
+def _check_claim(out: Path, settings: dict[str, Any]) -> None:
     path = out / "study.json"
     if holds_run(out):
         raise OutputError(f"out: {out} holds a training run; name another folder")
@@ -157,12 +167,16 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
             raise OutputError(f"out: {out} holds a study of other settings ({said})")
 
 
-def _prepare(config: StudyConfig, out: Path) -> None:
-    # What is there is read; what is not, perhaps behind a link to nowhere, will be written.
-    network = [] if (out / "features.pt").exists() else ["features.pt"]
-    prepare_files(out, "study.json", "results.json", *network)
-    todo = (run for run in config.runs() if not _is_finished(out, run))
-    prepare_files(out / "runs", *(file.name for run in todo for file in _files(out, run)))
+def _check_places(config: StudyConfig, out: Path) -> None:
+    written = [out / "study.json", out / "results.json"]
+    # Of the rest, what is there is read; behind a link to nowhere nothing is.
+    if not (out / "features.pt").exists():
+        written.append(out / "features.pt")
+    for run in config.runs():
+        if not _is_finished(out, run):
+            written += _files(out, run)
+    for file in written:
+        check_place(file)
 
 
 def _is_finished(out: Path, run: TrainConfig) -> bool:

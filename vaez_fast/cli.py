@@ -108,6 +108,7 @@ def _run(name: str, words: list[str]) -> int:
 def _run_command(name: str, command: ModuleType, words: list[str]) -> int:
     from .commands.parser import Parser
     from .environment import expect_no_gpu
+    from .errors import printable
     from .stopping import Stopped
 
     # All ranks of torchrun read the same words; once they have met, they agree who speaks.
@@ -129,7 +130,7 @@ def _run_command(name: str, command: ModuleType, words: list[str]) -> int:
         if failure is None:
             raise
         status, reason = failure
-        line = " ".join(reason.split())  # one, also where a path holds a line break
+        line = printable(" ".join(reason.split()))  # one, also where a path holds a line break
         if not silent:
             print(f"vaez-fast {name}: error: {line}", file=sys.stderr)
     return status

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
+from .errors import printable
+
 
 class Progress:
     """Counts steps; shows steps/s, time left and a note, when `show` and stderr is a terminal."""
@@ -19,7 +21,7 @@ class Progress:
                 from tqdm import tqdm
             except ImportError:  # a bare GPU machine
                 return
-            self._bar = tqdm(total=total, desc=label, unit=unit, dynamic_ncols=True)
+            self._bar = tqdm(total=total, desc=printable(label), unit=unit, dynamic_ncols=True)
 
     def advance(self, steps: int = 1) -> None:
         if self._bar is not None:
@@ -27,7 +29,7 @@ class Progress:
 
     def note(self, text: str) -> None:
         if self._bar is not None:
-            self._bar.set_postfix_str(text)
+            self._bar.set_postfix_str(printable(text))
 
     def __enter__(self) -> Progress:
         return self

@@ -12,11 +12,20 @@ from typing import Any
 
 import numpy as np
 
+from .archives import read_arrays
 from .config import ConfigError, TrainConfig, choose_device, choose_precision
-from .data import load
+from .data import PIXELS, load
 from .environment import environment
 from .errors import first_line, shown
-from .files import OutputError, claimed, prepare_file, read_json, write_atomically, write_json
+from .files import (
+    OutputError,
+    check_place,
+    claimed,
+    prepare_folder,
+    read_json,
+    write_atomically,
+    write_json,
+)
 from .measure import Measure
 from .progress import Progress
 from .results import holds_run
@@ -27,6 +36,7 @@ KIND, SCHEMA = "vaez-fast article", 1
 KLS = ("total-derivative", "analytic", "sticking-the-landing")
 BETAS = (4.0, 16.0, 64.0)
 MOST_SEEDS = 1000
+IMAGES_MOST_BYTES = 2**23  # of a run's grids, which have 47 kB
 OBSERVATIONS = 24  # of the decay, evenly spaced in the logarithm of the step
 
 
@@ -100,10 +110,14 @@ def _run_study(config: StudyConfig, out: Path, show_progress: bool, world: World
     device = choose_device(config.base.device)
     precision = str(choose_precision(config.base.precision, device)).removeprefix("torch.")
     settings = {**config.as_dict(), "precision": precision, "device": device.type}
+    if world.rank == 0:
+        _check_places(config, out)
+        _check_claim(out, settings)
     dataset = world.first_then_others(lambda: load(config.base.data, config.base.data_root))
     measure = Measure(config.base, dataset, device, out / "features.pt")
     if world.rank == 0:
-        _claim(out, settings)
+        prepare_folder(out / "runs")
+        write_json(out / "study.json", settings)
     # The others read the file of the one that the first trains.
     world.first_then_others(lambda: measure.classifier)
     todo = [run for run in config.runs() if not _is_finished(out, run)]
@@ -116,8 +130,9 @@ def _run_study(config: StudyConfig, out: Path, show_progress: bool, world: World
             _check_finite(record, run)
             buffer = io.BytesIO()
             np.savez_compressed(buffer, **images)  # type: ignore[arg-type]
-            write_atomically(_file(out, run).with_suffix(".npz"), buffer.getvalue())
-            write_json(_file(out, run), record)
+            record_file, image_file = _files(out, run)
+            write_atomically(image_file, buffer.getvalue())
+            write_json(record_file, record)
             progress.advance()
     world.wait()
     if world.rank > 0:
@@ -128,7 +143,7 @@ def _run_study(config: StudyConfig, out: Path, show_progress: bool, world: World
         "config": settings,
         "environment": environment(device) | {"ranks": world.size},
         "beside": measure.beside(),
-        "runs": [read_json(_file(out, run)) for run in config.runs()],
+        "runs": [read_json(_files(out, run)[0]) for run in config.runs()],
     }
     write_json(out / "results.json", results)
 
@@ -138,7 +153,7 @@ def _observation_steps(steps: int) -> frozenset[int]:
     return frozenset({0, *spaced.tolist()})
 
 
-def _claim(out: Path, settings: dict[str, Any]) -> None:
+def _check_claim(out: Path, settings: dict[str, Any]) -> None:
     path = out / "study.json"
     if holds_run(out):
         raise OutputError(f"out: {out} holds a training run; name another folder")
@@ -150,12 +165,22 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
         if [name for name in different if name != "seeds"] or not more:
             said = ", ".join(f"{name} {held.get(name)!r}" for name in different)
             raise OutputError(f"out: {out} holds a study of other settings ({said})")
-    prepare_file(out / "runs" / "any")
-    write_json(path, settings)
+
+
+def _check_places(config: StudyConfig, out: Path) -> None:
+    written = [out / "study.json", out / "results.json"]
+    # Of the rest, what is there is read; behind a link to nowhere nothing is.
+    if not (out / "features.pt").exists():
+        written.append(out / "features.pt")
+    for run in config.runs():
+        if not _is_finished(out, run):
+            written += _files(out, run)
+    for file in written:
+        check_place(file)
 
 
 def _is_finished(out: Path, run: TrainConfig) -> bool:
-    return _file(out, run).exists() and _file(out, run).with_suffix(".npz").exists()
+    return all(file.exists() for file in _files(out, run))
 
 
 def _check_finite(record: dict[str, Any], run: TrainConfig) -> None:
@@ -168,8 +193,10 @@ def _check_finite(record: dict[str, Any], run: TrainConfig) -> None:
         ) from None
 
 
-def _file(out: Path, run: TrainConfig) -> Path:
-    return out / "runs" / f"{slug(run.arm)}-seed{run.seed}.json"
+def _files(out: Path, run: TrainConfig) -> tuple[Path, Path]:
+    # of its record and its images; the record goes last: with it the run is whole
+    name = f"{slug(run.arm)}-seed{run.seed}"
+    return out / "runs" / f"{name}.json", out / "runs" / f"{name}.npz"
 
 
 def slug(arm: str) -> str:
@@ -185,8 +212,11 @@ def images_of(out: Path, arm: str, seed: int) -> dict[str, np.ndarray]:
     """
     path = out / "runs" / f"{slug(arm)}-seed{seed}.npz"
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+        images = read_arrays(path, IMAGES_MOST_BYTES)
+        for name, grid in images.items():
+            if grid.dtype != np.uint8 or grid.ndim != 2 or grid.shape[1] != PIXELS:
+                raise ValueError(f"{shown(name)} is {grid.shape} {grid.dtype}")
+        return images
     except OSError as error:
         raise OutputError(f"cannot read {path}: {error.strerror or first_line(error)}") from None
     except Exception as error:  # a damaged archive fails in many ways

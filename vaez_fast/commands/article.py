@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from ..config import check_backend, choose_device
+from ..files import check_place
 from ..stopping import Signals
 from ..study import BETAS, StudyConfig, run_study
 from ..world import joined, own_device
@@ -55,6 +56,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from .. import report
     from .report import show
 
     config = StudyConfig(settings.train_config(options), options.seeds, tuple(options.betas))
@@ -63,5 +65,8 @@ def run(options: argparse.Namespace) -> int:
         device = own_device(choose_device(config.base.device))
         check_backend(device)
         config = replace(config, base=replace(config.base, device=str(device)))
+        if world.rank == 0:
+            for name in report.files():  # a study should not fail at its report
+                check_place(out / name)
         run_study(config, out, show_progress=True, world=world)
     return show(out, as_json=options.json) if world.rank == 0 else 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
+from ..errors import printable
 from . import settings
 from .settings import DEFAULTS
 
@@ -28,5 +29,5 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(record, indent=1))
     else:
-        print("\n".join(table(record)))
+        print("\n".join(map(printable, table(record))))
     return 0

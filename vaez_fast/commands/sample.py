@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from .. import generate
+from ..errors import printable
 from ..progress import waiting
 from ..samplers import SAMPLERS
 from ..trained import draw, open_run
@@ -61,5 +62,5 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps(document, indent=1))
     else:
         print(f"{trained.title}\n{options.count:,} images, z from {options.sampler}")
-        print(f"wrote {' and '.join(files)}")
+        print(f"wrote {' and '.join(map(printable, files))}")
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..errors import printable
 from ..progress import waiting
 from . import settings
 
@@ -29,5 +30,5 @@ def run(options: argparse.Namespace) -> int:
         print((out / "theory.json").read_text(), end="")
     else:
         print("\n".join(theory.table(record)))
-        print(f"wrote {out / 'theory.json'} and its figures")
+        print(f"wrote {printable(out / 'theory.json')} and its figures")
     return 0

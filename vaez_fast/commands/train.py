@@ -23,10 +23,10 @@ from ..config import (
 )
 from ..data import load
 from ..environment import SAME_DIGITS, environment
-from ..errors import shown
+from ..errors import printable, shown
 from ..files import OutputError, claimed, read_json
 from ..progress import waiting
-from ..results import begun, is_whole, save, unfinished
+from ..results import begun, is_whole, prepare, save, unfinished
 from ..stopping import Signals, Stopped
 from ..train import Result, train
 from ..world import World, joined, own_device
@@ -151,7 +151,7 @@ def run(options: argparse.Namespace) -> int:
         except Stopped as stopped:
             if world.first_to_speak():
                 last = Keeping(out).last()
-                print(f"vaez-fast train: {stopped}; {last}", file=sys.stderr)
+                print(f"vaez-fast train: {stopped}; {printable(last)}", file=sys.stderr)
             return stopped.exit_status
 
 
@@ -167,11 +167,14 @@ def _run(
     if config is None:
         if is_whole(out):
             if world.rank == 0:
-                _print(options, out, f"{out} holds a whole run: there is nothing to go on with")
+                said = f"{printable(out)} holds a whole run: there is nothing to go on with"
+                _print(options, out, said)
             return 0
         config, resumed = unfinished(out)
         moved = {n: getattr(options, n) for n in ("data_root", "device") if n in options.given}
         config = replace(config, **moved)
+    if world.rank == 0:
+        prepare(out)
     device = own_device(choose_device(config.device))
     check_backend(device)
     if resumed is not None and world.rank == 0:
@@ -197,7 +200,7 @@ def _compare_machines(before: dict[str, Any], now: dict[str, Any], world: World)
     if changed:
         was = ", ".join(f"{name} was {shown(before.get(name))}" for name in changed)
         said = f"the last digits may not be those of an undisturbed run: {was}"
-        print(f"vaez-fast train: note: {said}", file=sys.stderr)
+        print(f"vaez-fast train: note: {printable(said)}", file=sys.stderr)
 
 
 def _print(options: argparse.Namespace, out: Path, otherwise: str) -> None:
@@ -217,6 +220,6 @@ def _table(config: TrainConfig, result: Result, out: Path) -> str:
         f"{result.eval_seconds:.1f} s evaluating; "
         + ("best validation bound" if config.decoder == "joint" else "last state")
         + f" at step {result.best_step}",
-        f"wrote {out / 'metrics.json'} and {out / 'checkpoint.pt'}",
+        f"wrote {printable(out / 'metrics.json')} and {printable(out / 'checkpoint.pt')}",
     ]
     return "\n".join(lines)

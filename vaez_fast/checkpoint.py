@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .config import CHECKPOINT_SECONDS
 from .errors import shown
 from .files import OutputError, read_tensors, write_atomically
 from .stopping import Signals
 
 KIND, SCHEMA = "vaez-fast checkpoint", 2
 NAME = "checkpoint.pt"
-SECONDS = 60.0  # between checkpoints; one of altosaar's is 12 MB
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Keeping:
     """Where a run keeps its checkpoint, how often, from which it goes on, and who may stop it."""
 
     folder: Path
-    seconds: float = SECONDS
+    seconds: float = CHECKPOINT_SECONDS
     resumed: Checkpoint | None = None
     signals: Signals = field(default_factory=Signals)
     _kept_at: float = field(default_factory=time.monotonic)

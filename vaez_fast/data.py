@@ -29,10 +29,11 @@ from torch import Tensor
 from vaez_kernels import noise_key, uniform
 from vaez_kernels.checks import check_choice, check_count
 
+from .names import BINARIZATIONS as BINARIZATIONS
+from .names import DATA_SETS as DATA_SETS
+
 TORCHVISION_CLASSES = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
-DATA_SETS = ("mnist-5k", *TORCHVISION_CLASSES)
 SPLITS = ("train", "validation", "test")
-BINARIZATIONS = ("static", "dynamic", "threshold", "none")
 
 PIXELS = 784
 IDX_FILE_BYTES = {

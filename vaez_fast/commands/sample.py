@@ -6,10 +6,8 @@ import argparse
 import json
 from pathlib import Path
 
-from .. import generate
+from ..names import SAMPLERS
 from ..progress import waiting
-from ..samplers import SAMPLERS
-from ..trained import draw, open_run
 from . import settings
 from .kinds import COUNT, PATH, SEED, one_of
 
@@ -47,6 +45,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from .. import generate
+    from ..trained import draw, open_run
+
     out: Path = settings.needed(options, "out", "a folder for the samples")
     trained = open_run(options.run, data_root=options.data_root, device=options.device)
     generate.prepare(out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -276,23 +277,34 @@ def _meet(patience: timedelta) -> tuple[Store, int, int]:
         )
         rank = 0
     else:
-        while True:
-            try:
-                store, rank, size = next(_rendezvous(timedelta(seconds=WAIT_SECONDS)))
-                break
-            except dist.DistError:
-                if time.monotonic() > deadline:
-                    raise
+        if host and port:
+            _reach(host, _number("MASTER_PORT", "0"), deadline)
+        store, rank, size = next(_rendezvous(patience))
     count = store.add("vaez_fast/here", 1)
     while count < size:
         if time.monotonic() > deadline:
             raise RankError(
                 f"only {count} of {size} ranks came within {patience.total_seconds():g} s "
-                f"({VARIABLE} says how many to wait for them)"
+                f"({VARIABLE} says how many seconds to wait for them)"
             )
         time.sleep(POLL_SECONDS)
         count = store.add("vaez_fast/here", 0)
     return store, rank, size
+
+
+def _reach(host: str, port: int, deadline: float) -> None:
+    # PyTorch would try it, too, but print a page of C++ for each time that nobody is there.
+    while True:
+        try:
+            socket.create_connection((host, port), WAIT_SECONDS).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise RankError(
+                    f"the first rank cannot be reached at {host}, port {port}: {error} "
+                    f"({VARIABLE} says how many seconds to wait for it)"
+                ) from None
+        time.sleep(POLL_SECONDS)
 
 
 def _rendezvous(timeout: timedelta) -> Iterator[tuple[Store, int, int]]:

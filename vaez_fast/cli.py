@@ -146,9 +146,18 @@ def _run_command(name: str, command: ModuleType, words: list[str], closed: froze
         return 0
     if getattr(command, "ONLY_PRINTS", False):
         _expect_stdout(closed)
+    _expect_folder()
     expect_no_gpu()
     status: int = command.run(options)
     return status
+
+
+def _expect_folder() -> None:
+    # PyTorch's libraries end the process where the working directory was deleted.
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise OutputError(f"cannot use the current folder: {error.strerror}") from None
 
 
 def _may_speak() -> bool:
@@ -166,7 +175,9 @@ def _failure(error: Exception, command: ModuleType) -> tuple[int, str] | None:
         return 2, str(error)
     if isinstance(error, OutputError):
         return 1, str(error)
-    if isinstance(error, OSError) and error.filename is not None:  # else it is the output's
+    if isinstance(error, OSError):
+        if error.filename is None:  # it is the output's, of which `main` tells
+            return None
         return 1, f"cannot use {error.filename}: {error.strerror}"
     # Where these are raised, PyTorch is imported already.
     from .compare import CompareError

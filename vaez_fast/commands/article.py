@@ -54,6 +54,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     config = StudyConfig(settings.train_config(options), options.seeds, tuple(options.betas))
     out: Path = settings.needed(options, "out", "a folder for the results")
+
     from ..study import run_study
     from ..world import LONG_SECONDS, joined, own_device
     from .report import show

@@ -45,10 +45,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    out: Path = settings.needed(options, "out", "a folder for the samples")
+
     from .. import generate
     from ..trained import draw, open_run
 
-    out: Path = settings.needed(options, "out", "a folder for the samples")
     trained = open_run(options.run, data_root=options.data_root, device=options.device)
     generate.prepare(out)
     with waiting(f"sampling from {options.sampler}", show=True):

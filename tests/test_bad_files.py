@@ -32,13 +32,13 @@ from vaez_fast import data, engine, features, files, regime, trained
 from vaez_fast import study as studies
 from vaez_fast.checkpoint import Checkpoint
 from vaez_fast.cli import main
-from vaez_fast.commands import train
 from vaez_fast.data import DataError, Dataset
 from vaez_fast.environment import environment as machine
 from vaez_fast.files import OutputError
 from vaez_fast.study import slug
 
 ROOT = Path(__file__).parents[1]
+LOAD = data.load
 # One compiled step for all that trains here.
 SETTINGS = [
     *("--model", "lyeoni", "--steps", "120", "--batch-size", "20", "--test-samples", "1"),
@@ -93,7 +93,7 @@ def digits() -> Dataset:
 
 @pytest.fixture(autouse=True)
 def load_once(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (train, trained, studies):
+    for module in (data, trained, studies):
         monkeypatch.setattr(module, "load", lambda *_: digits)
 
 
@@ -184,7 +184,7 @@ class TestData:
         monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str],
     ) -> None:
-        monkeypatch.setattr(train, "load", data.load)
+        monkeypatch.setattr(data, "load", LOAD)
         raw = tmp_path / "MNIST" / "raw"
         raw.mkdir(parents=True)
         for name, size in data.IDX_FILE_BYTES.items():
@@ -432,7 +432,7 @@ def test_an_output_on_a_full_disk_is_one_line() -> None:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, digits: Dataset) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("undisturbed") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "load", lambda *_: digits)
+        patch.setattr(data, "load", lambda *_: digits)
         assert main(["train", *SETTINGS, "--out", str(out)]) == 0
     return measured_in(out)
 

@@ -36,11 +36,11 @@ from .archives import read_arrays
 from .errors import printable
 from .files import OutputError, prepare_file, write_atomically
 from .inputs import read_bytes
+from .names import BINARIZATIONS as BINARIZATIONS
+from .names import DATA_SETS as DATA_SETS
 
 TORCHVISION_CLASSES = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
-DATA_SETS = ("mnist-5k", *TORCHVISION_CLASSES)
 SPLITS = ("train", "validation", "test")
-BINARIZATIONS = ("static", "dynamic", "threshold", "none")
 
 PIXELS = 784
 IDX_FILES = {  # by name, the sizes of the dimensions

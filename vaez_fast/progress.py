@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any
 
@@ -49,9 +49,11 @@ def waiting(what: str, *, show: bool) -> Iterator[None]:
     """The block whose time nobody can foretell: its name is shown where a bar would be."""
     show = show and sys.stderr.isatty()
     if show:
-        print(f"{what} …", end="", file=sys.stderr, flush=True)
+        with suppress(OSError):  # the terminal was closed, and the run goes on
+            print(f"{what} …", end="", file=sys.stderr, flush=True)
     try:
         yield
     finally:
         if show:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)  # what follows begins a line
+            with suppress(OSError):
+                print("\r\033[K", end="", file=sys.stderr, flush=True)  # what follows begins a line

@@ -13,6 +13,7 @@ DESCRIPTION = """\
 Print what runs where on this machine: versions, processor, CUDA devices, the ops' backends and why
 one is off, compiler, precision, and which data sets are at hand. Nothing is downloaded."""
 EXAMPLE = "vaez-fast env --data-root data"
+ONLY_PRINTS = True
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

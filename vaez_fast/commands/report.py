@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 
 from ..errors import printable
-from ..evaluate import Metrics
 from ..files import OutputError, reading
 from ..progress import waiting
 from . import settings
@@ -61,6 +60,7 @@ def show(folder: Path, *, as_json: bool) -> int:
 
 def _show_run(folder: Path, *, as_json: bool) -> int:
     from .. import report_run
+    from ..evaluate import Metrics
 
     with waiting("drawing the report", show=True):
         trained = report_run.write(folder)

@@ -21,9 +21,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    out: Path = settings.needed(options, "out", "a folder for the results")
+
     from .. import theory
 
-    out: Path = settings.needed(options, "out", "a folder for the results")
     with waiting("computing", show=True):
         record = theory.write(out)
     if options.json:

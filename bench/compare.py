@@ -39,6 +39,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from bench.busy import busy_line
 from bench.changes import BAND, Change, changes, control_spread
 from bench.records import Record, RecordError, read
 from bench.summary import time_text
@@ -79,6 +80,9 @@ def notes(old: Record, new: Record) -> Iterator[str]:
     """The runs, and what differs between them and is no reason to refuse."""
     for name, record in (("OLD", old), ("NEW", new)):
         yield f"{name}  {record.path}: {record.where()}"
+        busy = busy_line(row.info for row in record.rows)
+        if busy:
+            yield f"{name}  {busy}"
     for version in VERSIONS:
         if old.machine.get(version) != new.machine.get(version):
             yield f"{version} differs: {old.machine.get(version)} and {new.machine.get(version)}"

@@ -194,6 +194,8 @@ def _row(benchmark: dict[str, Any]) -> Row:
 # be missing.
 WITH_FLOOR = ("floor_bytes", "gb_per_second", "copy_gb_per_second", "percent_of_copy")
 MAYBE = ("moved_bytes", "images", "step_over_products")
+LOAD = ("seconds", "own", "others", "load_average", "processors")
+LOAD_MAYBE = ("others", "load_average")
 METRICS = ("rate", "elbo", "log_px", "log_px_samples")
 
 
@@ -207,6 +209,10 @@ def _check_info(info: dict[str, Any]) -> None:
     for name in MAYBE:
         if info.get(name) is not None:
             _check_number(name, info[name], least=1e-12)
+    if info.get("load") is not None:
+        for name in LOAD:
+            if not (name in LOAD_MAYBE and info["load"][name] is None):
+                _check_number(name, info["load"][name], least=0)
     if "metrics" in info:
         _check_number("images_per_second", info["images_per_second"], least=0)
         for name in METRICS:

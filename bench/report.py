@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bench import figures
+from bench.busy import busy_line
 from bench.records import Record, RecordError, family, part_of_name, read
 from bench.summary import NOTES, tables
 from vaez_fast.errors import printable
@@ -52,11 +53,14 @@ def draw(records: Sequence[Record]) -> tuple[list[Block], dict[str, bytes]]:
 def _of_record(record: Record, suffix: str, pictures: dict[str, bytes]) -> Iterator[Block]:
     device = record.machine["device"]
     yield Heading(2, f"{device}, {record.date[:10]}")
-    quick = " A quick run: few rounds, few sizes." if record.quick else ""
+    quick = " A quick run: few rounds." if record.quick else ""
     copy = f" A plain copy moves {record.copy:,.1f} GB/s, read plus written." if record.copy else ""
     python = record.machine.get("python", "–")
     yield Text(f"{record.where()}, Python {python}.{copy}{quick} Repeat it with:")
     yield Text(record.command or "pytest bench --benchmark-only", code=True)
+    busy = busy_line(row.info for row in record.rows)
+    if busy:
+        yield Text(busy)
     yield from _rooflines(record, suffix, pictures)
     yield Text(PROVIDERS)
     families: dict[str, list[str]] = {}

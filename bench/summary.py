@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.busy import busy_line
 from vaez_fast.errors import printable
 
 Row = tuple[str, dict[str, Any], float, float]  # group, extra_info, median and IQR in seconds
@@ -68,6 +69,10 @@ def summary(rows: list[Row], machine: dict[str, Any], markdown: bool = False) ->
         yield from table.markdown() if markdown else table.text()
     yield ""
     yield from NOTES
+    busy = busy_line(info for _, info, *_ in rows)
+    if busy:
+        yield ""
+        yield busy
 
 
 def tables(rows: list[Row]) -> Iterator[Table]:

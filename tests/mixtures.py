@@ -73,6 +73,21 @@ def mixture(
     return Mixture(z.detach().requires_grad_(), mu, logvar, left)
 
 
+def lone(draws: int, components: int, columns: int, leave_out: str = "none") -> Mixture:
+    """Draws whose own component, a narrow one, has nearly all of their density.
+
+    These components lie evenly among all, the first and the last one included. `leave_out`: "own"
+    leaves it out; "other" leaves out the component that lies half of all of them further on.
+    """
+    generator = torch.Generator().manual_seed(0)
+    mu = torch.randn(components, columns, generator=generator)
+    logvar = torch.full_like(mu, -9.0)
+    own = torch.linspace(0, components - 1, draws).long()
+    z = mu[own] + torch.exp(0.5 * logvar[own]) * torch.randn(draws, columns, generator=generator)
+    left = {"none": None, "own": own, "other": (own + components // 2) % components}[leave_out]
+    return Mixture(z.requires_grad_(), mu, logvar, left)
+
+
 def upstream_of(z: Tensor) -> Tensor:
     """A gradient (M,) of neither unit size nor contiguous memory."""
     return torch.randn((2 * len(z),), generator=torch.Generator().manual_seed(1))[::2]

@@ -11,7 +11,7 @@ import torch
 from bench.traffic import mixture_log_prob_moved
 from tests.helpers import assert_within
 from tests.interpreted.watch import accesses, addresses, far_launch, tensors, touched, watch
-from tests.mixtures import LAYOUTS, Mixture, bounds, check, measured, mixture
+from tests.mixtures import LAYOUTS, Mixture, bounds, check, lone, measured, mixture
 from vaez_kernels import interpreting, mixture_log_prob, reference, use_backend
 from vaez_kernels import mixture as module
 
@@ -79,6 +79,18 @@ def test_the_number_of_programs_reorders_sums_alone(
     monkeypatch.setattr(module, "PROGRAMS", programs)
     for name, a, b, bound in zip(one._fields, one, measured(case), bounds(case), strict=True):
         assert_within(name, b, a, 2.0 * bound)
+
+
+# Of programs for 17 draws: three tiles of components in one, two and one, one in each.
+@pytest.mark.parametrize("programs", [1, 4, 6])
+@pytest.mark.parametrize("leave_out", ["none", "own", "other"])
+def test_each_draws_own_component_is_found_in_whichever_tile(
+    leave_out: str, programs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PROGRAMS", programs)
+    case = lone(17, 300, 2, leave_out=leave_out)
+    assert module.splits_of(17, 3) == max(1, programs // 2)
+    check(case)
 
 
 @pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")  # NumPy's, on infinity

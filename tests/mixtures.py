@@ -88,6 +88,14 @@ def lone(draws: int, components: int, columns: int, leave_out: str = "none") -> 
     return Mixture(z.requires_grad_(), mu, logvar, left)
 
 
+def long_chain() -> Mixture:
+    """1,024 equal squares, each a little less than half a unit in the last place of a sum from 512
+    on above 1: a single chain of float32 additions would lose that 500 times."""
+    z = torch.zeros(2, 1024, requires_grad=True)
+    mu = torch.full((1, 1024), 1 + 0.475 * 2.0**-15)
+    return Mixture(z, mu, torch.zeros_like(mu))
+
+
 def upstream_of(z: Tensor) -> Tensor:
     """A gradient (M,) of neither unit size nor contiguous memory."""
     return torch.randn((2 * len(z),), generator=torch.Generator().manual_seed(1))[::2]

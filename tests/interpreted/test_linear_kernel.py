@@ -143,6 +143,22 @@ def test_tf32_operands_are_rounded_to_the_nearest_of_ten_bits() -> None:
 
 
 @pytest.mark.usefixtures("small_tiles")
+def test_float32_operands_lose_their_bits_where_bfloat16_products_are_asked_for() -> None:
+    # The interpreter cuts off what a GPU rounds, in values, weights and residuals alike.
+    value = torch.full((1, 1, 1), 1 + 0.6 * 2.0**-7)
+    one, none, lit = torch.ones(1, 1), torch.zeros(1), torch.ones(1, 1, dtype=torch.uint8)
+    wanted = torch.nn.functional.logsigmoid(torch.ones(1, 1).double())
+    for hidden, weight in ((value, one), (one[None], value[0])):
+        hidden, weight = (t.clone().requires_grad_() for t in (hidden, weight))
+        out = linear_bernoulli_log_prob(hidden, weight, none, lit, "bfloat16")
+        assert_within("log_prob", out, wanted, 1e-6)
+        grads = torch.autograd.grad(out.sum(), (hidden, weight))
+        # 1 − sigmoid(1) = 137.7/512 is 137/512 in eight bits, and the other operand is 1.
+        for grad in grads:
+            assert_within("gradient", grad.flatten(), torch.tensor([137 / 512]), 1e-6)
+
+
+@pytest.mark.usefixtures("small_tiles")
 def test_a_nan_of_any_bits_stays_one_in_tf32() -> None:
     # With all bits set, rounding carries over into the sign and would leave zero.
     hidden = torch.full((1, 1, 1), 0x7FFFFFFF, dtype=torch.int32).view(torch.float32)

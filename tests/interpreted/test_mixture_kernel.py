@@ -11,7 +11,7 @@ import torch
 from bench.traffic import mixture_log_prob_moved
 from tests.helpers import assert_within
 from tests.interpreted.watch import accesses, addresses, far_launch, tensors, touched, watch
-from tests.mixtures import LAYOUTS, Mixture, bounds, check, lone, measured, mixture
+from tests.mixtures import LAYOUTS, Mixture, bounds, check, lone, long_chain, measured, mixture
 from vaez_kernels import interpreting, mixture_log_prob, reference, use_backend
 from vaez_kernels import mixture as module
 
@@ -36,6 +36,14 @@ def test_value_and_gradient_are_the_references(
 ) -> None:
     check(mixture(*shape, leave_out=leave_out and shape[1] > 1))
     assert launches == ["_launch_forward", "_launch_backward"]
+
+
+def test_many_dimensions_are_not_summed_in_one_chain() -> None:
+    case = long_chain()
+    z, mu, logvar, _ = case
+    wanted = reference.mixture_log_prob(z.detach(), mu, logvar)
+    actual = mixture_log_prob(z.detach(), mu, logvar)
+    assert_within("log_prob", actual, wanted, bounds(case).log_prob)
 
 
 def test_more_dimensions_than_a_block_holds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,6 +146,24 @@ class TestANumberDependsOnItsAddressAlone:
         assert torch.equal(draw(KEY, 3, 4, columns, sample_offset=6), draw(KEY, 9, 4, columns)[6:])
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_sample_begins_where_the_one_before_it_ends(
+    compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not compiled:
+        monkeypatch.setattr(noise, "has_cpu_compiler", lambda: False)
+    # For 49, 98 and others of these, n times the float64 reciprocal of n is below 1.
+    for quads in range(1, 260):
+        wanted = reference.normal(KEY, 5, 1, 4 * quads)
+        assert_within(f"{quads} quads", normal(KEY, 5, 1, 4 * quads), wanted, 1e-5)
+
+
+def test_samples_beyond_what_float32_counts_keep_their_numbers() -> None:
+    # float32 has no halves from 2²³ on.
+    many = normal(KEY, 2**23 + 5, 1, 1)[-8:]
+    assert torch.equal(many, normal(KEY, 8, 1, 1, sample_offset=2**23 - 3))
+
+
 @pytest.mark.parametrize("columns", [3, 20])
 @pytest.mark.parametrize("name", ["normal", "uniform"])
 def test_row_offsets_carry_into_the_counters_second_word(name: str, columns: int) -> None:

@@ -121,6 +121,17 @@ def test_the_stream_is_the_fallbacks_bit_for_bit(draw: Any, columns: int) -> Non
             assert torch.equal(drawn, draw(KEY, 3, 7, columns, **options))
 
 
+@pytest.mark.parametrize(("step", "row", "column"), [(4, 1568679, 2), (5, 382132, 1)])
+def test_a_word_that_rounds_to_1_stays_below_it(step: int, row: int, column: int) -> None:
+    # Found by search: less than 16 below 2³².
+    key = noise_key(2024, "train", step)
+    assert reference.uniform(key, 1, 1, 4, row_offset=row)[0, 0, column] > 1 - 2.0**-28
+    drawn = uniform(key, 1, 1, 4, row_offset=row)
+    assert drawn[0, 0, column] == 1 - 2.0**-24
+    with use_backend("torch"):
+        assert torch.equal(drawn, uniform(key, 1, 1, 4, row_offset=row))
+
+
 def test_all_of_the_key_and_the_step_reach_the_kernels() -> None:
     for key in (noise_key(2**32 - 1, "generate", 2**32 - 1), noise_key(0, "binarize", 2**31)):
         wanted = reference.normal(key, 2, 3, 20)
@@ -291,8 +302,9 @@ def test_backward_outside_the_backend_block_has_the_gradients_of_inside(route: s
 
     def forward() -> tuple[Tensor, Tensor]:
         if route == "public":
-            return rsample_kl(mu, logvar, key, 2, "total-derivative")
-        out = torch.ops.vaez.latent_forward(mu, logvar, key, 2, True, "total-derivative", 0, 0)
+            kl = "total-derivative"
+            return rsample_kl(mu, logvar, key, 2, kl, row_offset=7, sample_offset=3)
+        out = torch.ops.vaez.latent_forward(mu, logvar, key, 2, True, "total-derivative", 7, 3)
         return out[0], out[1]
 
     def gradients(z: Tensor, kl: Tensor) -> tuple[Tensor, ...]:

@@ -374,7 +374,10 @@ def test_images_are_drawn_from_codes_of_training_images(
         codes = z.mean(0) + z.std(0, correction=0) * eps
     elif name == "full-covariance":
         codes = z.mean(0) + eps @ torch.linalg.cholesky(z.T.cov(correction=0)).T
-    else:  # images in another order, or scikit-learn's fit: what is drawn of them is tested there
+    elif name == "posterior":
+        u = reference.uniform(noise_key(SEED, "generate", 0), 1, len(z), 1, sample_offset=1)
+        codes = z[u.flatten().argsort(stable=True)[:GENERATED]]
+    else:  # scikit-learn's fit: what is drawn of it is tested with the samplers
         codes = fit(name, z.float()).draw(noise_key(SEED, "generate", 0), GENERATED).double()
     with torch.no_grad():
         means = torch.sigmoid(ours.textbook.decoder(codes))

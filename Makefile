@@ -1,4 +1,4 @@
-# make test | make bench | make compare | make gpu | make soak | make docs | make lint: each sets up
+# make test | bench | compare | gpu | soak | mutants | repeat | docs | lint: each sets up
 # .venv by itself, the first time and whenever pyproject.toml has changed. Another interpreter: make test PYTHON=python3.12
 
 PYTHON ?= python3
@@ -12,9 +12,11 @@ TEST_FLAGS ?= -n 2 --dist loadfile --no-loadscope-reorder -p no:benchmark
 BENCH_FLAGS ?=
 GPU_OUT ?= runs/gpu
 SOAK_OUT ?= runs/soak
+MUTANTS_OUT ?= runs/mutants
+DATA_ROOT ?= data
 DOCS_OUT ?= build/docs
 
-.PHONY: test bench compare gpu soak docs lint format clean
+.PHONY: test bench compare gpu soak mutants repeat docs lint format clean
 
 test: $(INSTALLED)
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest $(TEST_FLAGS)
@@ -32,6 +34,14 @@ gpu: $(INSTALLED)
 # A quarter of an hour: 20,000 steps with an eye on memory, and 20 runs killed and resumed.
 soak: $(INSTALLED)
 	OMP_WAIT_POLICY=passive $(BIN)/python -m bench.soak --out $(SOAK_OUT)
+
+# An hour or two: every small bug of tests/mutants in turn, and the tests that should catch it.
+mutants: $(INSTALLED)
+	$(BIN)/python -m tests.mutants --out $(MUTANTS_OUT)
+
+# Some minutes: reports/train-mnist again, to the last digit where the processor is the same.
+repeat: $(INSTALLED)
+	$(BIN)/python -m bench.repeat --data-root $(DATA_ROOT)
 
 docs: $(INSTALLED)
 	$(BIN)/python docs/reference.py $(DOCS_OUT)

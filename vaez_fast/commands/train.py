@@ -22,7 +22,7 @@ from ..config import (
     choose_device,
 )
 from ..data import load
-from ..environment import environment
+from ..environment import SAME_DIGITS, environment
 from ..errors import shown
 from ..files import OutputError, claimed, read_json
 from ..progress import waiting
@@ -125,8 +125,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-# What the last digits depend on, beside settings and images.
-SAME_DIGITS = ("torch", "triton", "device", "cpu", "threads", "revision", "ranks")
 # What may be said beside --resume: where things lie and run, not what is computed.
 BESIDE_RESUME = {"resume", "data_root", "device", "checkpoint_seconds", "json"}
 
@@ -194,7 +192,8 @@ def _run(
 
 def _compare_machines(before: dict[str, Any], now: dict[str, Any], world: World) -> None:
     now = now | {"ranks": world.size}
-    changed = [name for name in SAME_DIGITS if before.get(name) != now[name]]
+    names = (*SAME_DIGITS, "revision", "ranks")
+    changed = [name for name in names if before.get(name) != now[name]]
     if changed:
         was = ", ".join(f"{name} was {shown(before.get(name))}" for name in changed)
         said = f"the last digits may not be those of an undisturbed run: {was}"

@@ -1,0 +1,65 @@
+"""Put small bugs into copies of the checkout and see whether the tests catch them.
+
+Exit status: 0 done, 1 too few are caught or one that a review had named is missed, 2 a mutant
+cannot be tried.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.mutants.mutant import MutantError, read
+from tests.mutants.record import bugs, faults, page, record_of
+from tests.mutants.trial import Verdict, prove_baseline, tried
+from vaez_fast.files import OutputError, prepare_file, write_atomically, write_json
+
+FOLDER = Path(__file__).parent
+ROOT = FOLDER.parents[1]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
+    parser.add_argument(
+        "files", type=Path, nargs="*", metavar="FILE", help="of mutants (default: all beside this)"
+    )
+    parser.add_argument("--only", default="", metavar="TEXT", help="in what the mutant says")
+    parser.add_argument("--jobs", type=int, default=2, help="tried at once (default: 2)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="for results.json and README.md")
+    options = parser.parse_args(argv)
+    if options.jobs < 1:
+        parser.error(f"argument --jobs: must be at least 1, got {options.jobs}")
+    try:
+        if options.out is not None:
+            prepare_file(options.out / "results.json")
+        files = options.files or sorted(FOLDER.glob("*.toml"))
+        mutants = [m for file in files for m in read(file) if options.only in m.says]
+        if not mutants:
+            raise MutantError("there are no such mutants")
+        prove_baseline(ROOT, mutants, options.jobs)
+        record = record_of(ROOT, tried(ROOT, mutants, options.jobs, _show))
+        if options.out is not None:
+            write_json(options.out / "results.json", record)
+            write_atomically(options.out / "README.md", page(record).encode())
+    except (MutantError, OutputError) as error:
+        print(f"mutants: error: {error}", file=sys.stderr)
+        return 2
+    wanted = bugs(record)
+    print(f"{sum(m['caught'] for m in wanted)} of {len(wanted)} caught")
+    for line in (lines := faults(record)):
+        print(line)
+    return 1 if lines else 0
+
+
+def _show(verdict: Verdict) -> None:
+    expected = "harmless" if verdict.mutant.harmless else "MISSED"
+    said = "caught" if verdict.caught else expected
+    print(f"{said:<9}{verdict.seconds:6.0f} s  {verdict.mutant.says}", flush=True)
+    if verdict.caught:
+        print(f"{'':18}by {verdict.by}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""The verdicts on all mutants as a record, a table and an exit status."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tests.mutants.trial import Verdict
+from vaez_fast.environment import environment
+from vaez_fast.page import Block, Heading, Table, Text, markdown
+
+LEAST_CAUGHT = 0.9  # of the mutants that are not harmless
+
+Record = dict[str, Any]
+
+
+def record_of(root: Path, verdicts: Sequence[Verdict]) -> Record:
+    """What results.json holds."""
+    rows = [
+        {
+            "says": v.mutant.says,
+            "file": v.mutant.file,
+            "line": v.mutant.line(root),
+            "review": v.mutant.review,
+            "harmless": v.mutant.harmless,
+            "caught": v.caught,
+            "by": v.by,
+            "seconds": round(v.seconds, 1),
+        }
+        for v in verdicts
+    ]
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"date": now, "machine": environment(), "mutants": rows}
+
+
+def bugs(record: Record) -> list[Record]:
+    """The mutants that a test should catch."""
+    return [m for m in record["mutants"] if not m["harmless"]]
+
+
+def faults(record: Record) -> list[str]:
+    """Why the run fails, a line each; empty if it does not."""
+    wanted = bugs(record)
+    caught = sum(m["caught"] for m in wanted)
+    lines = []
+    if wanted and caught < LEAST_CAUGHT * len(wanted):
+        lines.append(f"{caught} of {len(wanted)} caught, expected at least {LEAST_CAUGHT:.0%}")
+    for m in record["mutants"]:
+        if m["review"] and not m["caught"]:
+            lines.append(f"missed, though a review had named it: {m['says']} ({m['file']})")
+        if m["harmless"] and m["caught"]:
+            lines.append(f"called harmless, but {m['by']} catches it: {m['says']} ({m['file']})")
+    return lines
+
+
+def page(record: Record) -> str:
+    """README.md of the record."""
+    machine = record["machine"]
+    wanted = bugs(record)
+    harmless = [m for m in record["mutants"] if m["harmless"]]
+    missed = [m for m in wanted if not m["caught"]]
+    reviewed = [m for m in wanted if m["review"]]
+    caught, named = len(wanted) - len(missed), sum(m["caught"] for m in reviewed)
+    blocks: list[Block] = [
+        Heading(1, "Small bugs, and the tests that catch them"),
+        Text(
+            f"{machine['cpu']}, torch {machine['torch']}, Python {machine['python']}, "
+            f"{record['date'][:10]}, revision {str(machine['revision'])[:7]}"
+            f"{' with changes' if machine['dirty'] else ''}."
+        ),
+        Text("`make mutants` (or `python -m tests.mutants --out DIR`) repeats this page."),
+        Text(
+            f"Each row is a bug of one place. It was put into a copy of the checkout, and the "
+            f"tests that should catch it were run. The tests catch {caught} of {len(wanted)} bugs "
+            f"({caught / max(1, len(wanted)):.0%}); {len(harmless)} more changes turned out to be "
+            f"harmless. A review had put {len(reviewed)} of the bugs in before, when every test "
+            f"passed; now {named} of these are caught."
+        ),
+    ]
+    if missed:
+        rows = [(m["says"], _place(m)) for m in missed]
+        blocks += [Heading(2, "Missed"), Table(("bug", "where"), rows)]
+    for title, chosen in (
+        ("Bugs that a review had named", reviewed),
+        ("Other bugs", [m for m in wanted if not m["review"]]),
+    ):
+        rows3 = [(m["says"], _place(m), m["by"] or "**missed**") for m in chosen]
+        blocks += [Heading(2, title), Table(("bug", "where", "caught by"), rows3)]
+    rows3 = [(m["says"], _place(m), m["harmless"]) for m in harmless]
+    blocks += [Heading(2, "Harmless"), Table(("change", "where", "why nobody can tell"), rows3)]
+    return markdown(blocks)
+
+
+def _place(mutant: Record) -> str:
+    return f"{mutant['file']}:{mutant['line']}"

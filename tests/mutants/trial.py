@@ -1,0 +1,144 @@
+"""Mutants put to the test: each in a copy of the checkout, whose tests then run."""
+
+from __future__ import annotations
+
+import os
+import queue
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.mutants.mutant import Mutant, MutantError
+
+# No set of tests takes a third of this with warm caches; a mutant that does hangs.
+LONGEST = 900.0  # seconds
+PASSED, FAILED, BROKEN = 0, 1, 2  # pytest's exit statuses; 2 also where a file cannot be imported
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the tests said of a mutant."""
+
+    mutant: Mutant
+    caught: bool
+    by: str  # the first test that failed, or what else happened; empty if missed
+    seconds: float
+
+
+def copy_of(root: Path, target: Path) -> None:
+    """Copy what git tracks or would track."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=root, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    for name in filter(None, listed.split("\0")):
+        if not (root / name).is_file():  # deleted, and not yet committed
+            continue
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(root / name, target / name)
+
+
+def run_tests(tree: Path, tests: Sequence[str], *flags: str) -> tuple[int | None, str]:
+    """Run pytest in `tree`: its exit status, None if it did not end, and what it printed."""
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(tree), str(tree / "kernels")]),
+        # Compiled files are told from old ones by whole seconds and sizes: a mutant may share both.
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "OMP_WAIT_POLICY": "passive",
+    }
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *flags, *tests]
+    try:
+        done = subprocess.run(
+            command, cwd=tree, env=environment, capture_output=True, text=True, timeout=LONGEST
+        )
+    except subprocess.TimeoutExpired:
+        return None, ""
+    return done.returncode, done.stdout + done.stderr
+
+
+def prove_baseline(root: Path, mutants: Sequence[Mutant], jobs: int) -> None:
+    """Run all tests without any mutant.
+
+    Raises:
+        MutantError: a test fails, is not there or none was run: then nothing could be concluded.
+    """
+    tests = sorted({test for mutant in mutants for test in mutant.tests})
+    with _copies(root, 1) as trees:
+        tree = trees.get()
+        status, printed = run_tests(tree, tests, "-n", str(jobs), "--dist", "loadfile")
+    if status != PASSED:
+        last = "\n".join(printed.splitlines()[-25:])
+        raise MutantError(f"without a mutant the tests end with status {status}:\n{last}")
+
+
+def tried(
+    root: Path,
+    mutants: Sequence[Mutant],
+    jobs: int = 1,
+    observe: Callable[[Verdict], None] = lambda _: None,
+) -> list[Verdict]:
+    """Put each mutant to its tests; verdicts in the mutants' order.
+
+    Args:
+        root: the checkout, which stays as it is.
+        mutants: what to try.
+        jobs: how many are tried at once, each in a copy of its own.
+        observe: called with each verdict as it comes.
+
+    Raises:
+        MutantError: a mutant cannot be made, or its tests are not there.
+    """
+    for mutant in mutants:
+        mutant.mutated(root)  # all are checked before the first runs
+    with _copies(root, jobs) as trees, ThreadPoolExecutor(jobs) as pool:
+
+        def one(mutant: Mutant) -> Verdict:
+            tree = trees.get()
+            try:
+                verdict = _try(tree, mutant)
+            finally:
+                trees.put(tree)
+            observe(verdict)
+            return verdict
+
+        return list(pool.map(one, mutants))
+
+
+@contextmanager
+def _copies(root: Path, count: int) -> Iterator[queue.Queue[Path]]:
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        trees: queue.Queue[Path] = queue.Queue()
+        for number in range(count):
+            tree = Path(folder) / str(number)
+            copy_of(root, tree)
+            trees.put(tree)
+        yield trees
+
+
+def _try(tree: Path, mutant: Mutant) -> Verdict:
+    file = tree / mutant.file
+    original = file.read_text()
+    file.write_text(mutant.mutated(tree))
+    start = time.monotonic()
+    try:
+        status, printed = run_tests(tree, mutant.tests, "-x")
+    finally:
+        file.write_text(original)
+    seconds = time.monotonic() - start
+    if status is None:
+        return Verdict(mutant, True, f"it does not end in {LONGEST:.0f} s", seconds)
+    if status == PASSED:
+        return Verdict(mutant, False, "", seconds)
+    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", printed, re.MULTILINE)
+    if status not in (FAILED, BROKEN) or failed is None:
+        last = "\n".join(printed.splitlines()[-10:])
+        raise MutantError(f"{mutant.says!r}: pytest ends with status {status}:\n{last}")
+    return Verdict(mutant, True, failed.group(1), seconds)

@@ -283,7 +283,7 @@ class TestTraining:
     @pytest.mark.parametrize(
         ("dtype", "bits", "error"),
         [(torch.float32, 12, 0.5 / (1 + 2**-11)), (torch.bfloat16, 4, 1 / (1 + 2**-3 + 2**-8))],
-        ids=str,
+        ids=["float32", "bfloat16"],
     )
     def test_a_product_is_held_to_its_dtypes_rounding(
         self, dtype: torch.dtype, bits: int, error: float, monkeypatch: pytest.MonkeyPatch

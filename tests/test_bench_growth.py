@@ -142,6 +142,7 @@ def test_the_growth_is_measured_along_each_axis_and_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     budgets: list[float] = []
+    digits = torch.zeros(4000, 784, dtype=torch.uint8)
 
     def measure(size: Size, images: Tensor, budget: float) -> dict[str, Any]:
         budgets.append(budget)
@@ -149,6 +150,8 @@ def test_the_growth_is_measured_along_each_axis_and_written(
         return point() | {"batch": size.batch, "hidden": size.hidden, "latent": size.latent}
 
     monkeypatch.setattr(growth, "measure", measure)
+    monkeypatch.setattr(growth, "load", lambda *_: digits)
+    monkeypatch.setattr(growth, "binarized", lambda *_: digits)
     assert growth.main(["--quick", "--out", str(tmp_path)]) == 0
     rows = json.loads((tmp_path / "growth.json").read_text())["rows"]
     assert {axis: [row[axis] for row in of_axis] for axis, of_axis in rows.items()} == {

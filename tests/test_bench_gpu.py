@@ -60,7 +60,8 @@ def test_the_report_shows_every_part_and_a_failure_fails_the_call(
         commands.append(command)
         if "--out" in command:
             file = Path(command[command.index("--out") + 1])
-            file.write_text(json.dumps(record([ROW], {})))
+            row = replace(ROW, op=command[command.index("--ops") + 1])
+            file.write_text(json.dumps(record([row], {})))
         return gpu.Outcome(name, 0 if "compare" in name else status, f"said by {name}", 1.0)
 
     monkeypatch.setattr(gpu, "run", run)
@@ -127,7 +128,7 @@ def test_an_op_that_was_not_compared_is_missing_and_does_not_pass(
 ) -> None:
     for lost, missing in (("rsample", ["rsample"]), ("", [])):
         monkeypatch.setattr(gpu, "run", Runs(lost))
-        gpu._run_all(tmp_path, "data", 480.0, lambda _: None)
+        assert gpu._run_all(tmp_path, "data", 480.0, lambda _: None) == len(missing)
         comparison = json.loads((tmp_path / "comparison.json").read_text())
         assert comparison["missing"] == missing
         assert comparison["passed"] == (not missing)
@@ -139,7 +140,7 @@ def test_a_row_without_numbers_does_not_pass(
 ) -> None:
     lacking = replace(ROW, absolute=math.nan, relative=math.nan, ulp=math.nan, passed=False)
     monkeypatch.setattr(gpu, "run", Runs(row=lacking))
-    gpu._run_all(tmp_path, "data", 480.0, lambda _: None)
+    assert gpu._run_all(tmp_path, "data", 480.0, lambda _: None) == 1
     comparison = json.loads((tmp_path / "comparison.json").read_text())
     assert not comparison["passed"]
     assert comparison["rows"][0]["absolute"] is None

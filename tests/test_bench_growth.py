@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +165,7 @@ def test_the_growth_is_measured_along_each_axis_and_written(
 
 
 @pytest.fixture
-def timed_parts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def timed_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps and parts whose times are known: 10 ms, and 3, 2, 1.5, 1, 0.5 and 0.25 ms."""
     parts_ms = dict(zip(parts.PARTS, (3.0, 2.0, 1.5, 1.0, 0.5, 0.25), strict=True))
 
@@ -176,7 +176,6 @@ def timed_parts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     monkeypatch.setattr(parts, "interleave", timed)
     monkeypatch.setattr(parts, "parts_of", lambda *_: dict.fromkeys(parts.PARTS))
-    yield
 
 
 @pytest.mark.usefixtures("timed_parts")

@@ -264,8 +264,8 @@ def test_the_weak_figures_ideal_is_in_proportion_to_the_processes(
     measured_rates, ideal = right.lines
     one = 512 / (ROW * 512 + FIXED)
     assert list(ideal.get_ydata()) == pytest.approx([one, 2 * one, 4 * one])
-    assert list(measured_rates.get_ydata())[1] == pytest.approx(1024 / 26.178e-3)
-    assert list(left.lines[0].get_ydata())[0] == pytest.approx(1e3 * (ROW * 128 + FIXED))
+    assert measured_rates.get_ydata()[1] == pytest.approx(1024 / 26.178e-3)
+    assert left.lines[0].get_ydata()[0] == pytest.approx(1e3 * (ROW * 128 + FIXED))
 
 
 def test_differences_are_the_worst_tensor_and_the_worst_step() -> None:

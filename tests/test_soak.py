@@ -1,4 +1,4 @@
-"""The long run and the kills: memory that grows, moments of the kills, and what a run must repeat."""
+"""The soak: memory that grows, the moments of the kills, and what a killed run must repeat."""
 
 from __future__ import annotations
 

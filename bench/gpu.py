@@ -221,7 +221,8 @@ def _run_all(out: Path, data_root: str, seconds: float, say: Callable[[str], Non
     text = "\n".join(report(machine, states, outcomes, rows, measured)) + "\n"
     write_atomically(out / "README.md", text.encode())
     say(f"wrote {out}: README.md, comparison.json, tests.txt, bench.json")
-    return int(any(outcome.status != 0 for outcome in outcomes))
+    failed = any(outcome.status != 0 for outcome in outcomes)
+    return int(failed or not comparison["passed"])
 
 
 def _measured(file: Path) -> dict[str, Any] | None:

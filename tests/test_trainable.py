@@ -52,14 +52,16 @@ def make(
     seed: int = SEED,
     precision: torch.dtype = torch.float32,
     pixel_scale: float = 1.0,
+    steps: int = STEPS,
+    pixels: Tensor | None = None,
 ) -> Engine:
     vae = VAE(model, seed)
     edit(vae)
     return Engine(
         objective(vae),
-        Batches(images(), batch),
+        Batches(images() if pixels is None else pixels, batch),
         optimizer or Adam(),
-        constant(1e-3, STEPS),
+        constant(1e-3, steps),
         seed=seed,
         precision=precision,
         pixel_scale=pixel_scale,
@@ -166,6 +168,8 @@ def test_whatever_a_step_depends_on_makes_it_another_graph(compilations: list[No
         {"optimizer": CenteredRMSprop()},
         {"batch": BATCH // 2},
         {"pixel_scale": 0.5},
+        {"steps": STEPS + 1},
+        {"pixels": images().t().contiguous().t()},
         {"precision": torch.bfloat16},
         {"model": "lyeoni"},
         {"objective": lambda vae: NegativeElbo(vae, "total-derivative")},

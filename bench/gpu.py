@@ -29,7 +29,8 @@ from vaez_fast.compare import Row, record, table
 from vaez_fast.comparison import OPS
 from vaez_fast.data import DataError, load
 from vaez_fast.environment import environment
-from vaez_fast.files import OutputError, prepare_file, write_atomically
+from vaez_fast.errors import printable
+from vaez_fast.files import OutputError, prepare_files, write_atomically
 
 ROOT = Path(__file__).parents[1]
 BENCHES = (
@@ -191,10 +192,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     out: Path = options.out.resolve()
     try:
-        prepare_file(out / "README.md")
+        prepare_files(out, "tests.txt", "comparison.json", "README.md")
         return _run_all(out, options.data_root, 60 * options.minutes, print)
     except OutputError as error:
-        print(f"bench.gpu: error: {error}", file=sys.stderr)
+        print(f"bench.gpu: error: {printable(error)}", file=sys.stderr)
         return 1
 
 

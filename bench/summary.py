@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vaez_fast.errors import printable
+
 Row = tuple[str, dict[str, Any], float, float]  # group, extra_info, median and IQR in seconds
 
 NOTES = (
@@ -161,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         record = read(options.file)
     except RecordError as error:
-        print(f"bench.summary: error: {error}", file=sys.stderr)
+        print(f"bench.summary: error: {printable(error)}", file=sys.stderr)
         return 2
     rows = [row.as_summary() for row in record.rows]
     print("\n".join(summary(rows, record.machine, options.markdown)))

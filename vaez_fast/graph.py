@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from contextlib import nullcontext
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,7 +12,9 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from vaez_kernels.backend import triton
-from vaez_kernels.compiler import has_cpu_compiler, standalone
+from vaez_kernels.compiler import built, has_cpu_compiler, isolated
+
+_Result = TypeVar("_Result")
 
 
 def trace(function: Callable[..., Any], *tensors: Tensor) -> GraphModule:
@@ -25,7 +28,7 @@ def trace(function: Callable[..., Any], *tensors: Tensor) -> GraphModule:
     traced = make_fx(
         lambda *inputs: function(*inputs), tracing_mode="fake", _allow_non_fake_inputs=True
     )
-    return traced(*tensors)
+    return _isolated_on(tensors[0].device, lambda: traced(*tensors))
 
 
 def lift_constants(graph: GraphModule) -> list[Tensor]:
@@ -78,9 +81,21 @@ def compile_graph(graph: GraphModule, *tensors: Tensor, device: torch.device) ->
 
     Nothing looks at the arguments of a call: the caller vouches for them. (torch.compile looks at
     each of a training step's 50, for 0.3 ms of a 2.8 ms step.) Where nothing can compile it, a CPU
-    without a C++ compiler or a GPU without triton, the graph runs as it is.
+    without a C++ compiler or a GPU without triton, or where compiling fails, the graph runs as it
+    is.
     """
-    can_compile = has_cpu_compiler() if device.type == "cpu" else triton is not None
-    if not can_compile:
-        return graph
-    return standalone(graph, tensors, "from_example_inputs")
+
+    def work() -> Callable[..., Any]:
+        can_compile = has_cpu_compiler() if device.type == "cpu" else triton is not None
+        return (can_compile and built(graph, tensors, "from_example_inputs")) or graph
+
+    return _isolated_on(device, work)
+
+
+def _isolated_on(device: torch.device, work: Callable[[], _Result]) -> _Result:
+    def on_device() -> _Result:
+        # A fresh thread would work on the first GPU.
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            return work()
+
+    return isolated(on_device)

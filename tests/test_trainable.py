@@ -101,6 +101,17 @@ class Shifted(nn.Module):
         return torch.tanh(x + self.by)
 
 
+class Scaled(nn.Module):
+    """An activation that reads the first of its two tensors again after the second."""
+
+    def __init__(self, by: float, plus: float) -> None:
+        super().__init__()
+        self.by, self.plus = torch.full((HIDDEN,), by), torch.full((HIDDEN,), plus)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(x * self.by + self.plus) * self.by
+
+
 class Literal(nn.Module):
     """An activation that writes a number down as a tensor."""
 
@@ -127,6 +138,7 @@ ALIKE: dict[str, Callable[[VAE], Any]] = {
     "shifted by 1": lambda vae: with_layer(Shifted(1.0))(vae),
     "shifted by -1": lambda vae: with_layer(Shifted(-1.0))(vae),
     "shifted alike": lambda vae: with_layer(Shifted(1.0, 1))(vae),
+    "scaled": lambda vae: with_layer(Scaled(2.0, 0.7))(vae),
     "literal 0.5": lambda vae: with_layer(Literal(0.5))(vae),
     "literal -2": lambda vae: with_layer(Literal(-2.0))(vae),
 }

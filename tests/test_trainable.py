@@ -52,14 +52,16 @@ def make(
     seed: int = SEED,
     precision: torch.dtype = torch.float32,
     pixel_scale: float = 1.0,
+    steps: int = STEPS,
+    pixels: Tensor | None = None,
 ) -> Engine:
     vae = VAE(model, seed)
     edit(vae)
     return Engine(
         objective(vae),
-        Batches(images(), batch),
+        Batches(images() if pixels is None else pixels, batch),
         optimizer or Adam(),
-        constant(1e-3, STEPS),
+        constant(1e-3, steps),
         seed=seed,
         precision=precision,
         pixel_scale=pixel_scale,
@@ -99,6 +101,17 @@ class Shifted(nn.Module):
         return torch.tanh(x + self.by)
 
 
+class Scaled(nn.Module):
+    """An activation that reads the first of its two tensors again after the second."""
+
+    def __init__(self, by: float, plus: float) -> None:
+        super().__init__()
+        self.by, self.plus = torch.full((HIDDEN,), by), torch.full((HIDDEN,), plus)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(x * self.by + self.plus) * self.by
+
+
 class Literal(nn.Module):
     """An activation that writes a number down as a tensor."""
 
@@ -125,6 +138,7 @@ ALIKE: dict[str, Callable[[VAE], Any]] = {
     "shifted by 1": lambda vae: with_layer(Shifted(1.0))(vae),
     "shifted by -1": lambda vae: with_layer(Shifted(-1.0))(vae),
     "shifted alike": lambda vae: with_layer(Shifted(1.0, 1))(vae),
+    "scaled": lambda vae: with_layer(Scaled(2.0, 0.7))(vae),
     "literal 0.5": lambda vae: with_layer(Literal(0.5))(vae),
     "literal -2": lambda vae: with_layer(Literal(-2.0))(vae),
 }
@@ -166,6 +180,8 @@ def test_whatever_a_step_depends_on_makes_it_another_graph(compilations: list[No
         {"optimizer": CenteredRMSprop()},
         {"batch": BATCH // 2},
         {"pixel_scale": 0.5},
+        {"steps": STEPS + 1},
+        {"pixels": images().t().contiguous().t()},
         {"precision": torch.bfloat16},
         {"model": "lyeoni"},
         {"objective": lambda vae: NegativeElbo(vae, "total-derivative")},

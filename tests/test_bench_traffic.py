@@ -200,6 +200,7 @@ def test_the_fallback_moves_its_noise_and_its_tensors(dtype: torch.dtype) -> Non
 @needs_compiler
 def test_the_compiled_noise_stores_its_numbers_and_nothing_else() -> None:
     # What `inductor_bytes` takes for granted: one loop, from the examples' 100,003 quads.
-    moved = inductor_bytes(lambda: isolated(lambda: noise.compiled_quads.build(True)))
+    build = noise.compiled_quads.build
+    moved = inductor_bytes(lambda: isolated(lambda: build(True)))
     assert moved is not None
     assert 0 <= moved - 100_003 * 16 < 1024

@@ -19,9 +19,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.kills import environment
 from tests.helpers import ERROR, latents
+from vaez_fast.graph import compile_graph
 from vaez_kernels import (
+    bernoulli_log_prob,
     compiler,
     kl_standard_normal,
+    latent,
+    likelihood,
+    noise,
     noise_key,
     normal,
     reference,
@@ -46,7 +51,7 @@ def run(
 
 # Each op is called first under another setting, then plainly, then under all others.
 FIRST_CALLS = """
-import contextlib, itertools, torch
+import contextlib, torch
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -108,12 +113,14 @@ for name, op in OPS.items():
 for name, op in OPS.items():
     plain = op()
     assert plain.dtype == torch.float32
-    for setting in (name, *SETTINGS):
-        with SETTINGS[setting]():
-            other = firsts[name] if setting == name else op()
-        assert (other.dtype, other.device) == (plain.dtype, plain.device), (name, setting)
+    others = [("first", firsts[name])]
+    for where, block in SETTINGS.items():
+        with block():
+            others.append((where, op()))
+    for where, other in others:
+        assert (other.dtype, other.device) == (plain.dtype, plain.device), (name, where)
         # Eager code, which takes over where somebody watches, rounds otherwise than compiled code.
-        torch.testing.assert_close(other, plain, rtol=3e-6, atol=3e-6, msg=f"{name}, {setting}")
+        torch.testing.assert_close(other, plain, rtol=3e-6, atol=3e-6, msg=f"{name}, {where}")
 
 # A tracer sees the ops, though they have run plainly before: nothing becomes a constant.
 traced = make_fx(lambda mu: rsample_kl(mu, logvar, key)[1])(mu)
@@ -261,6 +268,73 @@ def test_a_cache_that_is_a_file_is_replaced_by_a_temporary_directory(
     assert str(file) in said
     assert not found["failures"]
     assert [path.name for path in tmp_path.glob("vaez_fast_*")] == []
+
+
+@needs_compiler
+def test_after_a_build_failed_nothing_more_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    builds: list[str] = []
+
+    def fail(*_: Any, **__: Any) -> None:
+        builds.append("one")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(torch._inductor, "standalone_compile", fail)
+    monkeypatch.setattr(compiler, "failures", {})
+    monkeypatch.setattr(noise.compiled_quads, "kept", {})
+    monkeypatch.setattr(compiler.compiled, "kept", {})
+    mu, logvar = (x.detach() for x in latents(129, 20))
+    a, b = torch.ones(3), torch.ones(3)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with pytest.warns(RuntimeWarning, match="OSError: no space left.*eager") as said:
+            drawn = normal(KEY, 2, 3, 5)
+            kl = kl_standard_normal(mu, logvar)
+            step = compile_graph(lambda a, b: b.mul_(a), a, b, device=a.device)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert len(said) == len(builds) == 1
+    assert drawn.dtype == torch.float32
+    torch.testing.assert_close(kl, reference.kl_standard_normal(mu, logvar).float())
+    step(2 * a, b)
+    assert b.tolist() == [2.0, 2.0, 2.0]
+
+
+@needs_compiler
+def test_few_elements_are_not_worth_a_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def eagerly(function: Any, *_: Any) -> None:
+        asked.append(function)
+
+    for module in (latent, likelihood):
+        monkeypatch.setattr(module, "compiled", eagerly)
+    for rows in (51, 52):
+        mu, logvar = (x.detach() for x in latents(rows, 20))
+        kl_standard_normal(mu, logvar)
+        bernoulli_log_prob(mu[None], torch.zeros(rows, 20))
+    # 1,020 elements are below 1,024; 1,040 are not.
+    assert asked == [latent._twin_forward, likelihood.bernoulli_twin]
+
+
+@needs_compiler
+def test_rows_of_two_arguments_may_be_differently_far_apart() -> None:
+    wide, wider = torch.rand(129, 50), torch.rand(129, 70)
+    mu, logvar = wide[:, :20], wider[:, 3:23]
+    wanted = reference.kl_standard_normal(mu, logvar).float()
+    torch.testing.assert_close(kl_standard_normal(mu, logvar), wanted)
+
+
+def test_a_graph_is_traced_with_gradients_on() -> None:
+    def update(a: Tensor, b: Tensor) -> None:
+        leaf = a.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad((leaf * leaf).sum(), leaf)
+        b.copy_(gradient)
+
+    a, b = torch.ones(3), torch.zeros(3)
+    with torch.no_grad(), torch.device("meta"):
+        step = compile_graph(update, a, b, device=a.device)
+    step(3 * a, b)
+    assert b.tolist() == [6.0, 6.0, 6.0]
 
 
 # Who watches.

@@ -25,8 +25,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from vaez_kernels import mixture, noise
-from vaez_kernels.compiler import has_cpu_compiler
+from vaez_kernels import latent, likelihood, mixture, noise
+from vaez_kernels.compiler import (
+    Code,
+    compiled_without_guards,
+    has_cpu_compiler,
+    isolated,
+    of_tensors,
+)
 
 
 def rsample_kl_floor(samples: int, rows: int, columns: int, itemsize: int, backward: bool) -> int:
@@ -191,8 +197,9 @@ def inductor_bytes(work: Callable[[], object]) -> int | None:
 
     `work` must call all its compiled functions for the first time since `torch._dynamo.reset()`,
     each graph once: bytes are known while a graph is compiled. Inductor counts a buffer once for
-    each fused loop nest that reads or writes it. Eager kernels between the graphs are not seen; the
-    noise, compiled once for all sizes, is counted as it is drawn: it stores its numbers.
+    each fused loop nest that reads or writes it. Eager kernels between the graphs are not seen. Our
+    ops, whose code was compiled for other sizes, are compiled for those at hand; the noise is
+    counted as it is drawn: it stores its numbers.
 
     Returns:
         None where nothing was compiled, or this version of PyTorch does not tell.
@@ -213,13 +220,24 @@ def _counting(counts: list[int | None]) -> Iterator[None]:
 
     compiled_quads = noise.compiled_quads
 
-    def counted_quads(normal: bool) -> Callable[..., Tensor]:
+    def counted_quads(normal: bool) -> Code | None:
+        code = compiled_quads(normal)
+
         def draw(*args: Tensor) -> Tensor:
-            numbers: Tensor = compiled_quads(normal)(*args)
+            assert code is not None
+            numbers: Tensor = code(*args)
             counts.append(numbers.numel() * numbers.element_size())
             return numbers
 
-        return draw
+        return draw if code is not None else None
+
+    def counted_twin(function: Callable[..., Any], _: str, kinds: tuple[object, ...]) -> Code:
+        def run(*tensors: Tensor) -> Any:
+            of = of_tensors(function, kinds)
+            code = isolated(lambda: compiled_without_guards(of, *tensors))
+            return (code or of)(*tensors)
+
+        return run
 
     if has_cpu_compiler():
         for normal in (True, False):
@@ -240,5 +258,7 @@ def _counting(counts: list[int | None]) -> Iterator[None]:
         functorch.patch(enable_autograd_cache=False),
         patch.object(GraphLowering, "codegen", counted),
         patch.object(noise, "compiled_quads", counted_quads),
+        patch.object(latent, "compiled", counted_twin),
+        patch.object(likelihood, "compiled", counted_twin),
     ):
         yield

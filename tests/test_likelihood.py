@@ -96,22 +96,23 @@ def test_memory_layout_does_not_matter(layout: str, targets: torch.dtype) -> Non
 
 
 @pytest.mark.usefixtures("compilations")
-def test_the_compiled_twin_takes_any_number_of_layouts_sizes_and_callers() -> None:
-    # torch.compile gives up on a function after eight recompilations. Sizes that were equal at
-    # first may cost one or two; layouts and callers must cost none.
-    compiler.compiled.cache_clear()
-    with torch._dynamo.config.patch(recompile_limit=4):
-        for layout in LAYOUTS:
-            logits, x = pixels(3, 33, 20, layout=layout)
-            check(logits, x)
-            tracked = bernoulli_log_prob(logits, x)
-            assert torch.equal(bernoulli_log_prob(logits.detach(), x), tracked)
-            with torch.no_grad():
-                assert torch.equal(bernoulli_log_prob(logits, x), tracked)
-        for shape in ((5, 5, 20), (4, 9, 9), (6, 6, 6), (2, 129, 784)):
-            check(*pixels(*shape))
-        for shape in ((5, 1, 20), (5, 1, 784), (64, 1, 19)):
-            check(*pixels(*shape))
+def test_few_compilations_serve_all_layouts_sizes_and_callers() -> None:
+    compiler.compiled.kept.clear()
+    for layout in LAYOUTS:
+        logits, x = pixels(3, 33, 20, layout=layout)
+        check(logits, x)
+        tracked = bernoulli_log_prob(logits, x)
+        assert torch.equal(bernoulli_log_prob(logits.detach(), x), tracked)
+        with torch.no_grad():
+            assert torch.equal(bernoulli_log_prob(logits, x), tracked)
+    # Sizes that are equal to each other, to sizes that code is compiled for, and large ones.
+    for shape in ((5, 5, 20), (4, 9, 9), (6, 6, 6), (2, 129, 784), (3, 509, 3), (2, 61, 787)):
+        check(*pixels(*shape))
+    # Forward and backward, for contiguous targets and for rows of targets apart.
+    assert len(compiler.compiled.kept) == 4
+    for shape in ((5, 1, 20), (5, 1, 784), (64, 1, 19)):
+        check(*pixels(*shape))
+    assert len(compiler.compiled.kept) == 6
 
 
 def test_sizes_on_both_sides_of_the_compilers_threshold_agree_with_the_reference() -> None:

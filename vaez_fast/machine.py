@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from vaez_kernels.backend import BACKENDS, has_fast_bfloat16, interpreting, triton
-from vaez_kernels.compiler import has_cpu_compiler
+from vaez_kernels.compiler import reason_for_eager
 
 from . import __version__
 from .data import DATA_SETS, IDX_FILE_BYTES, TORCHVISION_CLASSES
@@ -141,11 +141,11 @@ def triton_backend(cuda: bool) -> Record:
 
 def compiler() -> Record:
     """Whether torch.compile builds code for the processor."""
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        if not has_cpu_compiler():
-            reason = str(said[-1].message) if said else "no C++ compiler was found"
-            return {"on": False, "why": reason}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        reason = reason_for_eager()
+    if reason is not None:
+        return {"on": False, "why": f"{reason}; the ops and the training step run eagerly"}
     from torch._inductor.cpp_builder import get_cpp_compiler
 
     return {"on": True, "why": f"{get_cpp_compiler()} and Python's headers are here"}

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
@@ -18,14 +22,38 @@ except ImportError:  # macOS and Windows: the fallback alone
     triton = None
     tl = None
 
+
+def _make_cache_directory() -> None:
+    # PyTorch makes it whenever it defines an op or traces a graph, and fails where it cannot.
+    directory = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    if not directory:
+        return
+    try:
+        os.makedirs(directory, exist_ok=True)
+    except OSError as error:
+        other = tempfile.mkdtemp(prefix="vaez_fast_")
+        atexit.register(shutil.rmtree, other, ignore_errors=True)
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = other
+        warnings.warn(
+            f"TORCHINDUCTOR_CACHE_DIR={directory} cannot be a directory ({error.strerror}): "
+            "vaez_fast keeps compiled code in a temporary one, until this process ends.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+_make_cache_directory()
+
 __all__ = [
     "BACKENDS",
+    "goes_through_op",
     "has_fast_bfloat16",
     "interpreting",
     "is_plain",
     "jit",
     "launcher",
     "no_second_derivative",
+    "same_backend",
     "tl",
     "triton",
     "use_backend",
@@ -134,6 +162,22 @@ def without_autocast(tensor: Tensor) -> torch.autocast:
     """The block in which our own products stay in the dtype that they are given."""
     # Of meta tensors, which compute nothing, there is no autocast to switch off.
     return torch.autocast("cpu" if tensor.is_meta else tensor.device.type, enabled=False)
+
+
+def goes_through_op(*upstream: Tensor | None) -> bool:
+    """Whether a backward runs the op: where others watch it, or for create_graph=True.
+
+    The op's own backward then refuses a second derivative.
+    """
+    return torch.is_grad_enabled() or not is_plain(*upstream)
+
+
+def same_backend(triton_ran: bool) -> AbstractContextManager[None]:
+    """The block in which backward runs on its forward's backend.
+
+    It may be called outside the `use_backend` block of its forward, and in another thread.
+    """
+    return use_backend("triton" if triton_ran else "torch")
 
 
 def no_second_derivative(*_: Any) -> None:

@@ -187,11 +187,17 @@ def compiled(function: Callable[..., Any], dims: str, kinds: tuple[object, ...])
         if isinstance(of, tuple)
     ]
 
-    def of_tensors(*tensors: Tensor) -> Any:
-        given = iter(tensors)
-        return function(*(next(given) if isinstance(of, tuple) else of for of in kinds))
+    return compiled_without_guards(of_tensors(function, kinds), *examples)
 
-    return compiled_without_guards(of_tensors, *examples)
+
+def of_tensors(function: Callable[..., Any], kinds: tuple[object, ...]) -> Callable[..., Any]:
+    """`function` of its tensors alone, the other arguments being those of `kinds`."""
+
+    def given(*tensors: Tensor) -> Any:
+        rest = iter(tensors)
+        return function(*(next(rest) if isinstance(of, tuple) else of for of in kinds))
+
+    return given
 
 
 def _like(of: tuple[Any, ...], letters: str, distance: int) -> Tensor:
@@ -261,7 +267,8 @@ def built(
 
 def _first_words(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else 'no reason was given'}"
+    reason = lines[0] if lines else "no reason was given"
+    return f"building code failed with {type(error).__name__}: {reason}"
 
 
 def thread_options() -> dict[str, Any]:

@@ -12,7 +12,16 @@ import torch
 from torch import Tensor
 from torch.library import triton_op
 
-from .backend import is_plain, jit, launcher, no_second_derivative, tl, uses_triton
+from .backend import (
+    goes_through_op,
+    is_plain,
+    jit,
+    launcher,
+    no_second_derivative,
+    same_backend,
+    tl,
+    uses_triton,
+)
 from .checks import check_choice, check_count, check_latent, check_noise
 from .compiler import canonical, compiled, has_cpu_compiler, kind
 from .launch import launch
@@ -473,6 +482,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(mu, logvar, noise, eps)
     ctx.args = (num_samples, kl, row_offset, sample_offset)
+    ctx.triton = uses_triton(mu)
 
 
 def _op_backward(
@@ -482,9 +492,10 @@ def _op_backward(
     need_mu, need_logvar = ctx.needs_input_grad[:2]
     if grad_z is None and grad_kl is None:
         return (None,) * 8
-    grad_mu, grad_logvar = torch.ops.vaez.latent_backward(
-        grad_z, grad_kl, mu, logvar, noise, eps, *ctx.args, need_mu, need_logvar
-    )
+    with same_backend(ctx.triton):
+        grad_mu, grad_logvar = torch.ops.vaez.latent_backward(
+            grad_z, grad_kl, mu, logvar, noise, eps, *ctx.args, need_mu, need_logvar
+        )
     return (grad_mu if need_mu else None, grad_logvar if need_logvar else None, *(None,) * 6)
 
 
@@ -529,11 +540,12 @@ class _Latent(torch.autograd.Function):
         needs = ctx.needs_input_grad[:2]
         if grad_z is None and grad_kl is None:
             return (None,) * 8
-        if torch.is_grad_enabled():  # create_graph=True: through the op, whose backward refuses
+        if goes_through_op(grad_z, grad_kl):
             eps = mu.new_empty((0,)) if eps is None else eps
-            grads = torch.ops.vaez.latent_backward(
-                grad_z, grad_kl, mu, logvar, noise, eps, *ctx.args, *needs
-            )
+            with same_backend(ctx.triton):
+                grads = torch.ops.vaez.latent_backward(
+                    grad_z, grad_kl, mu, logvar, noise, eps, *ctx.args, *needs
+                )
         elif ctx.triton:
             with torch.cuda.device_of(mu):
                 grads = _launch_backward(

@@ -11,7 +11,16 @@ import torch
 from torch import Tensor
 from torch.library import triton_op
 
-from .backend import is_plain, jit, launcher, no_second_derivative, tl, uses_triton
+from .backend import (
+    goes_through_op,
+    is_plain,
+    jit,
+    launcher,
+    no_second_derivative,
+    same_backend,
+    tl,
+    uses_triton,
+)
 from .checks import check_pixels
 from .compiler import canonical, compiled, has_cpu_compiler, kind
 from .launch import launch
@@ -282,13 +291,17 @@ def bernoulli_backward_op(
 
 def _op_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     needs = ctx.needs_input_grad
-    grads = torch.ops.vaez.bernoulli_backward(grad, *ctx.saved_tensors, *needs)
+    with same_backend(ctx.triton):
+        grads = torch.ops.vaez.bernoulli_backward(grad, *ctx.saved_tensors, *needs)
     return tuple(g if need else None for g, need in zip(grads, needs, strict=True))
 
 
-bernoulli_forward_op.register_autograd(
-    _op_backward, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs)
-)
+def _setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+    ctx.triton = uses_triton(inputs[0])
+
+
+bernoulli_forward_op.register_autograd(_op_backward, setup_context=_setup_context)
 bernoulli_backward_op.register_autograd(no_second_derivative)
 
 
@@ -297,8 +310,7 @@ class _Bernoulli(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, x: Tensor) -> Tensor:
-        ctx.save_for_backward(logits, x)
-        ctx.triton = uses_triton(logits)  # backward follows, also outside a `use_backend` block
+        _setup_context(ctx, (logits, x), logits)
         if ctx.triton:
             with torch.cuda.device_of(logits):
                 return _launch_forward(bernoulli_forward_kernel, logits, x)
@@ -306,7 +318,7 @@ class _Bernoulli(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # create_graph=True: through the op, whose backward refuses
+        if goes_through_op(grad):
             return _op_backward(ctx, grad)
         logits, x = ctx.saved_tensors
         needs = ctx.needs_input_grad

@@ -15,11 +15,13 @@ from torch import Tensor
 from torch.library import triton_op
 
 from .backend import (
+    goes_through_op,
     interpreting,
     is_plain,
     jit,
     launcher,
     no_second_derivative,
+    same_backend,
     tl,
     uses_triton,
     without_autocast,
@@ -788,7 +790,8 @@ def _grad_x(grad: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor, x: Tenso
 
 
 def _op_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return _backward(ctx, grad, torch.ops.vaez.linear_bernoulli_backward)
+    with same_backend(ctx.triton):
+        return _backward(ctx, grad, torch.ops.vaez.linear_bernoulli_backward)
 
 
 def _backward(ctx: Any, grad: Tensor, run: Callable[..., Any]) -> tuple[Tensor | None, ...]:
@@ -808,6 +811,7 @@ def _backward(ctx: Any, grad: Tensor, run: Callable[..., Any]) -> tuple[Tensor |
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs[:4])
     ctx.precision = inputs[4]
+    ctx.triton = uses_triton(inputs[0])
 
 
 linear_bernoulli_forward_op.register_autograd(_op_backward, setup_context=_setup_context)
@@ -822,7 +826,6 @@ class _LinearBernoulli(torch.autograd.Function):
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, x: Tensor, precision: str
     ) -> Tensor:
         _setup_context(ctx, (hidden, weight, bias, x, precision), hidden)
-        ctx.triton = uses_triton(hidden)  # backward follows, also outside a `use_backend` block
         if ctx.triton:
             with torch.cuda.device_of(hidden):
                 kernel = linear_bernoulli_forward_kernel
@@ -831,7 +834,7 @@ class _LinearBernoulli(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # create_graph=True: through the op, whose backward refuses
+        if goes_through_op(grad):
             return _op_backward(ctx, grad)
         if not ctx.triton:
             return _backward(ctx, grad, _twin_backward)

@@ -17,7 +17,16 @@ from torch import Tensor
 from torch.library import custom_op, triton_op
 from torch.nn.functional import pad
 
-from .backend import is_plain, jit, launcher, no_second_derivative, tl, uses_triton
+from .backend import (
+    goes_through_op,
+    is_plain,
+    jit,
+    launcher,
+    no_second_derivative,
+    same_backend,
+    tl,
+    uses_triton,
+)
 from .checks import check_indices, check_mixture
 from .compiler import Code, compiled_once, compiled_without_guards, example, has_cpu_compiler
 
@@ -643,10 +652,13 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     _, top, total = output
     ctx.mark_non_differentiable(top, total)
     ctx.save_for_backward(*inputs, top, total)
+    ctx.triton = uses_triton(inputs[0])
 
 
 def _op_backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    return torch.ops.vaez.mixture_backward(grad, *ctx.saved_tensors), None, None, None
+    with same_backend(ctx.triton):
+        grad_z = torch.ops.vaez.mixture_backward(grad, *ctx.saved_tensors)
+    return grad_z, None, None, None
 
 
 mixture_forward_op.register_autograd(_op_backward, setup_context=_setup_context)
@@ -672,7 +684,7 @@ class _Mixture(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # create_graph=True: through the op, whose backward refuses
+        if goes_through_op(grad):
             return _op_backward(ctx, grad)
         if ctx.triton:
             with torch.cuda.device_of(grad):

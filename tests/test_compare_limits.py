@@ -237,6 +237,12 @@ def test_products_of_16_bits_may_be_rounded_elsewhere_than_the_fallbacks(
         assert row.from_fallback > 2 * row.tolerance
 
 
+@pytest.mark.parametrize(("op", "output"), [("rsample", "z"), ("mixture_log_prob", "log_prob")])
+def test_a_nan_fails(op: str, output: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = compared(monkeypatch, op, lambda case, name: torch.nan if name == output else 0.0)
+    assert all(row.passed == (row.output != output) for row in rows)
+
+
 def test_a_record_with_one_failure_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     def one(case: Case, name: str) -> float:
         return 1.0 if (name, case.dtype) == ("z", FLOAT32) and not case.halves else 0.0

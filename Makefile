@@ -1,4 +1,4 @@
-# make test | bench | compare | gpu | soak | mutants | docs | lint: each sets up
+# make test | bench | compare | gpu | soak | mutants | repeat | docs | lint: each sets up
 # .venv by itself, the first time and whenever pyproject.toml has changed. Another interpreter: make test PYTHON=python3.12
 
 PYTHON ?= python3
@@ -13,9 +13,10 @@ BENCH_FLAGS ?=
 GPU_OUT ?= runs/gpu
 SOAK_OUT ?= runs/soak
 MUTANTS_OUT ?= runs/mutants
+DATA_ROOT ?= data
 DOCS_OUT ?= build/docs
 
-.PHONY: test bench compare gpu soak mutants docs lint format clean
+.PHONY: test bench compare gpu soak mutants repeat docs lint format clean
 
 test: $(INSTALLED)
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest $(TEST_FLAGS)
@@ -37,6 +38,10 @@ soak: $(INSTALLED)
 # An hour or two: every small bug of tests/mutants in turn, and the tests that should catch it.
 mutants: $(INSTALLED)
 	$(BIN)/python -m tests.mutants --out $(MUTANTS_OUT)
+
+# Some minutes: reports/train-mnist again, to the last digit where the processor is the same.
+repeat: $(INSTALLED)
+	$(BIN)/python -m bench.repeat --data-root $(DATA_ROOT)
 
 docs: $(INSTALLED)
 	$(BIN)/python docs/reference.py $(DOCS_OUT)

@@ -18,7 +18,7 @@ from torch import Tensor
 from bench.accuracy import Check, worst
 from bench.baselines import importance_log_likelihood as textbook
 from bench.measure import CLOCK, available_device
-from bench.rivals import NO_COMPILER, NO_GPU
+from bench.rivals import NO_BFLOAT16, NO_COMPILER, NO_GPU
 from bench.rows import Bench, Group, Rival
 from vaez_fast.model import VAE
 from vaez_kernels import importance, importance_log_likelihood, noise_key, reference
@@ -151,6 +151,6 @@ def _group(bench: Bench) -> Group:
         if has_fast_bfloat16(bench.device):
             rivals["bfloat16"] = contest.ours("bfloat16")
         else:
-            unavailable["bfloat16"] = "this processor multiplies no bfloat16"
+            unavailable["bfloat16"] = NO_BFLOAT16
     title = f"importance sampling, altosaar, {contest.samples:,} samples of {contest.images} images"
     return Group(title, rivals, unavailable, None)

@@ -25,10 +25,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     device = available_device()
-    quick = metafunc.config.getoption("quick")
-    large = BANDWIDTH_BOUND[device.type]
-    sizes = (LAUNCH_BOUND[1], large[0]) if quick else (*LAUNCH_BOUND, *large)
-    metafunc.parametrize("dtype", ["float32"] if quick else list(DTYPES))
+    sizes = (*LAUNCH_BOUND, *BANDWIDTH_BOUND[device.type])
+    metafunc.parametrize("dtype", list(DTYPES))
     metafunc.parametrize("shape", sizes, ids=lambda s: f"{s[0]}x{s[1]}")
     metafunc.parametrize("direction", ["forward", "forward+backward"])
     metafunc.parametrize("provider", providers(device))

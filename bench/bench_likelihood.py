@@ -27,9 +27,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     device = available_device()
-    quick = metafunc.config.getoption("quick")
     sizes = (LAUNCH_BOUND, BANDWIDTH_BOUND[device.type])
-    metafunc.parametrize("dtype", ["float32"] if quick else list(DTYPES))
+    metafunc.parametrize("dtype", list(DTYPES))
     metafunc.parametrize("shape", sizes, ids=lambda s: "x".join(map(str, s)))
     metafunc.parametrize("direction", ["forward", "forward+backward"])
     metafunc.parametrize("provider", providers(device))

@@ -12,7 +12,7 @@ from torch import Tensor
 from bench.accuracy import LastLayerCase
 from bench.baselines import bernoulli_log_prob
 from bench.measure import CLOCK, available_device
-from bench.rivals import Contest, providers
+from bench.rivals import NO_BFLOAT16, Contest, providers
 from bench.rows import Bench, Group
 from bench.traffic import linear_bernoulli_log_prob_floor
 from vaez_fast.data import PIXELS
@@ -30,10 +30,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     device = available_device()
-    quick = metafunc.config.getoption("quick")
-    dtypes = list(DTYPES) if has_fast_bfloat16(device) and not quick else ["float32"]
-    sizes = (SMALL,) if quick else (SMALL, LARGE[device.type])
-    metafunc.parametrize("dtype", dtypes)
+    sizes = (SMALL, LARGE[device.type])
+    metafunc.parametrize("dtype", list(DTYPES))
     metafunc.parametrize("shape", sizes, ids=lambda s: "x".join(map(str, s)))
     metafunc.parametrize("direction", ["forward", "forward+backward"])
     metafunc.parametrize("provider", providers(device))
@@ -43,6 +41,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def test_linear(
     benchmark: Any, bench: Bench, shape: Shape, dtype: str, direction: str, provider: str
 ) -> None:
+    if dtype == "bfloat16" and not has_fast_bfloat16(bench.device):
+        pytest.skip(NO_BFLOAT16)
     make = partial(_group, shape, dtype, direction, bench.device)
     group = bench.measured((shape, dtype, direction), make, budget=1.0)
     bench.record(benchmark, group, provider)

@@ -26,8 +26,7 @@ LARGE = {"cpu": (256, 10_000, 128), "cuda": (10_000, 50_000, 128)}
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     device = available_device()
-    quick = metafunc.config.getoption("quick")
-    sizes = (SMALL,) if quick else (SMALL, LARGE[device.type])
+    sizes = (SMALL, LARGE[device.type])
     metafunc.parametrize("shape", sizes, ids=lambda s: "x".join(map(str, s)))
     metafunc.parametrize("direction", ["forward", "forward+backward"])
     metafunc.parametrize("provider", providers(device))

@@ -14,16 +14,17 @@ from bench.baselines import CarefulTraining, TextbookTraining, TextbookVAE, comp
 from bench.graphs import captured
 from bench.measure import CLOCK
 from bench.products import products_of, replay
+from bench.rivals import NO_BFLOAT16
 from bench.rows import Bench, Group, Rival
 from bench.training_checks import check_first_step, check_loss, check_product
 from vaez_fast.batches import Batches
-from vaez_fast.config import choose_precision
 from vaez_fast.data import binarized, load
 from vaez_fast.engine import Engine
 from vaez_fast.model import VAE
 from vaez_fast.objective import Distortion, NegativeElbo, Objective, Rate
 from vaez_fast.optimizer import Adam, constant
 from vaez_fast.regime import STEPS_PER_REPLAY, Phase
+from vaez_kernels.backend import has_fast_bfloat16
 
 BATCH_SIZE = 128
 
@@ -51,9 +52,7 @@ PROVIDERS = {
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    quick = metafunc.config.getoption("quick")
-    cases = ["altosaar"] if quick else list(CASES)
-    rows = [(case, provider) for case in cases for provider in PROVIDERS[CASES[case][1]]]
+    rows = [(case, provider) for case in CASES for provider in PROVIDERS[CASES[case][1]]]
     metafunc.parametrize(("case", "provider"), rows)
 
 
@@ -77,9 +76,8 @@ def _group(case: str, images: Tensor, device: torch.device) -> Group:
     products: dict[str, str] = {}
     for dtype in (torch.float32, torch.bfloat16):
         engine_row, products_row = (f"{what} {dtype}".replace("torch.", "") for what in ROWS)
-        if dtype == torch.bfloat16 and choose_precision("auto", device) != dtype:
-            reason = "this processor does not multiply bfloat16"
-            unavailable |= {engine_row: reason, products_row: reason}
+        if dtype == torch.bfloat16 and not has_fast_bfloat16(device):
+            unavailable |= {engine_row: NO_BFLOAT16, products_row: NO_BFLOAT16}
             continue
         products[engine_row] = products_row
         engine = _engine(model, trains, images, dtype)

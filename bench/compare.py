@@ -39,9 +39,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from bench.busy import busy_line
 from bench.changes import BAND, Change, changes, control_spread
 from bench.records import Record, RecordError, read
 from bench.summary import time_text
+from vaez_fast.errors import printable
 
 # As they are counted at the end, what matters most first.
 VERDICTS = ["slower", "vanished", "unlike", "faster", "ambiguous", "appeared", "same", "reference"]
@@ -78,6 +80,9 @@ def notes(old: Record, new: Record) -> Iterator[str]:
     """The runs, and what differs between them and is no reason to refuse."""
     for name, record in (("OLD", old), ("NEW", new)):
         yield f"{name}  {record.path}: {record.where()}"
+        busy = busy_line(row.info for row in record.rows)
+        if busy:
+            yield f"{name}  {busy}"
     for version in VERSIONS:
         if old.machine.get(version) != new.machine.get(version):
             yield f"{version} differs: {old.machine.get(version)} and {new.machine.get(version)}"
@@ -183,7 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not found:
             raise RecordError(f"--groups: no group's title contains {options.groups!r}")
     except RecordError as error:
-        print(f"bench.compare: error: {error}", file=sys.stderr)
+        print(f"bench.compare: error: {printable(error)}", file=sys.stderr)
         return 2
     if options.json:
         print(as_json(old, new, found, differing, options.band))

@@ -20,7 +20,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--quick",
         action="store_true",
         default=False,
-        help="fewer sizes, dtypes and rounds: does every benchmark run, and roughly how fast",
+        help="every row and its check, with few rounds, a short training and few importance "
+        "samples: does every benchmark run, and roughly how fast",
     )
     group.addoption(
         "--data-root",

@@ -13,9 +13,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bench import figures
-from bench.records import Record, RecordError, family, read
+from bench.busy import busy_line
+from bench.records import Record, RecordError, family, part_of_name, read
 from bench.summary import NOTES, tables
-from vaez_fast.files import OutputError, prepare_file, write_atomically
+from vaez_fast.errors import printable
+from vaez_fast.files import OutputError, prepare_files, write_atomically
 from vaez_fast.page import Block, Figure, Heading, Table, Text, html, markdown
 
 ROOFLINE = (
@@ -51,11 +53,14 @@ def draw(records: Sequence[Record]) -> tuple[list[Block], dict[str, bytes]]:
 def _of_record(record: Record, suffix: str, pictures: dict[str, bytes]) -> Iterator[Block]:
     device = record.machine["device"]
     yield Heading(2, f"{device}, {record.date[:10]}")
-    quick = " A quick run: few rounds, few sizes." if record.quick else ""
+    quick = " A quick run: few rounds." if record.quick else ""
     copy = f" A plain copy moves {record.copy:,.1f} GB/s, read plus written." if record.copy else ""
     python = record.machine.get("python", "–")
     yield Text(f"{record.where()}, Python {python}.{copy}{quick} Repeat it with:")
     yield Text(record.command or "pytest bench --benchmark-only", code=True)
+    busy = busy_line(row.info for row in record.rows)
+    if busy:
+        yield Text(busy)
     yield from _rooflines(record, suffix, pictures)
     yield Text(PROVIDERS)
     families: dict[str, list[str]] = {}
@@ -66,7 +71,7 @@ def _of_record(record: Record, suffix: str, pictures: dict[str, bytes]) -> Itera
         yield Heading(3, name.capitalize())
         groups = [record.groups[title] for title in titles]
         if any(len(group) > 1 for group in groups):
-            file = f"providers-{name.replace(' ', '-')}{suffix}.png"
+            file = f"providers-{part_of_name(name)}{suffix}.png"
             pictures[file] = figures.providers(groups, f"{name}, {device}")
             yield Figure(file, f"{name.capitalize()}: times as fast as the first row.")
         for table in listed:
@@ -99,7 +104,7 @@ def write_page(out: Path, blocks: Sequence[Block], pictures: dict[str, bytes]) -
     Raises:
         OutputError: `out` cannot be written.
     """
-    prepare_file(out / "report.html")
+    prepare_files(out, *pictures, "report.md", "report.html")
     for name, picture in pictures.items():
         write_atomically(out / name, picture)
     write_atomically(out / "report.md", markdown(blocks).encode())
@@ -119,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         write_page(options.out, *draw([read(file) for file in options.files]))
     except (RecordError, OutputError) as error:
-        print(f"bench.report: error: {error}", file=sys.stderr)
+        print(f"bench.report: error: {printable(error)}", file=sys.stderr)
         return 2 if isinstance(error, RecordError) else 1
     print(f"wrote {options.out / 'report.html'}, report.md and their figures")
     return 0

@@ -25,6 +25,7 @@ GRAPHS = ("eager graph", "compiled graph", "triton graph")
 Count = Callable[[Callable[[], object]], int | None]  # work → the bytes that it moves
 
 NO_GPU = "needs a CUDA device; the kernels' numbers are checked by the tests"
+NO_BFLOAT16 = "this processor has no instruction for bfloat16 products"
 NO_COMPILER = "torch.compile needs a C++ compiler on a CPU"
 
 

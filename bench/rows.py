@@ -11,7 +11,10 @@ import pytest
 import torch
 
 from bench.accuracy import Check
-from bench.measure import Work, how_timed, interleave, peak_memory, replay
+from bench.busy import Watch
+from bench.measure import FEWEST_ROUNDS, Work, how_timed, interleave, peak_memory, replay
+
+QUICK_ROUNDS = 3  # at least, where a full run has 11
 
 
 @dataclass
@@ -38,6 +41,7 @@ class Group:
     timing: str | None = None  # how it was timed, where not by `interleave`
     products: Mapping[str, str] = field(default_factory=dict)  # provider → the row of its products
     seconds: dict[str, list[float]] = field(default_factory=dict)
+    load: dict[str, Any] | None = None  # what the machine did meanwhile: see bench.busy
 
 
 class Bench:
@@ -60,7 +64,10 @@ class Bench:
             works = {name: r.work for name, r in group.rivals.items() if r.work and r.check.passed}
             if works:
                 seconds = budget / 3 if self.quick else budget
-                times = interleave(works, self.device, seconds)
+                fewest = QUICK_ROUNDS if self.quick else FEWEST_ROUNDS
+                watch = Watch()
+                times = interleave(works, self.device, seconds, fewest)
+                group.load = watch.record()
                 group.seconds = {
                     name: [t / group.rivals[name].calls for t in taken]
                     for name, taken in times.items()
@@ -91,6 +98,7 @@ class Bench:
             check_against=rival.check.against,
             peak_memory_bytes=self._peak(rival),
             moved_bytes=rival.moved_bytes,
+            load=group.load,
             **rival.notes,
         )
         products = group.seconds.get(group.products.get(provider, ""))

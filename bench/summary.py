@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.busy import busy_line
+from vaez_fast.errors import printable
+
 Row = tuple[str, dict[str, Any], float, float]  # group, extra_info, median and IQR in seconds
 
 NOTES = (
@@ -66,6 +69,10 @@ def summary(rows: list[Row], machine: dict[str, Any], markdown: bool = False) ->
         yield from table.markdown() if markdown else table.text()
     yield ""
     yield from NOTES
+    busy = busy_line(info for _, info, *_ in rows)
+    if busy:
+        yield ""
+        yield busy
 
 
 def tables(rows: list[Row]) -> Iterator[Table]:
@@ -161,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         record = read(options.file)
     except RecordError as error:
-        print(f"bench.summary: error: {error}", file=sys.stderr)
+        print(f"bench.summary: error: {printable(error)}", file=sys.stderr)
         return 2
     rows = [row.as_summary() for row in record.rows]
     print("\n".join(summary(rows, record.machine, options.markdown)))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.helpers import assert_within
+from tests.helpers import assert_within, strided_keys
 from vaez_kernels import PURPOSES, noise, noise_key, normal, reference, uniform
 from vaez_kernels.compiler import has_cpu_compiler
 
@@ -297,3 +297,15 @@ def test_draws_name_the_argument_they_refuse(
 @pytest.mark.parametrize("shape", [(0, 3, 4), (3, 0, 4), (3, 4, 0)])
 def test_no_samples_rows_or_columns_give_an_empty_result(shape: tuple[int, int, int]) -> None:
     assert normal(KEY, *shape).shape == shape
+
+
+@pytest.mark.parametrize("draw", [normal, uniform])
+@pytest.mark.parametrize("compiles", [True, False])
+def test_a_key_in_awkward_memory_draws_what_it_would_elsewhere(
+    draw: Any, compiles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not compiles:
+        monkeypatch.setattr(noise, "has_cpu_compiler", lambda: False)
+    for key in strided_keys():
+        wanted = getattr(reference, draw.__name__)(key.clone().contiguous(), 2, 3, 5)
+        assert_within("numbers", draw(key, 2, 3, 5), wanted, 1e-6 * wanted.abs().clamp(min=1))

@@ -6,11 +6,13 @@ import logging
 import platform
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
-from vaez_kernels.backend import triton
+# What the last digits of a result depend on, beside the code and its settings.
+SAME_DIGITS = ("torch", "triton", "device", "cpu", "cpu_id", "threads")
 
 
 def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -18,6 +20,10 @@ def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
 
     `revision` and `dirty` are None where the package does not run from a git checkout of its own.
     """
+    import torch
+
+    from vaez_kernels.backend import triton
+
     device = torch.device(device)
     cpu = cpu_name()
     revision, dirty = git_state(Path(__file__).parents[1])
@@ -27,6 +33,7 @@ def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
         "triton": triton.__version__ if triton is not None else None,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
         "cpu": cpu,
+        "cpu_id": cpu_id(),
         "threads": torch.get_num_threads(),
         "revision": revision,
         "dirty": dirty,
@@ -46,6 +53,21 @@ def cpu_name() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+def cpu_id() -> str | None:
+    """The processor's vendor, family, model and stepping, which its name may not tell; x86 Linux.
+
+    Cloud machines call processors of several generations by one name, and these round differently.
+    """
+    info = Path("/proc/cpuinfo")
+    if not info.exists():
+        return None
+    first = info.read_text().partition("\n\n")[0]
+    pairs = (line.partition(":") for line in first.splitlines())
+    fields = {name.strip(): value.strip() for name, _, value in pairs}
+    names = ("vendor_id", "cpu family", "model", "stepping")
+    return "/".join(fields[name] for name in names) if fields.keys() >= set(names) else None
 
 
 def git_state(root: Path) -> tuple[str | None, bool | None]:

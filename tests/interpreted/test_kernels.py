@@ -21,6 +21,7 @@ from tests.helpers import (
     latents,
     measured,
     small_kls,
+    strided_keys,
     upstream_of,
 )
 from tests.interpreted.watch import watch
@@ -136,6 +137,20 @@ def test_all_of_the_key_and_the_step_reach_the_kernels() -> None:
         wanted = reference.normal(key, 2, 3, 20)
         assert_within("normal", normal(key, 2, 3, 20), wanted, 1e-6 * wanted.abs().clamp(min=1))
         check("rsample", *latents(3, 20), key, 2)
+
+
+@pytest.mark.parametrize("draw", [normal, uniform])
+def test_a_key_in_awkward_memory_draws_what_it_would_elsewhere(draw: Any) -> None:
+    for key in strided_keys():
+        assert torch.equal(draw(key, 2, 3, 5), draw(key.clone().contiguous(), 2, 3, 5))
+
+
+@each_mode
+def test_a_key_in_awkward_memory_gives_values_and_gradients_that_it_would_elsewhere(
+    mode: str,
+) -> None:
+    for key in strided_keys():
+        check(mode, *latents(3, 5), key, 2)
 
 
 def test_latent_kernels_draw_the_stream_bit_for_bit() -> None:

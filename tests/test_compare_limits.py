@@ -95,6 +95,7 @@ class Output(NamedTuple):
 
 OUTPUTS = [
     Output("normal", "n"),
+    Output("uniform", "n"),
     Output("rsample", "z"),
     Output("rsample", "z", BFLOAT16),
     Output("rsample", "grad logvar", FLOAT16),
@@ -236,6 +237,12 @@ def test_products_of_16_bits_may_be_rounded_elsewhere_than_the_fallbacks(
         assert row.from_fallback > 2 * row.tolerance
 
 
+@pytest.mark.parametrize(("op", "output"), [("rsample", "z"), ("mixture_log_prob", "log_prob")])
+def test_a_nan_fails(op: str, output: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = compared(monkeypatch, op, lambda case, name: torch.nan if name == output else 0.0)
+    assert all(row.passed == (row.output != output) for row in rows)
+
+
 def test_a_record_with_one_failure_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     def one(case: Case, name: str) -> float:
         return 1.0 if (name, case.dtype) == ("z", FLOAT32) and not case.halves else 0.0
@@ -284,6 +291,13 @@ def test_every_kind_of_input_is_compared(op: str) -> None:
     else:
         assert {case.dtype for case in grid} == ({FLOAT32} if op == HALF_LAYER else set(DTYPES))
         assert op in products.LINEAR_OPS or any(case.values == "wide" for case in grid)
+
+
+def test_gradients_are_taken_along_no_special_direction() -> None:
+    # dz/dmu is 1: what is left is what came from above, summed over samples.
+    case = comparison.cases(["rsample"], large=False)[0]
+    assert case.shape[1:] == (7, 19)
+    assert len(comparison.truth(case)["grad mu"].unique()) == 7 * 19
 
 
 def test_the_interpreter_is_compared_with_a_textbook_that_cuts_bits_off() -> None:

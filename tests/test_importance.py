@@ -215,8 +215,8 @@ def _hooked_as_a_whole(decoder: nn.Sequential) -> nn.Sequential:
 
 
 def _with_a_forward_of_its_own(decoder: nn.Sequential) -> nn.Sequential:
-    layer = decoder[2]
-    layer.forward = lambda x: 2.0 * nn.functional.linear(x, layer.weight, layer.bias)  # type: ignore[method-assign]
+    plain = decoder[2].forward
+    decoder[2].forward = lambda x: 2.0 * plain(x)
     return decoder
 
 

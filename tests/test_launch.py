@@ -43,6 +43,13 @@ def test_a_tile_holds_its_elements_in_whole_quads(tile: launch.Tile, columns: in
     assert block["BLOCK_D"] >= min(columns, tile.elements)
 
 
+@pytest.mark.parametrize("lanes", [2, 8])
+def test_a_tiles_elements_are_shared_by_its_samples(lanes: int) -> None:
+    for columns in (1, 20, 5000):
+        block = launch.Tile(1024, 4).block(columns, lanes)
+        assert block["BLOCK_ROWS"] * block["BLOCK_D"] * lanes == 1024
+
+
 def test_every_architecture_has_a_row_for_every_kernel() -> None:
     assert {"sm_80", "sm_90", "sm_100", "gfx942"} <= set(launch.TABLE)
     assert all(set(rows) == KERNELS for rows in launch.TABLE.values())

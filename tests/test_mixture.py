@@ -265,6 +265,7 @@ Z, MU, LEFT = torch.zeros(2, 4), torch.zeros(3, 4), torch.zeros(2, dtype=torch.i
         ((Z, MU.int(), MU.int()), TypeError, "mu must be float32, bfloat16, float16 or float64"),
         ((Z.half(), MU, MU), TypeError, r"z must have mu's dtype torch.float32, got torch.float16"),
         ((Z, MU, MU.half()), TypeError, "logvar must have mu's dtype"),
+        ((Z.half(), MU.half(), MU.bfloat16()), TypeError, "logvar must have mu's dtype"),
         ((Z[0], MU, MU), ValueError, r"z must have shape \(M, D\) with D = 4 as mu has"),
         ((Z[:, :3], MU, MU), ValueError, r"z must have shape \(M, D\) with D = 4"),
         ((Z, MU[0], MU[0]), ValueError, r"mu must have shape \(N, D\), got \(4,\)"),

@@ -115,6 +115,17 @@ def test_a_nan_stays_in_its_row() -> None:
     assert torch.equal(dirty[::2], clean[::2])
 
 
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.Tanh])
+@pytest.mark.parametrize("layer", [0, 2, 4])
+def test_a_nan_among_the_layers_is_not_lost(layer: int, activation: type[nn.Module]) -> None:
+    of = given(2, *WIDTHS, activation=activation)
+    linear = of.decoder[layer]
+    assert isinstance(linear, nn.Linear)
+    linear.bias[3] = torch.nan
+    for precision in ("tf32", "bfloat16"):
+        assert importance_log_likelihood(*of, KEY, 5, precision).isnan().all()
+
+
 def test_weights_that_are_all_zero_give_minus_infinity() -> None:
     of = given(2, *WIDTHS)
     last = of.decoder[4]

@@ -15,8 +15,9 @@ pytestmark = pytest.mark.skipif(
     not interpreting(), reason="needs TRITON_INTERPRET=1: run by tests/test_interpreter.py"
 )
 
-# The last image of 2²⁸ + 5, each of 16 latents and 16 pixels; the last of three tiles of samples.
-IMAGES = 2**28 + 5
+# The last image of 2²⁸ + 5, each of 16 latents and 16 pixels; of many tiles of samples
+# the tenth.
+IMAGES, TILE = 2**28 + 5, 9
 LAST = range(IMAGES - 1, IMAGES)
 
 
@@ -29,7 +30,7 @@ def test_images_beyond_2_to_the_31_elements_are_read_at_their_place(
     seen = far_launch(
         monkeypatch,
         decoder_kernel.decoder_kernel,
-        (IMAGES - 1, 2, 0),
+        (IMAGES - 1, TILE, 0),
         *(mu, logvar, noise_key(1, "evaluate"), x, *layers, *sums),
         *(IMAGES, 2**28, 2**40, 0),
         **dict.fromkeys(("D", "H1", "H2", "P", "WIDTH_D", "WIDTH_H2"), 16),
@@ -41,5 +42,5 @@ def test_images_beyond_2_to_the_31_elements_are_read_at_their_place(
     )
     assert touched(seen, "load", 4)[:2] == [addresses(t, LAST, 16, 16, 0) for t in (mu, logvar)]
     assert touched(seen, "load", 1) == [addresses(x, LAST, 16, 24, 0)]
-    wanted = [addresses(t, LAST, 1, 1, 2 * IMAGES) for t in sums]
+    wanted = [addresses(t, LAST, 1, 1, TILE * IMAGES) for t in sums]
     assert touched(seen, "store", 4) == wanted

@@ -54,7 +54,8 @@ def run_tests(tree: Path, tests: Sequence[str], *flags: str) -> tuple[int | None
 
     Tests of interpreted kernels run last, in a process of their own, if the others pass.
     """
-    status, printed = PASSED, ""
+    status: int | None = PASSED
+    printed = ""
     for interpreted in (False, True):
         group = [test for test in tests if test.startswith(INTERPRETED) == interpreted]
         if group and status == PASSED:

@@ -18,7 +18,7 @@ from tests import fake_study
 from vaez_fast import report, theory
 from vaez_fast.cli import main
 from vaez_fast.files import OutputError
-from vaez_fast.intervals import interval, paired
+from vaez_fast.intervals import interval, one_sided_p, paired
 from vaez_fast.page import Block, Figure, Heading, Table, Text, html, markdown
 from vaez_fast.study import slug
 from vaez_fast.verdicts import CONFIRMED, REFUTED, UNCLEAR, verdicts
@@ -45,6 +45,14 @@ class TestIntervals:
         shared = [10.0, 20.0, 35.0]
         difference = paired([s + 1.0 for s in shared], shared)
         assert (difference.mean, difference.half) == (1.0, 0.0)
+
+    def test_a_mean_far_above_the_target_has_a_small_p(self) -> None:
+        # Student's table: of four degrees of freedom 0.5 % lie above 4.604, 1 % above 3.747; the
+        # mean of 3 is 4.243 standard errors, each √½, above 0.
+        values = [1.0, 2.0, 3.0, 4.0, 5.0]
+        assert 0.005 < one_sided_p(values, 0.0) < 0.01
+        assert 0.99 < one_sided_p(values, 6.0) < 0.995
+        assert one_sided_p(values, 3.0) == 0.5
 
     def test_one_value_has_no_interval(self) -> None:
         with pytest.raises(ValueError, match="at least two"):

@@ -188,7 +188,12 @@ def test_the_summary_has_means_and_half_widths(results: Results, arms: list[str]
 def drawn(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Draw a figure and hand over its axes, as a picture says nothing of its numbers."""
     figures: list[Any] = []
-    monkeypatch.setattr(style, "png", lambda figure: figures.append(figure) or b"")
+
+    def png(figure: Any) -> bytes:
+        figures.append(figure)
+        return b""
+
+    monkeypatch.setattr(style, "png", png)
 
     def draw(function: Callable[..., bytes], *arguments: Any) -> Any:
         function(*arguments)

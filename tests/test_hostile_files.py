@@ -463,7 +463,7 @@ class TestMnist:
     def test_a_damaged_file_is_named_before_anything_is_downloaded_to_lie_beside_it(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        asked = []
+        asked: list[object] = []
         monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", asked.append)
         raw = mnist(tmp_path)
         (raw / "t10k-images-idx3-ubyte").unlink()

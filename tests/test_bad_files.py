@@ -380,11 +380,15 @@ def test_a_checkpoint_that_cannot_be_replaced_is_still_there(
         __enter__ = lambda self: self  # noqa: E731
         __exit__ = lambda *_: None  # noqa: E731
 
+    def full(handle: int, _: str) -> Full:
+        os.close(handle)
+        return Full()
+
     with monkeypatch.context() as patch:
         if call == "open":
             patch.setattr(os, "open", refuse)
         if call == "write":
-            patch.setattr(os, "fdopen", lambda handle, _: os.close(handle) or Full())
+            patch.setattr(os, "fdopen", full)
         if call == "fsync":
             patch.setattr(os, "fsync", refuse)
         if call == "replace":

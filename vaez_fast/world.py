@@ -124,6 +124,7 @@ def may_speak() -> bool:
     if _world.store is None and _has_agent():
         _listen_no_more()
         with suppress(Exception):
+            _reach(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), time.monotonic())
             store, rank, size = next(_rendezvous(timedelta(seconds=STORE_SECONDS)))
             _world = World(rank, size, store)
     return _world.first_to_speak()

@@ -14,11 +14,10 @@ from typing import Any
 import pytest
 
 from bench.kills import ROOT, environment
-from vaez_fast import stopping
+from vaez_fast import stopping, world
 from vaez_fast.checkpoint import Checkpoint, Keeping
 from vaez_fast.cli import main
 from vaez_fast.stopping import Signals, Stopped
-from vaez_fast.world import patience
 
 # Half a second of deafness, and the end of an interpreter on a busy core; torch's own patience with
 # other ranks is minutes.
@@ -105,6 +104,20 @@ def test_a_rank_that_reaches_no_other_speaks(ranks: dict[str, Any]) -> None:
     assert found["said"] == ["vaez-fast train: error: lr must be a number, got 'fast'"]
 
 
+class SilentStore:
+    """As a store whose rank was stopped: nothing comes back."""
+
+    def add(self, *_: object) -> int:
+        time.sleep(60)
+        return 0
+
+
+def test_a_silent_store_makes_a_rank_speak(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(world, "STORE_SECONDS", 0.2)
+    one = world.World(1, 2, SilentStore())  # type: ignore[arg-type]
+    assert one.first_to_speak()
+
+
 @pytest.mark.parametrize("size", [None, "1"])
 def test_a_rank_that_is_alone_says_what_is_wrong(
     size: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -131,10 +144,10 @@ def test_patience_must_be_a_number_of_seconds(
 
 def test_patience_is_ten_minutes_unless_it_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VAEZ_RANK_PATIENCE", raising=False)
-    assert patience().total_seconds() == 600
-    assert patience(7).total_seconds() == 7
+    assert world.patience().total_seconds() == 600
+    assert world.patience(7).total_seconds() == 7
     monkeypatch.setenv("VAEZ_RANK_PATIENCE", "2.5")
-    assert patience(7).total_seconds() == 2.5
+    assert world.patience(7).total_seconds() == 2.5
 
 
 @pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from torch.distributed import rendezvous  # noqa: F401
 
 import vaez_fast.trained  # noqa: F401
 from vaez_fast import stopping, world
@@ -127,7 +126,9 @@ def agent(port: int) -> Rank:
     """What holds the store of ranks that torchrun started."""
 
     def run() -> int:
-        store = dist.TCPStore("127.0.0.1", port, 2, True, wait_for_workers=False)
+        store = dist.TCPStore(  # type: ignore[attr-defined]
+            "127.0.0.1", port, 2, True, wait_for_workers=False
+        )
         print("ready", file=sys.stderr, flush=True)
         time.sleep(60)
         return int(store is None)

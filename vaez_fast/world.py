@@ -273,7 +273,7 @@ def _meet(patience: timedelta) -> tuple[Store, int, int]:
     size = _number("WORLD_SIZE", "1")
     if os.environ.get("RANK") == "0" and host and port and not _has_agent():
         number = _number("MASTER_PORT", "0")
-        store: Store = dist.TCPStore(
+        store: Store = dist.TCPStore(  # type: ignore[attr-defined]
             host, number, size, True, patience, wait_for_workers=False, multi_tenant=True
         )
         rank = 0

@@ -170,8 +170,8 @@ def test_no_file_takes_the_descriptor_of_a_closed_stream(
     )
     redirected = " ".join(CLOSE[name] for name in closed)
     done = subprocess.run(
-        ["sh", "-c", f'exec "$@" {redirected}', "sh", sys.executable, "-c", code, tmp_path / "file"],
-        env=environment(), capture_output=True, stdin=subprocess.DEVNULL, timeout=60,
+        ["sh", "-c", f'exec "$@" {redirected}', "sh", sys.executable, "-c", code, "file"],
+        cwd=tmp_path, env=environment(), capture_output=True, stdin=subprocess.DEVNULL, timeout=60,
     )  # fmt: skip
     assert done.returncode == 0
     assert (tmp_path / "file").read_text().split() == ["True", *sorted(closed)]

@@ -9,6 +9,7 @@ import sys
 from bench.kills import ROOT, environment
 from vaez_fast import comparison, names
 from vaez_fast.cli import COMMANDS
+from vaez_fast.comparison_products import PRODUCT_OPS
 from vaez_fast.config import CHECKPOINT_SECONDS, DECODERS, KLS, OBJECTIVES, PRECISIONS
 from vaez_fast.data import TORCHVISION_CLASSES
 from vaez_fast.model import MODELS
@@ -96,7 +97,7 @@ def test_the_names_that_can_be_chosen_are_those_that_are_computed() -> None:
     assert {case.op for case in comparison.cases(names.OPS, large=False)} == set(names.OPS)
     tables = (comparison.LATENT_OPS, comparison.LIKELIHOOD_OPS, comparison.MIXTURE_OPS)
     in_tables = {*comparison.STREAMS, *(op for table in tables for op in table)}
-    assert in_tables | set(comparison.products.PRODUCT_OPS) == set(names.OPS)
+    assert in_tables | set(PRODUCT_OPS) == set(names.OPS)
 
 
 def test_help_names_every_choice_and_default() -> None:

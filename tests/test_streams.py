@@ -153,3 +153,27 @@ def test_a_terminal_that_is_closed_ends_no_run(monkeypatch: pytest.MonkeyPatch) 
             progress.advance()
             progress.note("a bound")
             progress.advance()
+
+
+@pytest.mark.parametrize("closed", COMBINATIONS, ids="+".join)
+def test_no_file_takes_the_descriptor_of_a_closed_stream(
+    closed: tuple[str, ...], tmp_path: Path
+) -> None:
+    code = (
+        "import os, subprocess, sys; from vaez_fast.messages import open_closed_streams\n"
+        "closed = sorted(open_closed_streams())\n"
+        "with open(sys.argv[1], 'w') as file:\n"
+        "    print('noise', file=sys.stderr); print('noise'); sys.stdin.read(0)\n"
+        "    os.write(2, b'noise')\n"  # as a library in C++ does
+        "    subprocess.run(['sh', '-c', 'echo noise; echo noise >&2'], check=True)\n"
+        "    file.write(' '.join([str(file.fileno() > 2), *closed]))\n"
+    )
+    redirected = " ".join(CLOSE[name] for name in closed)
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {redirected}', "sh", sys.executable, "-c", code, "file"],
+        cwd=tmp_path, env=environment(), capture_output=True, stdin=subprocess.DEVNULL, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert (tmp_path / "file").read_text().split() == ["True", *sorted(closed)]
+    assert (done.stdout == b"") == ("stdout" in closed)
+    assert (done.stderr == b"") == ("stderr" in closed)

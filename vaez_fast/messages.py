@@ -32,6 +32,7 @@ def open_closed_streams() -> frozenset[str]:
             closed.add(name)
             os.open(os.devnull, os.O_RDWR)  # gets the lowest free descriptor: this one
             os.set_inheritable(descriptor, True)
+    for name in STREAMS:
         if getattr(sys, name) is None:
             closed.add(name)
             mode = "r" if name == "stdin" else "w"

@@ -260,8 +260,6 @@ class Run:
                 if not torn and self.batches.images.device.type == "cpu":
                     self.keeping.keep(checkpoint_of(self))
                 last = f"; {self.keeping.last()}"
-            if self._signal():  # it was told to stop, too, and was the first to
-                raise Stopped(self._signal()) from None
             raise TrainingError(f"{loss_of(error)} after step {self.done}{last}") from None
 
 

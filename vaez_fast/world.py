@@ -124,6 +124,7 @@ def may_speak() -> bool:
     if _world.store is None and _has_agent():
         _listen_no_more()
         with suppress(Exception):
+            _reach(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), time.monotonic())
             store, rank, size = next(_rendezvous(timedelta(seconds=STORE_SECONDS)))
             _world = World(rank, size, store)
     return _world.first_to_speak()
@@ -272,7 +273,7 @@ def _meet(patience: timedelta) -> tuple[Store, int, int]:
     size = _number("WORLD_SIZE", "1")
     if os.environ.get("RANK") == "0" and host and port and not _has_agent():
         number = _number("MASTER_PORT", "0")
-        store: Store = dist.TCPStore(
+        store: Store = dist.TCPStore(  # type: ignore[attr-defined]
             host, number, size, True, patience, wait_for_workers=False, multi_tenant=True
         )
         rank = 0

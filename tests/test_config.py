@@ -1,0 +1,18 @@
+"""What a run can be told has one name for each choice."""
+
+from __future__ import annotations
+
+from vaez_fast.config import TrainConfig
+
+
+def test_arms_that_differ_in_a_weight_or_a_count_have_names_of_their_own() -> None:
+    weights = [TrainConfig(beta=beta).arm for beta in (0.5, 1.0, 1.5, 2.0, 4.0)]
+    assert weights == [
+        "elbo/analytic/joint/beta=0.5",
+        "elbo/analytic/joint",
+        "elbo/analytic/joint/beta=1.5",
+        "elbo/analytic/joint/beta=2",
+        "elbo/analytic/joint/beta=4",
+    ]
+    assert TrainConfig(num_samples=2).arm == "elbo/analytic/joint/k=2"
+    assert TrainConfig(decoder="randn").arm == "randn"

@@ -1,20 +1,35 @@
-"""A training's reported metrics against float64: what each precision may err by, and no more."""
+"""The checks of training against float64: what each precision may err by, and no more."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.accuracy import Check
 from bench.baselines import TextbookVAE
-from bench.training_checks import check_metrics, float64_metrics, metrics_tolerance, worse
+from bench.products import Product
+from bench.training_checks import (
+    check_first_step,
+    check_metrics,
+    check_product,
+    float64_loss,
+    float64_metrics,
+    metrics_tolerance,
+    worse,
+)
+from vaez_fast.batches import Batches
+from vaez_fast.engine import Engine
 from vaez_fast.evaluate import Evaluator, Metrics
 from vaez_fast.model import VAE
-from vaez_kernels import noise_key
+from vaez_fast.objective import Distortion, NegativeElbo, Rate
+from vaez_fast.optimizer import Adam, constant
+from vaez_kernels import noise_key, reference
 
 IMAGES, SAMPLES = 24, 4
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -118,3 +133,68 @@ def test_the_worse_of_two_checks_decides() -> None:
     assert worse(good, bad).error == worse(bad, good).error == 2.0
     assert not worse(good, broken).passed
     assert not worse(broken, good).passed
+
+
+@pytest.mark.parametrize("precision", DTYPES)
+@pytest.mark.parametrize("trains", ["elbo", "kl", "decoder"])
+def test_a_first_step_is_held_to_the_tolerance_of_the_engines_precision(
+    pixels: Tensor, monkeypatch: pytest.MonkeyPatch, precision: str, trains: str
+) -> None:
+    vae = VAE("lyeoni")
+    objective = {
+        "elbo": NegativeElbo(vae, "analytic"),
+        "kl": Rate(vae, "analytic"),
+        "decoder": Distortion(vae, "randn"),
+    }[trains]
+    rates, dtype = constant(1e-3, 1), DTYPES[precision]
+    engine = Engine(
+        objective, Batches(pixels, IMAGES), Adam(), rates, seed=0, precision=dtype, pixel_scale=1.0
+    )
+    noise = engine.state.noise
+    eps = reference.normal(noise, 1, IMAGES, vae.architecture.latent)[0]
+    rows = engine.batches.rows(engine.batches.images, engine.batches.order, noise[1:])
+    loss = trains if trains == "decoder" else f"analytic {trains}"
+    truth, size = float64_loss(TextbookVAE("lyeoni"), rows, eps, loss)
+    limit = {"float32": 1e-5, "bfloat16": 1e-3}[precision] * size  # as its comment promises
+    monkeypatch.setattr(engine, "step", lambda: None)
+    for error in (-1.01, -0.99, 0.99, 1.01):
+        total = [truth + error * limit, 0.0]
+        monkeypatch.setattr(engine, "take_totals", lambda count, total=total: total)
+        check = check_first_step(engine, "lyeoni", trains)
+        assert check.error == pytest.approx(abs(error), rel=1e-6)
+        assert check.passed == (abs(error) < 1)
+
+
+class OffProducts(TorchDispatchMode):
+    """Products that are not float64 miss the exact ones by a share of a bound of their own."""
+
+    def __init__(self, of_result: float, of_terms: float) -> None:
+        super().__init__()
+        self.of_result, self.of_terms = of_result, of_terms
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is not torch.ops.aten.mm.default or args[0].dtype == torch.float64:
+            return func(*args, **(kwargs or {}))
+        left, right = (x.double() for x in args)
+        exact, terms = func(left, right), func(left.abs(), right.abs())
+        return (exact + self.of_result * exact.abs() + self.of_terms * terms).to(args[0].dtype)
+
+
+@pytest.mark.parametrize("precision", DTYPES)
+def test_a_product_may_be_rounded_once_and_its_sum_in_float32(precision: str) -> None:
+    dtype, k = DTYPES[precision], 512
+    product = Product(((64, k), (k, 1)), ((k, 32), (32, 1)), dtype)
+    assert product.operations == 2 * 64 * k * 32
+    half_ulp = {"float32": 2.0**-24, "bfloat16": 2.0**-8}[precision]
+    of_a_sum = k * 2.0**-24
+    for of_result, of_terms, passes in (
+        (0.0, 0.0, True),
+        (0.0, 0.9 * of_a_sum if precision == "float32" else 0.0, True),
+        (0.0, 1.1 * of_a_sum + 2 * half_ulp, False),
+        (2.1 * half_ulp + (of_a_sum * 50 if precision == "float32" else 0.0), 0.0, False),
+    ):
+        with OffProducts(of_result, of_terms):
+            check = check_product(product, torch.device("cpu"))
+        assert check.passed == passes, (of_result, of_terms, check)

@@ -19,6 +19,7 @@ from bench.speedrun import RECIPE, Referee, train
 from vaez_fast.config import choose_device, choose_precision
 from vaez_fast.data import DataError, binarized, load
 from vaez_fast.environment import environment, expect_no_gpu
+from vaez_fast.errors import printable
 from vaez_fast.files import OutputError, prepare_file, write_atomically
 from vaez_fast.intervals import Interval, interval, paired
 from vaez_fast.optimizer import Adam
@@ -98,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             content = {"validation_log_px": log_px, "environment": environment(device)}
             write_atomically(options.out, (json.dumps(content, indent=1) + "\n").encode())
     except (DataError, OutputError) as error:
-        print(f"bench.ablation: error: {error}", file=sys.stderr)
+        print(f"bench.ablation: error: {printable(error)}", file=sys.stderr)
         return 1
     return 0
 

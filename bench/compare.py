@@ -43,6 +43,7 @@ from bench.busy import busy_line
 from bench.changes import BAND, Change, changes, control_spread
 from bench.records import Record, RecordError, read
 from bench.summary import time_text
+from vaez_fast.errors import printable
 
 # As they are counted at the end, what matters most first.
 VERDICTS = ["slower", "vanished", "unlike", "faster", "ambiguous", "appeared", "same", "reference"]
@@ -187,7 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not found:
             raise RecordError(f"--groups: no group's title contains {options.groups!r}")
     except RecordError as error:
-        print(f"bench.compare: error: {error}", file=sys.stderr)
+        print(f"bench.compare: error: {printable(error)}", file=sys.stderr)
         return 2
     if options.json:
         print(as_json(old, new, found, differing, options.band))

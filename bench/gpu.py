@@ -29,7 +29,8 @@ from vaez_fast.compare import Row, record, table
 from vaez_fast.comparison import OPS
 from vaez_fast.data import DataError, load
 from vaez_fast.environment import environment
-from vaez_fast.files import OutputError, prepare_file, write_atomically
+from vaez_fast.errors import printable
+from vaez_fast.files import OutputError, prepare_files, write_atomically
 
 ROOT = Path(__file__).parents[1]
 BENCHES = (
@@ -191,10 +192,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     out: Path = options.out.resolve()
     try:
-        prepare_file(out / "README.md")
+        prepare_files(out, "tests.txt", "comparison.json", "README.md")
         return _run_all(out, options.data_root, 60 * options.minutes, print)
     except OutputError as error:
-        print(f"bench.gpu: error: {error}", file=sys.stderr)
+        print(f"bench.gpu: error: {printable(error)}", file=sys.stderr)
         return 1
 
 
@@ -220,7 +221,8 @@ def _run_all(out: Path, data_root: str, seconds: float, say: Callable[[str], Non
     text = "\n".join(report(machine, states, outcomes, rows, measured)) + "\n"
     write_atomically(out / "README.md", text.encode())
     say(f"wrote {out}: README.md, comparison.json, tests.txt, bench.json")
-    return int(any(outcome.status != 0 for outcome in outcomes))
+    failed = any(outcome.status != 0 for outcome in outcomes)
+    return int(failed or not comparison["passed"])
 
 
 def _measured(file: Path) -> dict[str, Any] | None:

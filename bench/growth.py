@@ -28,7 +28,8 @@ from vaez_fast import engine, style
 from vaez_fast.config import choose_precision
 from vaez_fast.data import DataError, binarized, load
 from vaez_fast.environment import environment, expect_no_gpu
-from vaez_fast.files import OutputError, prepare_file, write_atomically
+from vaez_fast.errors import printable
+from vaez_fast.files import OutputError, prepare_files, write_atomically
 from vaez_fast.model import MODELS
 
 
@@ -154,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     expect_no_gpu()
     device = available_device()
     try:
-        prepare_file(options.out / "growth.json")
+        prepare_files(options.out, "growth.json", "growth.png")
         digits = binarized(load("mnist-5k", options.data_root).to(device), "train", "static")
         images = digits.repeat(-(-max(AXES["batch"]) // len(digits)), 1)
         rows: dict[str, list[dict[str, Any]]] = {axis: [] for axis in AXES}
@@ -168,7 +169,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         title = f"A training step as the altosaar VAE grows, {machine['device']}"
         write_atomically(options.out / "growth.png", figure(rows, title))
     except (DataError, OutputError) as error:
-        print(f"bench.growth: error: {error}", file=sys.stderr)
+        print(f"bench.growth: error: {printable(error)}", file=sys.stderr)
         return 1
     print(table([row for of_axis in rows.values() for row in of_axis]))
     return 0

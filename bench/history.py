@@ -23,12 +23,13 @@ from bench.records import (
     load,
     machine_text,
     parse,
+    part_of_name,
     reference_of,
     revision_of,
 )
 from bench.report import write_page
 from bench.summary import time_text
-from vaez_fast.errors import first_line
+from vaez_fast.errors import first_line, printable
 from vaez_fast.files import OutputError
 from vaez_fast.page import Block, Figure, Heading, Table, Text
 
@@ -156,7 +157,7 @@ def _blocks(
         families.setdefault(family(title), []).append(title)
     for name, titles in families.items():
         yield Heading(2, name.capitalize())
-        file = f"history-{name.replace(' ', '-')}.png"
+        file = f"history-{part_of_name(name)}.png"
         pictures[file] = figures.strips(records, titles, name)
         yield Figure(file, f"{name.capitalize()}: our rows, run after run.")
         yield _ratios(records, name)
@@ -231,7 +232,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         write(options.folder, options.out)
     except (RecordError, OutputError) as error:
-        print(f"bench.history: error: {error}", file=sys.stderr)
+        print(f"bench.history: error: {printable(error)}", file=sys.stderr)
         return 2 if isinstance(error, RecordError) else 1
     print(f"wrote {options.out / 'report.html'}, report.md and their figures")
     return 0

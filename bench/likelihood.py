@@ -29,8 +29,9 @@ from vaez_fast import style
 from vaez_fast.config import ConfigError, choose_device
 from vaez_fast.data import DataError, Dataset, binarized, load, pixel_scale
 from vaez_fast.environment import environment, expect_no_gpu
+from vaez_fast.errors import printable
 from vaez_fast.evaluate import IMAGES_AT_ONCE, Evaluator
-from vaez_fast.files import OutputError, prepare_file, write_atomically
+from vaez_fast.files import OutputError, prepare_files, write_atomically
 from vaez_fast.model import VAE
 from vaez_fast.page import Block, Figure, Heading, Table, Text, markdown
 from vaez_fast.results import load_run
@@ -258,7 +259,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     expect_no_gpu()
     try:
         device = choose_device(options.device)
-        prepare_file(options.out / "results.json")
+        prepare_files(options.out, "results.json", "k-curve.png", "README.md")
         runs = [load_run(folder) for folder in options.runs]
         results: Record = {
             "schema": SCHEMA,
@@ -281,7 +282,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         parser.error(str(error))
     except (DataError, OutputError) as error:
-        print(f"bench.likelihood: error: {error}", file=sys.stderr)
+        print(f"bench.likelihood: error: {printable(error)}", file=sys.stderr)
         return 1
     return 0
 

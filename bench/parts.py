@@ -28,8 +28,9 @@ from vaez_fast.config import choose_precision
 from vaez_fast.data import DataError, binarized, load
 from vaez_fast.engine import Engine
 from vaez_fast.environment import environment, expect_no_gpu
-from vaez_fast.files import OutputError, prepare_file, write_atomically
-from vaez_fast.graph import compile_graph
+from vaez_fast.errors import printable
+from vaez_fast.files import OutputError, prepare_files, write_atomically
+from vaez_fast.graph import compile_graph, trace
 from vaez_kernels import bernoulli_log_prob, rsample_kl
 
 MODEL, BATCH_SIZE = "altosaar", 128
@@ -53,7 +54,7 @@ def parts_of(engine: Engine, precision: torch.dtype) -> dict[str, Work]:
     latent = engine.objective.vae.architecture.latent
 
     def compiled(function: Any, *tensors: Tensor) -> Work:
-        run = compile_graph(function, *tensors, device=device)
+        run = compile_graph(trace(function, *tensors), *tensors, device=device)
         return lambda: run(*tensors)
 
     def latent_op(mu: Tensor, logvar: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
@@ -151,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     expect_no_gpu()
     device = available_device()
     try:
-        prepare_file(options.out / "parts.json")
+        prepare_files(options.out, "parts.json", "parts.png")
         images = binarized(load("mnist-5k", options.data_root).to(device), "train", "static")
         precisions = [torch.float32]
         if choose_precision("auto", device) != torch.float32:
@@ -167,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         title = f"A training step, {MODEL}, batch {BATCH_SIZE}, {machine['device']}"
         write_atomically(options.out / "parts.png", figure(profiles, title))
     except (DataError, OutputError) as error:
-        print(f"bench.parts: error: {error}", file=sys.stderr)
+        print(f"bench.parts: error: {printable(error)}", file=sys.stderr)
         return 1
     print(table(profiles))
     return 0

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vaez_fast.errors import first_line, shown
+from vaez_fast.inputs import read_bytes
 
 # Code that this project does not write, or times beside its own; all other providers are ours.
 OTHERS = ("eager", "textbook", "torch.randn", "compiled", "careful", "products")
@@ -96,6 +98,11 @@ def family(group: str) -> str:
     return group.split(",")[0]
 
 
+def part_of_name(family: str) -> str:
+    """A family as a part of file names."""
+    return re.sub(r"\W+", "-", family)
+
+
 def reference_of(group: dict[str, Row]) -> Row:
     """The first row, of which the others' speed-ups are."""
     return next(iter(group.values()))
@@ -117,7 +124,7 @@ def load(path: Path) -> Any:
         RecordError: it cannot be read.
     """
     try:
-        return json.loads(path.read_text())
+        return json.loads(read_bytes(path).decode())
     except OSError as error:
         raise RecordError(f"{path}: {error.strerror or error}; {EXPECTED}") from None
     except (ValueError, RecursionError):  # also of UnicodeDecodeError
@@ -147,6 +154,8 @@ def parse(path: Path, content: Any) -> Record:
         for title, group in groups.items():
             if len({row.info["floor_bytes"] for row in group.values()}) > 1:
                 raise ValueError(f"the rows of {title} have several floors")
+        for name, value in machine.items():
+            _check_visible(shown(name), value)
         _check_text("device", machine["device"])
         _check_text("datetime", content["datetime"])
         _check_text("revision", machine.get("revision") or "")
@@ -214,6 +223,15 @@ def _check_info(info: dict[str, Any]) -> None:
 def _check_text(name: str, value: object) -> None:
     if not isinstance(value, str):
         raise TypeError(f"its {name} is {shown(value)}")
+    _check_visible(name, value)
+    if "$" in value:  # figures would read a formula
+        raise ValueError(f"its {name} is {shown(value)}")
+
+
+def _check_visible(name: str, value: object) -> None:
+    # tables go to a terminal, which obeys escape sequences
+    if isinstance(value, str) and not value.isprintable():
+        raise ValueError(f"its {name} is {shown(value)}")
 
 
 def _check_number(name: str, value: object, least: float) -> None:

@@ -14,9 +14,10 @@ from pathlib import Path
 
 from bench import figures
 from bench.busy import busy_line
-from bench.records import Record, RecordError, family, read
+from bench.records import Record, RecordError, family, part_of_name, read
 from bench.summary import NOTES, tables
-from vaez_fast.files import OutputError, prepare_file, write_atomically
+from vaez_fast.errors import printable
+from vaez_fast.files import OutputError, prepare_files, write_atomically
 from vaez_fast.page import Block, Figure, Heading, Table, Text, html, markdown
 
 ROOFLINE = (
@@ -70,7 +71,7 @@ def _of_record(record: Record, suffix: str, pictures: dict[str, bytes]) -> Itera
         yield Heading(3, name.capitalize())
         groups = [record.groups[title] for title in titles]
         if any(len(group) > 1 for group in groups):
-            file = f"providers-{name.replace(' ', '-')}{suffix}.png"
+            file = f"providers-{part_of_name(name)}{suffix}.png"
             pictures[file] = figures.providers(groups, f"{name}, {device}")
             yield Figure(file, f"{name.capitalize()}: times as fast as the first row.")
         for table in listed:
@@ -103,7 +104,7 @@ def write_page(out: Path, blocks: Sequence[Block], pictures: dict[str, bytes]) -
     Raises:
         OutputError: `out` cannot be written.
     """
-    prepare_file(out / "report.html")
+    prepare_files(out, *pictures, "report.md", "report.html")
     for name, picture in pictures.items():
         write_atomically(out / name, picture)
     write_atomically(out / "report.md", markdown(blocks).encode())
@@ -123,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         write_page(options.out, *draw([read(file) for file in options.files]))
     except (RecordError, OutputError) as error:
-        print(f"bench.report: error: {error}", file=sys.stderr)
+        print(f"bench.report: error: {printable(error)}", file=sys.stderr)
         return 2 if isinstance(error, RecordError) else 1
     print(f"wrote {options.out / 'report.html'}, report.md and their figures")
     return 0

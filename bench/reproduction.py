@@ -25,8 +25,9 @@ from vaez_fast import style
 from vaez_fast.config import ConfigError, TrainConfig, choose_device, choose_precision
 from vaez_fast.data import DataError, Dataset, binarized, load
 from vaez_fast.environment import environment, expect_no_gpu
+from vaez_fast.errors import printable
 from vaez_fast.evaluate import Evaluator
-from vaez_fast.files import OutputError, prepare_file, prepare_folder, read_json, write_atomically
+from vaez_fast.files import OutputError, prepare_files, prepare_folder, read_json, write_atomically
 from vaez_fast.model import VAE
 from vaez_fast.page import Block, Figure, Heading, Table, Text, markdown
 from vaez_fast.results import load_run, save
@@ -119,7 +120,7 @@ def reproduce(cells: Sequence[str], dataset: Dataset, out: Path) -> Record:
         OutputError, TrainingError: as `trained`.
     """
     configs = {cell: config_of(cell) for cell in cells}
-    prepare_file(out / "results.json")
+    prepare_files(out, "results.json", "k-curve.png", "README.md")
     done: Record = {"schema": SCHEMA, "cells": {}}
     if (out / "results.json").exists():
         done = read_json(out / "results.json")
@@ -252,7 +253,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         parser.error(str(error))
     except (DataError, OutputError, TrainingError) as error:
-        print(f"bench.reproduction: error: {error}", file=sys.stderr)
+        print(f"bench.reproduction: error: {printable(error)}", file=sys.stderr)
         return 1
     return 0
 

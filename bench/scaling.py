@@ -27,7 +27,8 @@ from bench.scaling_worker import Plan
 from vaez_fast.config import ConfigError
 from vaez_fast.data import DATA_SETS, DataError, load
 from vaez_fast.environment import environment, expect_no_gpu
-from vaez_fast.files import OutputError, prepare_file, read_json, write_atomically, write_json
+from vaez_fast.errors import printable
+from vaez_fast.files import OutputError, prepare_files, read_json, write_atomically, write_json
 from vaez_fast.machine import usable_cores
 from vaez_fast.model import VAE
 from vaez_fast.page import markdown
@@ -189,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         root = str(Path(options.data_root).expanduser().resolve())  # the workers run elsewhere
         plan = Plan(data=options.data, data_root=root, **(QUICK if options.quick else {}))
-        prepare_file(options.out / "results.json")
+        prepare_files(options.out, "results.json", "scaling.png", "README.md")
         steps_of(plan.config(max(plan.batches(*plan.processes))), load(plan.data, root))
         results = measure(plan)
         write_json(options.out / "results.json", results)
@@ -197,7 +198,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         parser.error(str(error))
     except (DataError, OutputError, LayoutError) as error:
-        print(f"bench.scaling: error: {error}", file=sys.stderr)
+        print(f"bench.scaling: error: {printable(error)}", file=sys.stderr)
         return 1
     return int(any(layout["failed"] for layout in results["layouts"]))
 

@@ -28,7 +28,8 @@ from vaez_fast.checkpoint import Keeping
 from vaez_fast.config import TrainConfig
 from vaez_fast.data import load
 from vaez_fast.environment import environment, expect_no_gpu
-from vaez_fast.files import OutputError, prepare_file, write_atomically, write_json
+from vaez_fast.errors import printable
+from vaez_fast.files import OutputError, prepare_files, write_atomically, write_json
 from vaez_fast.model import VAE
 from vaez_fast.page import Block, Figure, Heading, Table, Text, markdown
 from vaez_fast.progress import Progress
@@ -186,7 +187,7 @@ def main() -> int:
         parser.error(f"--kills must be at least 1, got {options.kills}")
     expect_no_gpu()
     try:
-        prepare_file(options.out / "results.json")
+        prepare_files(options.out, "results.json", "memory.png", "README.md")
         with tempfile.TemporaryDirectory(prefix="soak-", dir=options.out) as folder:
             record = {
                 "kind": "vaez_fast soak",
@@ -198,7 +199,7 @@ def main() -> int:
             }
         write(record, options.out)
     except OutputError as error:
-        print(f"bench.soak: error: {error}", file=sys.stderr)
+        print(f"bench.soak: error: {printable(error)}", file=sys.stderr)
         return 1
     print((options.out / "README.md").read_text())
     return 0 if passed(record) else 1

@@ -38,6 +38,7 @@ from vaez_fast.config import (
 from vaez_fast.data import DataError, Dataset, binarized, epoch_order, load
 from vaez_fast.engine import Engine
 from vaez_fast.environment import environment, expect_no_gpu
+from vaez_fast.errors import printable
 from vaez_fast.evaluate import Evaluator, Metrics
 from vaez_fast.files import OutputError, prepare_file, write_atomically
 from vaez_fast.intervals import Interval, interval, one_sided_p
@@ -288,7 +289,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         parser.error(str(error))
     except (DataError, OutputError) as error:
-        print(f"bench.speedrun: error: {error}", file=sys.stderr)
+        print(f"bench.speedrun: error: {printable(error)}", file=sys.stderr)
         return 1
     return 0
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.busy import busy_line
+from vaez_fast.errors import printable
 
 Row = tuple[str, dict[str, Any], float, float]  # group, extra_info, median and IQR in seconds
 
@@ -167,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         record = read(options.file)
     except RecordError as error:
-        print(f"bench.summary: error: {error}", file=sys.stderr)
+        print(f"bench.summary: error: {printable(error)}", file=sys.stderr)
         return 2
     rows = [row.as_summary() for row in record.rows]
     print("\n".join(summary(rows, record.machine, options.markdown)))

@@ -332,7 +332,7 @@ FILES: dict[str, tuple[Damage, str]] = {
     ),
     "images with code in them": (
         done(report_study, lambda at: npz(first_images(at), x=np.array([Code(at)], dtype=object))),
-        "not a file of images, or a damaged one (Object arrays cannot be loaded",
+        "not a file of images, or a damaged one ('x.npy' is of Python's objects)",
     ),
     "images that are one array": (
         done(report_study, lambda at: np.save(first_images(at).open("wb"), np.zeros(3))),

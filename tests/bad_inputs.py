@@ -178,7 +178,7 @@ SETTINGS: list[tuple[list[str], str]] = [
     (["--checkpoint-seconds", "-1"], "checkpoint_seconds must be at least 0, got -1"),
     (["--checkpoint-seconds", "nan"], "checkpoint_seconds must be at least 0, got nan"),
     (["--data-root", ""], "data_root must be text, and not empty, got ''"),
-    (["--device", ""], "device must be text, and not empty, got ''"),
+    (["--device", ""], "device must be auto, cpu, cuda or cuda:N, got ''"),
     (["--model", "x" * 10_000], "model must be one of altosaar, lyeoni, burda, got 'xxx"),
 ]
 

@@ -24,7 +24,7 @@ def record(config: TrainConfig) -> dict[str, Any]:
     parts = {"index_information": 0.45, "total_correlation": 0.5, "dimension_wise_kl": 0.05}
     values = {name: part * rate for name, part in parts.items()}
     values["marginal_kl"] = values["total_correlation"] + values["dimension_wise_kl"]
-    values["leave_one_out_marginal_kl"] = -1.0
+    values["leave_one_out_marginal_kl"] = -1.0 + wobble
     return {
         "arm": config.arm,
         "seed": config.seed,
@@ -43,31 +43,31 @@ def record(config: TrainConfig) -> dict[str, Any]:
         "latents": {
             "n": 10_000,
             "sample_kl": sample_kl,
-            "kl_per_dimension": [rate / 128] * 128,
-            "active_units": 30 if informed else 0,
+            "kl_per_dimension": [rate * (j + config.seed) / 128**2 for j in range(128)],
+            "active_units": 30 + config.seed if informed else 0,
             "moments": {
-                "largest_abs_mean": 0.1,
+                "largest_abs_mean": 0.1 + wobble,
                 "smallest_variance": 0.9,
                 "largest_variance": None,
                 "largest_abs_correlation": 0.2,
                 "smallest_excess_kurtosis": -0.3,
                 "largest_excess_kurtosis": 0.4,
             },
-            "held_out_marginal_kl": {"value": 1.0, "standard_error": 0.1},
+            "held_out_marginal_kl": {"value": 1.0 + wobble, "standard_error": 0.1},
             "surgery": {
-                "rate": rate,
+                "rate": rate + 0.25,
                 **{name: {"value": v, "standard_error": 0.01} for name, v in values.items()},
             },
         },
         "images": {
             name: {
                 "frechet": (frechet.get(name, 0.4) if informed else 25.9) + wobble,
-                "kernel": 0.1,
-                "label_distance": 0.05,
-                "label_histogram": [0.1] * 10,
-                "nearest_train": 7.0,
+                "kernel": 0.1 + 0.01 * i + wobble,
+                "label_distance": 0.05 + 0.02 * i + wobble,
+                "label_histogram": [(digit + i + wobble) / (45 + 10 * i) for digit in range(10)],
+                "nearest_train": 7.0 + i + wobble,
             }
-            for name in SAMPLERS
+            for i, name in enumerate(SAMPLERS)
         },
         "k_curve": {"images": 500, "k": [1, 8, 128], "log_px": [-100.0, -97.0, -95.0]},
     }
@@ -84,10 +84,10 @@ def beside() -> dict[str, Any]:
             name: {
                 "count": 1000,
                 "frechet": value,
-                "kernel": 0.0,
-                "label_distance": 0.02,
-                "label_histogram": [0.1] * 10,
-                "nearest_train": 7.0,
+                "kernel": 0.01 * value,
+                "label_distance": 0.02 + 0.01 * value,
+                "label_histogram": [(digit + value) / (45 + 10 * value) for digit in range(10)],
+                "nearest_train": 7.0 + value,
             }
             for name, value in (("floor", 0.3), ("ceiling", 26.0))
         },

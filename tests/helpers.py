@@ -16,7 +16,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vaez_kernels import kl_standard_normal, kl_standard_normal_mc, reference, rsample, rsample_kl
+from vaez_kernels import (
+    kl_standard_normal,
+    kl_standard_normal_mc,
+    noise_key,
+    reference,
+    rsample,
+    rsample_kl,
+)
 
 # The public calls that run the latent op: what is sampled, what KL is summed.
 MODES: dict[str, tuple[bool, str]] = {
@@ -97,6 +104,15 @@ def latents(
     else:
         raise ValueError(layout)
     return mu.detach().requires_grad_(), logvar.detach().requires_grad_()
+
+
+def strided_keys() -> list[Tensor]:
+    """Keys in awkward memory: a column, every other number, one number twice, from the middle."""
+    key = noise_key(17, "train", 9)
+    columns, spread = torch.zeros(2, 3, dtype=torch.int64), torch.zeros(4, dtype=torch.int64)
+    columns[:, 1], spread[::2] = key, key
+    once = torch.tensor([5], dtype=torch.int64)
+    return [columns[:, 1], spread[::2], once.expand(2), torch.cat((once, key))[1:]]
 
 
 def upstream_of(mu: Tensor, samples: int, seed: int = 1) -> Upstream:

@@ -73,6 +73,29 @@ def mixture(
     return Mixture(z.detach().requires_grad_(), mu, logvar, left)
 
 
+def lone(draws: int, components: int, columns: int, leave_out: str = "none") -> Mixture:
+    """Draws whose own component, a narrow one, has nearly all of their density.
+
+    These components lie evenly among all, the first and the last one included. `leave_out`: "own"
+    leaves it out; "other" leaves out the component that lies half of all of them further on.
+    """
+    generator = torch.Generator().manual_seed(0)
+    mu = torch.randn(components, columns, generator=generator)
+    logvar = torch.full_like(mu, -9.0)
+    own = torch.linspace(0, components - 1, draws).long()
+    z = mu[own] + torch.exp(0.5 * logvar[own]) * torch.randn(draws, columns, generator=generator)
+    left = {"none": None, "own": own, "other": (own + components // 2) % components}[leave_out]
+    return Mixture(z.requires_grad_(), mu, logvar, left)
+
+
+def long_chain() -> Mixture:
+    """1,024 equal squares, each a little less than half a unit in the last place of a sum from 512
+    on above 1: a single chain of float32 additions would lose that 500 times."""
+    z = torch.zeros(2, 1024, requires_grad=True)
+    mu = torch.full((1, 1024), 1 + 0.475 * 2.0**-15)
+    return Mixture(z, mu, torch.zeros_like(mu))
+
+
 def upstream_of(z: Tensor) -> Tensor:
     """A gradient (M,) of neither unit size nor contiguous memory."""
     return torch.randn((2 * len(z),), generator=torch.Generator().manual_seed(1))[::2]

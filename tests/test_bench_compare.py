@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from bench.bootstrap import Estimate, log_median
+from bench.bootstrap import Estimate, LogMedian, log_median
 from bench.changes import USUAL_SPREAD, Change, changes, control_spread, judge
 from bench.compare import main
 from bench.records import parse
@@ -62,6 +63,37 @@ class TestIntervals:
         assert ratio.high == pytest.approx(2)
         alone = log_median(list(first)).estimate()
         assert alone.high / alone.low > 1.2
+
+    def test_they_leave_a_fortieth_on_either_side(self) -> None:
+        found = LogMedian(0.0, np.linspace(-1.0, 1.0, 1001)).estimate()
+        assert np.log([found.low, found.value, found.high]) == pytest.approx([-0.95, 0.0, 0.95])
+
+    def test_the_value_is_the_median_of_the_rounds(self) -> None:
+        rounds = [1.0, 1.0, 3.0, 3.0, 3.0, 90.0, 1.0, 5.0, 9.0]
+        assert log_median(rounds).estimate().value == pytest.approx(3.0)
+
+    def test_a_time_alone_is_covered_though_a_neighbour_slows_many_rounds_in_a_row(self) -> None:
+        """As above, one row: rounds resampled one by one cover in 95 of 200, blocks in 153.
+
+        Blocks of √75 rounds are still short of what the neighbour remembers: 95 % are not reached.
+        """
+        random = np.random.default_rng(0)
+        covered = 0
+        for _ in range(200):
+            neighbour = np.zeros(75)
+            for i in range(1, 75):
+                neighbour[i] = 0.8 * neighbour[i - 1] + 0.1 * random.normal()
+            found = log_median(list(np.exp(neighbour))).estimate()
+            covered += found.low <= 1 <= found.high
+        assert covered >= 135
+
+    def test_two_runs_are_resampled_apart(self) -> None:
+        """The same rounds cancel in a ratio of two rows of one run, never in that of two runs."""
+        rounds = list(np.exp(0.1 * np.random.default_rng(2).normal(size=75)))
+        one_run = (log_median(rounds, run=0) - log_median(rounds, run=0)).estimate()
+        assert one_run.low == one_run.high == 1.0
+        two_runs = (log_median(rounds, run=1) - log_median(rounds, run=0)).estimate()
+        assert two_runs.low < 0.98 < 1.02 < two_runs.high
 
     def test_a_few_rounds_have_none(self) -> None:
         assert np.isnan(log_median([1.0, 1.1, 0.9]).estimate().low)
@@ -121,6 +153,25 @@ class TestVerdicts:
         spread = control_spread(parse(Path("old"), old), parse(Path("new"), content(new, 2)))
         assert spread.controls == len(GROUPS)
         assert 0.1 < spread.value < 0.4
+
+    def test_controls_are_unchanged_code_and_their_common_change_counts(self) -> None:
+        """All are 1.2 times as slow over their first row: that is no drift, it cancels in it."""
+        new = {
+            group: {"eager": 2 * of["eager"], "compiled": 2.4 * of["compiled"], "fallback": 9.0}
+            for group, of in GROUPS.items()
+        }
+        old = parse(Path("old"), content(GROUPS, 1, noise=0.0))
+        spread = control_spread(old, parse(Path("new"), content(new, 2, noise=0.0)))
+        assert spread.value == pytest.approx(np.log(1.2))
+        assert spread.controls == len(GROUPS)
+
+    def test_every_change_has_the_medians_and_the_ratio_of_new_over_old(self) -> None:
+        slow = scaled({"eager": 2.0, "fallback": 5.0})
+        rows = compared(content(GROUPS, 1, noise=0.0), content(slow, 2, noise=0.0))
+        row = rows["fallback"]
+        assert (row.old, row.new) == (pytest.approx(1e-3), pytest.approx(5e-3))
+        assert row.ratio is not None
+        assert row.ratio.value == pytest.approx(2.5)  # five times as slow, eager twice
 
     def test_few_controls_leave_the_usual_spread(self) -> None:
         few = {FIRST: GROUPS[FIRST]}
@@ -193,6 +244,16 @@ class TestCommand:
         assert self.run(tmp_path, content(GROUPS, 1), content(scaled({"fallback": 2}), 2)) == 1
         assert capsys.readouterr().out.splitlines()[-1] == f"slower: {FIRST}, fallback"
 
+    def test_old_and_new_times_are_in_their_columns(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        old = content(GROUPS, 1, noise=0.0)
+        new = content(scaled({"eager": 1.5, "fallback": 4.5}), 2, noise=0.0)
+        self.run(tmp_path, old, new)
+        out = capsys.readouterr().out
+        assert "first row eager: 4.00 ms → 6.00 ms, ratio 1.50 [1.50, 1.50]" in out
+        assert re.search(r"fallback +1\.00 ms +4\.50 ms +3\.00 \[\d\.\d\d, \d\.\d\d\] +slower", out)
+
     def test_code_of_others_that_became_slower_is_no_failure(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -216,7 +277,11 @@ class TestCommand:
 
     @pytest.mark.parametrize(
         ("machine", "named"),
-        [({"device": "an NVIDIA H100"}, "device: a CPU and an NVIDIA H100"), ({"threads": 4}, "4")],
+        [
+            ({"device": "an NVIDIA H100"}, "device: a CPU and an NVIDIA H100"),
+            ({"cpu": "another CPU"}, "cpu: a CPU and another CPU"),
+            ({"threads": 4}, "threads: 2 and 4"),
+        ],
     )
     def test_another_machine_is_refused_unless_forced(
         self,

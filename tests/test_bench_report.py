@@ -69,6 +69,35 @@ class TestReport:
         markdown = (tmp_path / "report.md").read_text()
         assert set(re.findall(r"\]\(([\w-]+\.png)\)", markdown)) == names
 
+    def test_what_a_copy_moves_and_a_quick_run_are_said(self, tmp_path: Path) -> None:
+        report.write_page(tmp_path, *report.draw([record()]))
+        text = (tmp_path / "report.md").read_text()
+        assert "A plain copy moves 25.0 GB/s, read plus written." in text
+        assert "A quick run" not in text
+        quick = parse(Path("f"), content(GROUPS, 1) | {"quick": True})
+        report.write_page(tmp_path, *report.draw([quick]))
+        assert "A quick run: few rounds, few sizes." in (tmp_path / "report.md").read_text()
+
+    def test_rows_whose_moved_bytes_nobody_counted_are_not_in_the_traffic(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        run = content(GROUPS, 1)
+        run["benchmarks"][1]["extra_info"]["moved_bytes"] = None
+        drawn: dict[str, int] = {}
+
+        def count(name: str) -> Any:
+            def draw(rows: Any, copy: float, _: str) -> bytes:
+                assert copy == 25.0
+                drawn[name] = len(rows)
+                return PNG
+
+            return draw
+
+        for name in ("roofline", "traffic"):
+            monkeypatch.setattr(figures, name, count(name))
+        report.draw([parse(Path("f"), run)])
+        assert drawn == {"roofline": 8, "traffic": 7}
+
     def test_two_runs_keep_their_figures_apart(self) -> None:
         _, pictures = report.draw([record(), record(threads=1)])
         assert {"roofline.png", "roofline-2.png", "providers-noise-2.png"} <= pictures.keys()
@@ -168,6 +197,60 @@ class TestHistory:
         assert "training burda, elbo/analytic/joint, 2,000 steps: 8.0 s, 4.00 ms a step" in text
         assert "a CPU, 1 thread |" in text
         assert "These tell no time, or no machine: study.json." in text
+
+    @pytest.mark.parametrize(
+        ("file", "what"),
+        [
+            (
+                {"mean_train_seconds": 6.25, "target": -97.1, "textbook_over_ours": 59.6},
+                "training to log p(x) -97.1 nats: 6.2 s, textbook 60 × as long",
+            ),
+            (
+                {
+                    "rows": {
+                        "batch": [
+                            {"batch": 1000, "seconds": {"textbook": 6e-3, "engine": 2e-3}},
+                            {"batch": 32, "seconds": {"textbook": 6e-3}},
+                        ]
+                    }
+                },
+                "a step, textbook over ours, by batch: 1,000: 3.00",
+            ),
+            (
+                {"config": {"model": "m"}, "runs": [{"train_seconds": 90.0}] * 4},
+                "4 trainings of m: 6 min together",
+            ),
+            (
+                {"models": [{"model": "m", "seconds": 9.0, "images": 10_000}]},
+                "log p(x) of 10,000 images: m 9 s",
+            ),
+        ],
+    )
+    def test_a_file_of_another_kind_tells_its_time(
+        self, file: dict[str, Any], what: str, tmp_path: Path
+    ) -> None:
+        write(tmp_path / "bench.json", content(GROUPS, 2))
+        machine = {"device": "a CPU", "threads": 1, "torch": "2"}
+        write(tmp_path / "a" / "other.json", file | {"environment": machine, "date": "2026-11-20"})
+        _, (timing,), _ = history.collect(tmp_path)
+        assert (timing.file, timing.date, timing.what) == ("a/other.json", "2026-11-20", what)
+
+    def test_a_row_that_a_run_lacks_is_a_dash_in_that_runs_column(
+        self, reports: Path, tmp_path: Path
+    ) -> None:
+        short = {g: {p: t for p, t in of.items() if p != "triton"} for g, of in GROUPS.items()}
+        write(reports / "c" / "bench.json", content(short, 3, noise=0.0))
+        history.main([str(reports), "--out", str(tmp_path / "out")])
+        text = (tmp_path / "out" / "report.md").read_text()
+        (line,) = re.findall(r"^\| forward, 8 × 128, float32 \| triton \| (.*) \|$", text, re.M)
+        # By date: b, then c, which lacks it, then a.
+        assert line.split(" | ")[1] == "–"
+
+    def test_an_output_that_cannot_be_written_exits_with_1(
+        self, reports: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert history.main([str(reports), "--out", str(reports / "study.json")]) == 1
+        assert capsys.readouterr().err.startswith("bench.history: error: ")
 
     def test_it_draws_ours_and_with_backward_where_that_is_timed(self) -> None:
         titles = history.key_groups([record()])

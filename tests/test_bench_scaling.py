@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,10 @@ from bench import scaling
 from bench.scaling import LIMITS, main, measure, merged
 from bench.scaling_model import Cluster, fitted
 from bench.scaling_page import FAILED, figure, page
+from bench.scaling_reasoning import clusters
 from bench.scaling_worker import Plan, difference
+from vaez_fast import style
+from vaez_fast.model import VAE
 from vaez_fast.page import markdown
 
 # Of losses, by batch: what rounding alone does to one process, nats.
@@ -146,6 +150,122 @@ def test_what_fails_its_check_has_no_time_and_the_page_says_so() -> None:
 
     passes["difference"]["elbo"] = 0.2
     assert merged(2, 1, [passes, passes], plan, ROUNDING)["seconds"] == {}
+
+
+def found_of(processes: int = 2) -> dict[str, Any]:
+    """A pass whose every check is passed."""
+    plan = Plan()
+    names = (*map(str, plan.batches(processes)), "apart", "all_reduce", "evaluation")
+    batches = {str(b): {"gradient": 0.0, "loss": 0.0} for b in plan.batches(processes)}
+    return {
+        "elbo": -120.0, "log_px": -500.0, "bytes": {}, "compile_seconds": 5.0,
+        "seconds": {name: [1.0, 2.0, 3.0] for name in names},
+        "difference": {"batches": batches, "elbo": 0.0, "log_px": 0.0},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("which", "limit", "lost"),
+    [
+        ("gradient", 1e-6, ["512"]),
+        ("loss", 1e-3, ["512"]),
+        ("elbo", 0.1, ["128", "512", "1024", "2048", "apart", "all_reduce", "evaluation"]),
+        ("log_px", 1e-3, ["evaluation"]),
+    ],
+)
+def test_a_difference_may_be_its_limit_and_no_more(
+    which: str, limit: float, lost: list[str]
+) -> None:
+    for off, failed in ((0.99 * limit, []), (1.01 * limit, lost)):
+        one = found_of()
+        of_batch = which in ("gradient", "loss")
+        (one["difference"]["batches"]["512"] if of_batch else one["difference"])[which] = off
+        layout = merged(2, 1, [one, one], Plan(), ROUNDING)
+        assert layout["failed"] == failed
+        assert not set(failed) & layout["seconds"].keys()
+
+
+def test_times_are_quartiles_over_the_rounds_of_all_passes() -> None:
+    one, other = found_of(), found_of()
+    other["seconds"]["128"], other["compile_seconds"] = [4.0, 5.0, 60.0], 2.0
+    layout = merged(2, 1, [one, other], Plan(), ROUNDING)
+    # Of 1, 2, 3, 4, 5 and 60: the quartiles' places are 1.75, 3.5 and 5.25.
+    assert layout["seconds"]["128"] == pytest.approx([1.75, 3.5, 5 + 0.25 * 55])
+    assert layout["compile_seconds"] == [5.0, 2.0]
+
+
+def test_a_run_whose_layouts_fail_exits_with_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = results()
+    monkeypatch.setattr(scaling, "measure", lambda _: found)
+    monkeypatch.setattr(scaling, "load", lambda *_: None)
+    monkeypatch.setattr(scaling, "steps_of", lambda *_: 300)
+    assert main(["--out", str(tmp_path)]) == 0
+    found["layouts"][2]["failed"] = ["128"]
+    assert main(["--out", str(tmp_path)]) == 1
+
+
+def test_layouts_are_gone_through_forth_and_back_and_checked_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    launched: list[tuple[int, int, bool]] = []
+
+    def launch(_: Path, processes: int, threads: int, *, check: bool) -> dict[str, Any]:
+        launched.append((processes, threads, check))
+        return found_of(processes) | {"rounding": ROUNDING}
+
+    split = SimpleNamespace(images=[0] * 7)
+    digits = SimpleNamespace(train=split, validation=split, test=split)
+    monkeypatch.setattr(scaling, "launch", launch)
+    monkeypatch.setattr(scaling, "load", lambda *_: digits)
+    found = measure(Plan())
+    layouts = [(1, 1), (2, 1), (4, 1), (1, 2)]
+    assert launched == [
+        *((*layout, True) for layout in layouts),
+        *((*layout, False) for layout in reversed(layouts)),
+    ]
+    assert [(of["processes"], of["threads"]) for of in found["layouts"]] == layouts
+    assert found["parameters"] == sum(p.numel() for p in VAE("altosaar").parameters())
+
+
+def test_every_number_of_the_pages_tables_is_in_its_column() -> None:
+    text = markdown(page(results()))
+    # 512 rows a process: 1.1·(40 µs·512 + 1.5 ms) + 2 ms = 26.18 ms against 21.98.
+    assert "| 2 | 1,024 | 26.18 ± 2.62 ms | 39,117 | 84% |" in text
+    assert "| 1 | 512 | 21.98 ± 2.20 ms | 23,294 | 100% |" in text
+    assert "| 4 | 25.00 ± 2.50 ms | 4.00 | 0 |" in text  # the evaluation: 0.1 s / 4
+    assert "| 2 | 1.0e-07 | 1.0e-05 | -120.5000 (1.0e-06) | passed |" in text
+    assert "| 2 | 381 MiB | 858 MiB | 286 MiB | 5.0 s | 5.0 s |" in text  # of 2^20 bytes
+    assert "12,000 bytes" in text  # three float64 of each test image
+    assert "off by 0% in the middle and by +0% at worst" in text
+    assert "| 1, weights rounded otherwise | 1.0e-05 | 1.0e-05 | 2.0e-03 | 5.0e-02 |" in text
+
+
+def test_a_gpu_is_given_the_products_of_a_step_and_a_fixed_part() -> None:
+    model = fitted(results())
+    assert model is not None
+    here, _, gpu, _ = clusters(model)
+    assert (here.row, here.fixed) == (model.row, model.fixed)
+    # 784-256-256-256, 128-256-256-784: forward and both gradients, but for the images'.
+    layers = [(784, 256), (256, 256), (256, 256), (128, 256), (256, 256), (256, 784)]
+    operations = 2 * (3 * sum(i * o for i, o in layers) - 784 * 256)
+    assert gpu.row == pytest.approx(operations / 50e12)
+    assert gpu.fixed == 100e-6
+
+
+def test_the_weak_figures_ideal_is_in_proportion_to_the_processes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(style, "png", lambda it: drawn.append(it) or b"")
+    figure(results())
+    left, right = drawn[0].axes
+    measured_rates, ideal = right.lines
+    one = 512 / (ROW * 512 + FIXED)
+    assert list(ideal.get_ydata()) == pytest.approx([one, 2 * one, 4 * one])
+    assert measured_rates.get_ydata()[1] == pytest.approx(1024 / 26.178e-3)
+    assert left.lines[0].get_ydata()[0] == pytest.approx(1e3 * (ROW * 128 + FIXED))
 
 
 def test_differences_are_the_worst_tensor_and_the_worst_step() -> None:

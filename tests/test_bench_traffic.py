@@ -13,6 +13,8 @@ from bench.traffic import (
     aten_bytes,
     bernoulli_log_prob_floor,
     inductor_bytes,
+    linear_bernoulli_log_prob_floor,
+    mixture_log_prob_floor,
     rsample_kl_floor,
 )
 from vaez_kernels import noise, noise_key, rsample_kl
@@ -48,6 +50,52 @@ def test_the_likelihoods_floor_reads_targets_once_for_all_samples(samples: int) 
         both = bernoulli_log_prob_floor(samples, ROWS, COLUMNS, itemsize, backward=True)
         assert forward == (itemsize * samples + 1) * N + 4 * samples * ROWS
         assert both - forward == (2 * itemsize * samples + 1) * N + 4 * samples * ROWS
+
+
+def bytes_of(*tensors: Tensor) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("samples", [1, 3])
+def test_the_latent_ops_floor_is_what_goes_in_and_comes_out(
+    samples: int, dtype: torch.dtype
+) -> None:
+    mu = logvar = grad_mu = grad_logvar = torch.empty(ROWS, COLUMNS, dtype=dtype)
+    z = grad_z = torch.empty(samples, ROWS, COLUMNS, dtype=dtype)
+    kl = grad_kl = torch.empty(ROWS)
+    forward = bytes_of(mu, logvar) + bytes_of(z, kl)
+    backward = bytes_of(mu, logvar, grad_z, grad_kl) + bytes_of(grad_mu, grad_logvar)
+    size = (samples, ROWS, COLUMNS, dtype.itemsize)
+    assert rsample_kl_floor(*size, backward=False) == forward
+    assert rsample_kl_floor(*size, backward=True) == forward + backward
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_last_layers_floor_is_what_goes_in_and_comes_out(dtype: torch.dtype) -> None:
+    samples, images, width, pixels = 3, 5, 7, 11
+    hidden = grad_hidden = torch.empty(samples, images, width, dtype=dtype)
+    weight = grad_weight = torch.empty(pixels, width, dtype=dtype)
+    bias = grad_bias = torch.empty(pixels)
+    x = torch.empty(images, pixels, dtype=torch.uint8)
+    log_prob = grad_log_prob = torch.empty(samples, images)
+    forward = bytes_of(hidden, weight, bias, x) + bytes_of(log_prob)
+    backward = bytes_of(hidden, weight, bias, x, grad_log_prob)
+    backward += bytes_of(grad_hidden, grad_weight, grad_bias)
+    size = (samples, images, width, pixels, dtype.itemsize)
+    assert linear_bernoulli_log_prob_floor(*size, backward=False) == forward
+    assert linear_bernoulli_log_prob_floor(*size, backward=True) == forward + backward
+
+
+def test_the_mixtures_floor_is_what_goes_in_and_comes_out() -> None:
+    draws, components, latents = 13, 17, 3
+    z = grad_z = torch.empty(draws, latents)
+    mu = logvar = torch.empty(components, latents)
+    log_q = grad_log_q = torch.empty(draws)
+    forward = bytes_of(z, mu, logvar) + bytes_of(log_q)
+    backward = bytes_of(z, mu, logvar, grad_log_q) + bytes_of(grad_z)
+    assert mixture_log_prob_floor(draws, components, latents, backward=False) == forward
+    assert mixture_log_prob_floor(draws, components, latents, backward=True) == forward + backward
 
 
 # Eager kernels.

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 import torch
 
-from vaez_fast import cli, files
+from vaez_fast import cli, files, trained
 from vaez_fast.cli import main
-from vaez_fast.commands import sample, settings, train
+from vaez_fast.commands import settings, train
 from vaez_fast.commands.parser import Parser
 from vaez_fast.config import LOG_PX_SAMPLES
 from vaez_fast.errors import is_out_of_memory
@@ -242,7 +242,7 @@ def test_memory_that_runs_out_is_one_line_that_says_what_helps(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(sample, "draw", lambda *_: exhaust())
+    monkeypatch.setattr(trained, "draw", lambda *_: exhaust())
     assert main(["sample", str(run[0]), "--out", str(tmp_path / "out")]) == 1
     error = capsys.readouterr().err
     assert error == "vaez-fast sample: error: memory ran out; it may fit with a smaller count\n"

@@ -179,9 +179,11 @@ class TestWithoutACompiler:
             monkeypatch.setattr(module, "compiled", refuse)
         monkeypatch.setattr(noise, "compiled_without_guards", refuse)
         monkeypatch.setattr(noise, "compiled_quads", refuse)
-        compiler.has_cpu_compiler.cache_clear()
+        compiler.finds_tools.cache_clear()
+        compiler.failures.clear()
         yield
-        compiler.has_cpu_compiler.cache_clear()
+        compiler.finds_tools.cache_clear()
+        compiler.failures.clear()
 
     @pytest.mark.parametrize("mode", list(MODES))
     @pytest.mark.filterwarnings("ignore:a C")

@@ -219,9 +219,9 @@ def test_a_truncated_file_is_named(tmp_path: Path, no_network: list[str]) -> Non
     assert no_network == []
 
 
-def test_a_damaged_header_names_the_folder(tmp_path: Path) -> None:
+def test_a_damaged_header_names_the_file(tmp_path: Path) -> None:
     raw = write_raw_files(tmp_path, train_images=bytes(16 + 47_040_000))
-    with pytest.raises(DataError, match="cannot be read") as caught:
+    with pytest.raises(DataError, match="is damaged: it begins with 00000000 ") as caught:
         load("mnist", tmp_path, download=False)
     assert str(raw) in str(caught.value)
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
-from vaez_fast import features
+from vaez_fast import data, features
 from vaez_fast.data import Dataset, Split, binarized, load
 from vaez_fast.features import (
     FeatureNet,
@@ -18,6 +19,7 @@ from vaez_fast.features import (
     train_features,
 )
 from vaez_fast.files import OutputError
+from vaez_kernels import noise_key
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +58,9 @@ def test_the_record_is_of_the_network_returned(
     classes = net.predict(binarized(digits, "test", "static").float())
     share = float((classes == digits.test.labels).double().mean())
     assert training.accuracy_binary == share
+    classes = net.predict(digits.test.images.float() / 255)
+    grey = float((classes == digits.test.labels).double().mean())
+    assert training.accuracy_grey == grey != share
     assert training.as_dict()["data"] == "mnist-5k"
 
 
@@ -120,6 +125,29 @@ def test_held_out_images_have_no_part_in_training(
     shuffled = Split(few.test.images.flip(1), few.test.labels)
     others = Dataset("few", few.train, shuffled, shuffled)
     assert train_features(others)[1].sha256 == train_features(few)[1].sha256
+
+
+def test_each_epoch_draws_its_pixels_and_its_order_anew(
+    few: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn, ordered = [], []
+
+    def binarize(images: Tensor, how: str, noise: Tensor) -> Tensor:
+        drawn.append(noise)
+        return data.binarize(images, how, noise)
+
+    def epoch_order(seed: int, epoch: int, count: int, device: torch.device) -> Tensor:
+        ordered.append((seed, epoch))
+        return data.epoch_order(seed, epoch, count, device)
+
+    monkeypatch.setattr(features, "IMAGES_SEEN", 1800)
+    monkeypatch.setattr(features, "binarize", binarize)
+    monkeypatch.setattr(features, "epoch_order", epoch_order)
+    train_features(few, seed=6)
+    assert ordered == [(6, 0), (6, 1), (6, 2)]
+    # Beyond the numbers of the epochs that train VAEs.
+    keys = [noise_key(6, "binarize", 2**31 + epoch).tolist() for epoch in range(3)]
+    assert [noise.tolist() for noise in drawn] == keys
 
 
 def test_it_trains_on_the_first_20000_images_at_most(

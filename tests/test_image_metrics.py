@@ -122,6 +122,30 @@ def test_the_kernel_distance_of_a_shift_is_known(shift: float) -> None:
     assert shift > 0 or bool((values < 0).any())
 
 
+def unbiased_mmd(a: Tensor, b: Tensor) -> float:
+    """MMD² under (xᵀy/d + 1)³ from all pairs of different features."""
+    n, d = a.shape
+    within = sum(
+        float(((x @ x.T / d + 1) ** 3).sum() - ((x.square().sum(1) / d + 1) ** 3).sum())
+        for x in (a, b)
+    )
+    return within / (n * (n - 1)) - 2 * float(((a @ b.T / d + 1) ** 3).mean())
+
+
+def test_the_kernel_distance_is_the_mean_over_subsets_of_half_the_smaller_set() -> None:
+    a, b = draws(90, 6, 1) + 0.2, draws(61, 6, 2)
+    generator = torch.Generator().manual_seed(0)
+
+    def half(x: Tensor) -> Tensor:
+        return x[torch.randperm(len(x), generator=generator)[:30]]
+
+    pairs = [(half(b), half(a)) for _ in range(100)]  # torchmetrics draws the real ones first
+    found = torch.tensor([unbiased_mmd(*pair) for pair in pairs], dtype=torch.float64)
+    mean, spread = kernel_distance(a, b)
+    assert mean == pytest.approx(float(found.mean()), rel=1e-9)
+    assert spread == pytest.approx(float(found.std(correction=0)), rel=1e-9)
+
+
 def test_the_kernel_distance_of_one_law_is_within_its_spread() -> None:
     mean, spread = kernel_distance(draws(2000, 16, 1), draws(1500, 16, 2))
     assert abs(mean) <= 2 * spread

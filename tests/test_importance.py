@@ -24,6 +24,7 @@ from vaez_kernels import (
 )
 from vaez_kernels.backend import has_fast_bfloat16
 from vaez_kernels.compiler import has_cpu_compiler
+from vaez_kernels.decoder_kernel import tile_for
 from vaez_kernels.perceptron import taken_apart
 
 KEY = noise_key(3, "evaluate", 2)
@@ -70,14 +71,14 @@ def test_a_perceptron_is_the_references(
 
 def test_few_logits_are_not_worth_a_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importance, "COMPILE_FROM", 9 * 5 * 84 + 1)
-    importance._compiled_tile.cache_clear()
+    importance._compiled_tile.kept.clear()
     check(given(5, *WIDTHS), 9)
-    assert importance._compiled_tile.cache_info().misses == 0
+    assert len(importance._compiled_tile.kept) == 0
 
 
 @pytest.mark.skipif(not has_cpu_compiler(), reason="no C++ compiler here")
 def test_a_compiled_tile_takes_float32_whatever_the_default_is() -> None:
-    importance._compiled_tile.cache_clear()
+    importance._compiled_tile.kept.clear()
     of = given(5, 4, 7, 85)
     torch.set_default_dtype(torch.float64)
     try:
@@ -91,11 +92,11 @@ def test_a_compiled_tile_takes_float32_whatever_the_default_is() -> None:
 @pytest.mark.skipif(not has_cpu_compiler(), reason="no C++ compiler here")
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_one_compiled_tile_serves_any_number_of_samples_and_images(precision: str) -> None:
-    importance._compiled_tile.cache_clear()
+    importance._compiled_tile.kept.clear()
     # One image, one sample; tiles of one image, of many; edges of both.
     for images, samples in ((3, 40), (1, 1), (1, 2100), (1100, 1), (41, 23), (23, 41), (70, 65)):
         check(given(images, *WIDTHS), samples, precision)
-    assert importance._compiled_tile.cache_info().misses == 1
+    assert len(importance._compiled_tile.kept) == 1
 
 
 @pytest.mark.parametrize("targets", [torch.uint8, torch.bool, torch.float32, torch.float16])
@@ -130,6 +131,17 @@ def test_a_row_does_not_depend_on_its_batch(decode: Any) -> None:
     mu, logvar, x = (t[60:63] for t in of[1:])
     part = importance_log_likelihood(decoder, mu, logvar, x, KEY, 40, "float32", row_offset=60)
     torch.testing.assert_close(part, whole[60:63], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("decode", [lambda decoder: decoder, called])
+@pytest.mark.parametrize("rows", [10, 100])  # 7 × 7 tiles of an image; 3 × 3 of three images
+@pytest.mark.usefixtures("eager")
+def test_tiles_of_images_and_samples_are_the_whole(
+    rows: int, decode: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(importance.LOGITS, "cpu", rows * WIDTHS[-1])
+    of = given(7, *WIDTHS)
+    check(of, 70, decoder=decode(of.decoder))
 
 
 def test_its_samples_are_those_of_rsample() -> None:
@@ -192,6 +204,22 @@ def _hooked(position: int) -> nn.Sequential:
     return decoder
 
 
+def _hooked_before(decoder: nn.Sequential) -> nn.Sequential:
+    decoder[2].register_forward_pre_hook(lambda module, args: (2 * args[0],))
+    return decoder
+
+
+def _hooked_as_a_whole(decoder: nn.Sequential) -> nn.Sequential:
+    decoder.register_forward_hook(lambda module, args, output: 2 * output)
+    return decoder
+
+
+def _with_a_forward_of_its_own(decoder: nn.Sequential) -> nn.Sequential:
+    layer = decoder[2]
+    layer.forward = lambda x: 2.0 * nn.functional.linear(x, layer.weight, layer.bias)  # type: ignore[method-assign]
+    return decoder
+
+
 @pytest.mark.parametrize(
     "decoder",
     [
@@ -203,6 +231,9 @@ def _hooked(position: int) -> nn.Sequential:
         nn.Sequential(parametrizations.weight_norm(nn.Linear(5, 19)), nn.ReLU(), nn.Linear(19, 84)),
         _hooked(0),
         _hooked(1),
+        _hooked_before(perceptron(*WIDTHS)),
+        _hooked_as_a_whole(perceptron(*WIDTHS)),
+        _with_a_forward_of_its_own(perceptron(*WIDTHS)),
         Derived.decoder(),
         perceptron(*WIDTHS).double(),
     ],
@@ -216,6 +247,36 @@ def test_layers_without_bias_are_taken_apart() -> None:
     layers = taken_apart(decoder)
     assert layers is not None
     assert not layers.biases[0].any()
+
+
+def test_weights_are_rounded_to_what_is_multiplied_and_biases_are_not() -> None:
+    layers = taken_apart(perceptron(*WIDTHS))
+    assert layers is not None
+    tensors = layers.tensors(torch.bfloat16)
+    assert [t.dtype for t in tensors] == [torch.bfloat16, torch.float32] * 3
+    assert all(torch.equal(b, c) for b, c in zip(tensors[1::2], layers.biases, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("widths", "taken"),
+    [
+        ((128, 300, 256, 784), True),
+        ((129, 300, 256, 784), False),
+        ((16, 300, 512, 784), True),
+        ((17, 300, 512, 784), False),
+        ((16, 300, 513, 784), False),
+        ((16, 256, 784), False),
+        ((16, 256, 256, 256, 784), False),
+    ],
+)
+def test_the_kernel_takes_the_decoders_that_the_docstring_names(
+    widths: tuple[int, ...], taken: bool
+) -> None:
+    layers = taken_apart(perceptron(*widths))
+    assert layers is not None
+    for precision in ("bfloat16", "tf32"):
+        assert (tile_for(layers, CPU, precision) is not None) == taken
+    assert tile_for(layers, CPU, "float32") is None
 
 
 def test_auto_takes_bfloat16_only_for_layers_it_knows() -> None:
@@ -356,6 +417,21 @@ M, V, X = GIVEN.mu, GIVEN.logvar, GIVEN.x
             (GIVEN.decoder, M, V, X[:, :80], KEY, 5),
             ValueError,
             "decoder must take .* 80 pixels, but its last",
+        ),
+        (
+            (GIVEN.decoder, M, V, X.to("meta"), KEY, 5),
+            ValueError,
+            "x must be on mu's device cpu, got meta",
+        ),
+        (
+            (GIVEN.decoder, M, V, X, KEY.to("meta"), 5),
+            ValueError,
+            "noise must be on mu's device cpu, got meta",
+        ),
+        (
+            (perceptron(*WIDTHS).to("meta"), M, V, X, KEY, 5),
+            ValueError,
+            "decoder must be on mu's device cpu, got a layer on meta",
         ),
         ((GIVEN.decoder, M, V, X, 7, 5), TypeError, "noise must be a tensor made by noise_key"),
         ((GIVEN.decoder, M, V, X, KEY, 0), ValueError, "num_samples must be at least 1"),

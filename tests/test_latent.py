@@ -65,9 +65,9 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         pytest.skip("no C++ compiler: the twin runs eager only")
     asked = []
 
-    def counted(function: Callable[..., Any], variant: object = None, **options: Any) -> Any:
+    def counted(function: Callable[..., Any], *variant: Any) -> Any:
         asked.append(function)
-        return compiled(function, variant, **options)
+        return compiled(function, *variant)
 
     compiled = compiler.compiled
     monkeypatch.setattr(latent, "compiled", counted)
@@ -110,6 +110,36 @@ def test_sizes_on_both_sides_of_the_compilers_threshold_agree_with_the_reference
         check(mode, *latents(size, 16), KEY, 1)
 
 
+@pytest.mark.parametrize("shape", [(1, 5003), (5003, 1)])
+def test_a_single_row_or_column_is_compiled_as_others_are(
+    shape: tuple[int, int], compilations: list[Any]
+) -> None:
+    check("rsample_kl/total-derivative", *latents(*shape), KEY, 1)
+    assert set(compilations) == {latent._twin_forward, latent._twin_backward}
+
+
+@pytest.mark.usefixtures("compilations")
+def test_a_row_alone_is_the_row_of_a_batch_bit_for_bit() -> None:
+    mu, logvar = latents(8, 2048)
+    (whole, _), (alone, _) = (
+        rsample_kl(mu[rows], logvar[rows], KEY, kl="total-derivative", row_offset=rows.start)
+        for rows in (slice(0, 8), slice(5, 6))
+    )
+    assert torch.equal(alone[:, 0], whole[:, 5])
+
+
+@pytest.mark.usefixtures("compilations")
+def test_a_single_row_is_compiled_once_whatever_its_length_and_what_it_was_cut_from() -> None:
+    compiler.compiled.cache_clear()
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for columns in (2000, 2001, 2002):
+            for cut in (1, 2, 3):
+                table = torch.linspace(-1, 1, 2 * cut * columns).view(2, cut * columns)
+                mu, logvar = table[:1, :columns], table[1:, -columns:]
+                wanted = reference.kl_standard_normal(mu, logvar)
+                assert_within("KL", kl_standard_normal(mu, logvar), wanted, KL_ERROR * wanted)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("mode", ["rsample_kl/analytic", "kl_standard_normal_mc/total-derivative"])
 @pytest.mark.usefixtures("eager")
@@ -124,16 +154,16 @@ def test_memory_layout_does_not_matter_to_the_compiled_twin() -> None:
 
 
 @pytest.mark.usefixtures("compilations")
-def test_the_compiled_twin_takes_any_number_of_layouts_and_callers() -> None:
-    # torch.compile gives up on a function after eight recompilations; here after four.
-    compiler.compiled.cache_clear()
-    with torch._dynamo.config.patch(recompile_limit=4):
-        for layout in LAYOUTS:
-            mu, logvar = latents(33, 20, layout=layout)
-            check("kl_standard_normal", mu, logvar, KEY, 1)
-            wanted = reference.kl_standard_normal(mu, logvar)
-            for one, two in ((mu.detach(), logvar), (mu, logvar.detach())):
-                assert_within("KL", kl_standard_normal(one, two), wanted, KL_ERROR * wanted)
+def test_few_compilations_serve_all_layouts_and_callers() -> None:
+    compiler.compiled.kept.clear()
+    for layout in LAYOUTS:
+        mu, logvar = latents(33, 20, layout=layout)
+        check("kl_standard_normal", mu, logvar, KEY, 1)
+        wanted = reference.kl_standard_normal(mu, logvar)
+        for one, two in ((mu.detach(), logvar), (mu, logvar.detach())):
+            assert_within("KL", kl_standard_normal(one, two), wanted, KL_ERROR * wanted)
+    # Forward and backward, each for contiguous tensors and for rows apart.
+    assert len(compiler.compiled.kept) == 4
 
 
 def test_gradients_reach_the_layer_whose_output_was_split() -> None:

@@ -65,6 +65,9 @@ def test_a_forced_tile_outranks_the_table_inside_its_block() -> None:
     before = run()
     with launch.use_tile(launch.Tile(512, 8)):
         assert run()["num_warps"] == 8
+        with launch.use_tile(launch.Tile(512, 2)):
+            assert run()["num_warps"] == 2
+        assert run()["num_warps"] == 8
     assert run() == before
 
 

@@ -41,9 +41,9 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         pytest.skip("no C++ compiler: the twin runs eager only")
     asked = []
 
-    def counted(function: Callable[..., Any], variant: object = None) -> Any:
+    def counted(function: Callable[..., Any], *variant: Any) -> Any:
         asked.append(function)
-        return compiled(function, variant)
+        return compiled(function, *variant)
 
     compiled = compiler.compiled
     monkeypatch.setattr(likelihood, "compiled", counted)

@@ -25,8 +25,8 @@ from tests.last_layer import (
     measured,
     upstream_of,
 )
-from tests.pixels import FLOAT_TARGETS, TARGETS
-from vaez_kernels import bernoulli_log_prob, linear_bernoulli_log_prob, use_backend
+from tests.pixels import FLOAT_TARGETS, TARGETS, UNIT
+from vaez_kernels import bernoulli_log_prob, linear_bernoulli_log_prob, reference, use_backend
 from vaez_kernels import linear_likelihood as op
 from vaez_kernels.compiler import has_cpu_compiler
 
@@ -128,6 +128,26 @@ def test_tiles_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None
         if one is not None and two is not None and bound is not None:
             # Each is within the bound of the reference.
             assert_within(name, one, two, 2.0 * bound)
+
+
+@pytest.mark.parametrize("route", ["eager", "compilations"])
+@pytest.mark.parametrize("size", [0.0, 1e-3, 2.0, 100.0])
+@pytest.mark.parametrize("pixels", [784, 3200])
+def test_no_product_of_factors_overflows(
+    pixels: int, size: float, route: str, request: pytest.FixtureRequest
+) -> None:
+    request.getfixturevalue(route)
+    # Where logits are 0 every factor is 2, the largest that can be. Of 3,200 pixels 200 meet in
+    # each of sixteen lanes, whose product would be beyond float32 unless it is taken in parts.
+    bias = torch.full((pixels,), size)
+    bias[::2] *= -1
+    for lit in (0, 1):
+        x = torch.full((2, pixels), lit, dtype=torch.uint8)
+        out = linear_bernoulli_log_prob(torch.zeros(3, 2, 1), torch.zeros(pixels, 1), bias, x)
+        wanted = reference.bernoulli_log_prob(bias.expand(3, 2, -1), x)
+        # Five roundings a pixel in its product, and those of the sums (tests/last_layer.py).
+        limit = 5 * UNIT * pixels + (pixels / 8 + 8) * UNIT * wanted.abs()
+        assert_within("log_prob", out, wanted, limit)
 
 
 def test_it_is_the_likelihood_of_the_layers_logits() -> None:
@@ -281,6 +301,8 @@ H, W, B, X = torch.zeros(2, 3, 4), torch.zeros(5, 4), torch.zeros(5), torch.zero
         ((H, W[:0], B[:0], X), ValueError, r"weight must have shape \(P, H\) with P ≥ 1"),
         ((H, W, B[:4], X), ValueError, r"bias must have shape \(P,\) = \(5,\), got \(4,\)"),
         ((H, W, B, X[:2]), ValueError, r"x must have shape \(B, P\) = \(3, 5\), got \(2, 5\)"),
+        ((H, W.to("meta"), B, X), ValueError, "weight must be on hidden's device cpu, got meta"),
+        ((H, W, B.to("meta"), X), ValueError, "bias must be on hidden's device cpu, got meta"),
         ((H, W, B, X.to("meta")), ValueError, "x must be on hidden's device cpu, got meta"),
         ((H, W, B, X, "float16"), ValueError, "precision must be one of float32, tf32, bfloat16"),
     ],

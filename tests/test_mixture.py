@@ -14,7 +14,16 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from bench.measure import peak_memory
 from tests.helpers import assert_within
-from tests.mixtures import LAYOUTS, Mixture, bounds, check, expected, measured, mixture
+from tests.mixtures import (
+    LAYOUTS,
+    Mixture,
+    bounds,
+    check,
+    expected,
+    long_chain,
+    measured,
+    mixture,
+)
 from vaez_kernels import compiler, mixture_log_prob, reference, use_backend
 from vaez_kernels import mixture as module
 
@@ -92,6 +101,11 @@ def test_128_dimensions_keep_their_promise(reach: float, far: bool) -> None:
     wanted = reference.mixture_log_prob(z, mu, logvar)
     actual = mixture_log_prob(z, mu, logvar)
     assert_within("log_prob", actual, wanted, 1e-4 + 3e-7 * wanted.abs())
+
+
+@pytest.mark.usefixtures("route")
+def test_many_dimensions_are_not_summed_in_one_chain() -> None:
+    check(long_chain())
 
 
 def test_one_component_is_its_gaussian() -> None:

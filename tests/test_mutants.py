@@ -86,6 +86,24 @@ def test_a_bug_that_keeps_tests_from_being_imported_is_caught(project: Path) -> 
     assert verdict.by == "test_shape.py"
 
 
+def test_tests_of_interpreted_kernels_run_in_the_interpreter_and_others_do_not(
+    project: Path,
+) -> None:
+    # Each fails where the other's setting is.
+    kinds = {"test_plain.py": "not in", "tests/interpreted/test_kernel.py": "in"}
+    (project / "tests" / "interpreted").mkdir(parents=True)
+    for name, relation in kinds.items():
+        (project / name).write_text(
+            "import os\nfrom shape import area\n\n\ndef test_it():\n"
+            f"    assert 'TRITON_INTERPRET' {relation} os.environ and area(2, 3) == 6\n"
+        )
+    both = mutant("return 1", "return 2", tests=tuple(kinds))
+    prove_baseline(project, [both], 1)
+    assert not tried(project, [both])[0].caught
+    (verdict,) = tried(project, [mutant(tests=("tests/interpreted/test_kernel.py",))])
+    assert verdict.by == "tests/interpreted/test_kernel.py::test_it"
+
+
 @pytest.mark.parametrize("was", ["width / height", "width"])
 def test_a_text_that_does_not_stand_in_the_file_once_is_refused(project: Path, was: str) -> None:
     with pytest.raises(MutantError, match=r"must stand in shape\.py once"):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.helpers import assert_within
+from tests.helpers import assert_within, strided_keys
 from vaez_kernels import PURPOSES, noise, noise_key, normal, reference, uniform
 from vaez_kernels.compiler import has_cpu_compiler
 
@@ -146,6 +146,24 @@ class TestANumberDependsOnItsAddressAlone:
         assert torch.equal(draw(KEY, 3, 4, columns, sample_offset=6), draw(KEY, 9, 4, columns)[6:])
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_sample_begins_where_the_one_before_it_ends(
+    compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not compiled:
+        monkeypatch.setattr(noise, "has_cpu_compiler", lambda: False)
+    # For 49, 98 and others of these, n times the float64 reciprocal of n is below 1.
+    for quads in range(1, 260):
+        wanted = reference.normal(KEY, 5, 1, 4 * quads)
+        assert_within(f"{quads} quads", normal(KEY, 5, 1, 4 * quads), wanted, 1e-5)
+
+
+def test_samples_beyond_what_float32_counts_keep_their_numbers() -> None:
+    # float32 has no halves from 2²³ on.
+    many = normal(KEY, 2**23 + 5, 1, 1)[-8:]
+    assert torch.equal(many, normal(KEY, 8, 1, 1, sample_offset=2**23 - 3))
+
+
 @pytest.mark.parametrize("columns", [3, 20])
 @pytest.mark.parametrize("name", ["normal", "uniform"])
 def test_row_offsets_carry_into_the_counters_second_word(name: str, columns: int) -> None:
@@ -279,3 +297,15 @@ def test_draws_name_the_argument_they_refuse(
 @pytest.mark.parametrize("shape", [(0, 3, 4), (3, 0, 4), (3, 4, 0)])
 def test_no_samples_rows_or_columns_give_an_empty_result(shape: tuple[int, int, int]) -> None:
     assert normal(KEY, *shape).shape == shape
+
+
+@pytest.mark.parametrize("draw", [normal, uniform])
+@pytest.mark.parametrize("compiles", [True, False])
+def test_a_key_in_awkward_memory_draws_what_it_would_elsewhere(
+    draw: Any, compiles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not compiles:
+        monkeypatch.setattr(noise, "has_cpu_compiler", lambda: False)
+    for key in strided_keys():
+        wanted = getattr(reference, draw.__name__)(key.clone().contiguous(), 2, 3, 5)
+        assert_within("numbers", draw(key, 2, 3, 5), wanted, 1e-6 * wanted.abs().clamp(min=1))

@@ -151,3 +151,33 @@ def test_bad_settings_and_missing_data_are_one_line_each(
     monkeypatch.setattr("torchvision.datasets.MNIST.__init__", no_network)
     assert main(["--data-root", str(tmp_path), "--out", str(tmp_path / "out")]) == 1
     assert "not found" in capsys.readouterr().err
+
+
+def test_a_cells_row_has_its_difference_from_the_paper_and_its_steps() -> None:
+    """Here less the paper's: below it is negative."""
+    cell = {
+        "config": {
+            "binarize": "dynamic", "num_samples": 50, "epochs": 25, "batch_size": 50, "lr": 3e-3,
+            "precision": "bfloat16",
+        },
+        "arm": "iwae/total-derivative/joint/k=50",
+        "environment": {"device": "a CPU", "threads": 2, "torch": "2"},
+        "best_step": 24_000,
+        "speed": {"steps": 25_000, "train_seconds": 700.4},
+        "images": 10_000,
+        "k_curve": [
+            {"k": 1, "log_px": -95.0, "standard_error": 0.25},
+            {"k": 5000, "log_px": -86.03, "standard_error": 0.5},
+        ],
+    }  # fmt: skip
+    text = markdown(page({"cells": {"dynamic/50": cell}}))
+    row = "| dynamic | IWAE-50 | -84.78 | -86.03 ± 0.50 | -1.25 | 25 | 24,000 of 25,000 | 700 s |"
+    assert row in text
+    assert "from 5,000 importance samples on 10,000 images" in text
+
+
+def test_models_differ_in_k_alone() -> None:
+    configs = [vars(config_of(f"static/{k}")) for k in (5, 50)]
+    differing = {name for name in configs[0] if configs[0][name] != configs[1][name]}
+    assert differing == {"num_samples"}
+    assert [config["num_samples"] for config in configs] == [5, 50]

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from vaez_fast import samplers
 from vaez_fast.samplers import SAMPLERS, GaussianMixture, Posterior, fit
-from vaez_kernels import noise_key, normal, uniform
+from vaez_kernels import noise_key, normal, reference, uniform
 
 NOISE = noise_key(0, "generate")
 
@@ -109,6 +110,17 @@ def test_the_posterior_draws_every_image_before_any_comes_again(z: Tensor) -> No
     assert rows(drawn[:600]) == rows(drawn[600:1200]) == rows(z)
     assert not torch.equal(drawn[:600], z)
     assert torch.equal(drawn[1200:], drawn[:100])
+
+
+def test_the_posterior_draws_in_the_order_of_the_second_samples_uniforms(z: Tensor) -> None:
+    u = reference.uniform(NOISE, 1, 600, 1, sample_offset=1).flatten()
+    assert torch.equal(fit("posterior", z).draw(NOISE, 600), z[u.argsort(stable=True)])
+
+
+def test_a_mixture_is_fitted_to_the_first_rows(z: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = fit("mixture", z[:300]).draw(NOISE, 20)
+    monkeypatch.setattr(samplers, "MIXTURE_FITTED_ON", 300)
+    assert torch.equal(fit("mixture", z).draw(NOISE, 20), first)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from vaez_fast.config import ConfigError, TrainConfig
 from vaez_fast.data import Dataset, Split, binarized, load
 from vaez_fast.files import OutputError, read_json
 from vaez_fast.measure import Measure
+from vaez_fast.run import TrainingError
 from vaez_fast.samplers import SAMPLERS
 from vaez_fast.study import StudyConfig, run_study
 
@@ -30,17 +32,23 @@ class FakeMeasure:
 
     steps = 200
     ran: list[str]
+    observed: frozenset[int]
+    broken: bool
     stop_after: int | None
     classifier = None
 
     def __init__(self, *_: Any) -> None:
         pass
 
-    def run(self, config: TrainConfig, _: frozenset[int]) -> tuple[Any, Any]:
+    def run(self, config: TrainConfig, observe_at: frozenset[int]) -> tuple[Any, Any]:
+        FakeMeasure.observed = observe_at
         if self.stop_after is not None and len(self.ran) >= self.stop_after:
             raise KeyboardInterrupt
         self.ran.append(f"{config.arm}-{config.seed}")
-        return fake_study.record(config), fake_study.images()
+        record = fake_study.record(config)
+        if self.broken:
+            record["latents"]["surgery"]["marginal_kl"]["value"] = math.nan
+        return record, fake_study.images()
 
     def beside(self) -> dict[str, Any]:
         return fake_study.beside()
@@ -48,7 +56,7 @@ class FakeMeasure:
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeMeasure]:
-    FakeMeasure.ran, FakeMeasure.stop_after = [], None
+    FakeMeasure.ran, FakeMeasure.stop_after, FakeMeasure.broken = [], None, False
     monkeypatch.setattr(study, "Measure", FakeMeasure)
     return FakeMeasure
 
@@ -94,6 +102,46 @@ def test_more_seeds_continue_a_study_and_other_settings_are_refused(
     other = dataclasses.replace(CONFIG, base=dataclasses.replace(CONFIG.base, lr=1e-3))
     with pytest.raises(OutputError, match=r"holds a study of other settings \(lr 0\.002\)"):
         run_study(other, tmp_path)
+
+
+@pytest.mark.usefixtures("fake")
+def test_every_arm_of_a_seed_comes_before_the_next_seed_and_is_read_back_so(tmp_path: Path) -> None:
+    run_study(CONFIG, tmp_path)
+    arms = [run.arm for run in CONFIG.arms()]
+    wanted = [(arm, seed) for seed in range(3) for arm in arms]
+    assert FakeMeasure.ran == [f"{arm}-{seed}" for arm, seed in wanted]
+    runs = read_json(tmp_path / "results.json")["runs"]
+    assert [(run["arm"], run["seed"]) for run in runs] == wanted
+
+
+@pytest.mark.usefixtures("fake")
+def test_the_decay_is_observed_before_the_first_step_and_evenly_in_its_logarithm(
+    tmp_path: Path,
+) -> None:
+    run_study(dataclasses.replace(CONFIG, seeds=2), tmp_path)
+    # 24 steps from 1 to 200 in equal ratios; some of the first round to the same.
+    spaced = {round(200 ** (i / 23)) for i in range(24)}
+    assert FakeMeasure.observed == {0, *spaced}
+    assert {1, 200} <= spaced
+
+
+@pytest.mark.usefixtures("fake")
+def test_a_run_without_its_images_is_run_again(tmp_path: Path, fake: type[FakeMeasure]) -> None:
+    run_study(dataclasses.replace(CONFIG, seeds=2), tmp_path)
+    fake.ran = []
+    (tmp_path / "runs" / "randn-seed1.npz").unlink()
+    run_study(dataclasses.replace(CONFIG, seeds=2), tmp_path)
+    assert fake.ran == ["randn-1"]
+
+
+@pytest.mark.usefixtures("fake")
+def test_a_number_that_is_not_finite_ends_the_study_and_is_not_kept(
+    tmp_path: Path, fake: type[FakeMeasure]
+) -> None:
+    fake.broken = True
+    with pytest.raises(TrainingError, match="a measured number is not finite"):
+        run_study(CONFIG, tmp_path)
+    assert list((tmp_path / "runs").iterdir()) == []
 
 
 @pytest.mark.usefixtures("fake")

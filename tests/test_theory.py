@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -94,6 +95,51 @@ def test_the_ops_draws_agree_with_the_formulas(record: dict[str, Any]) -> None:
     assert part["largest_z_of_mean"] < SIGMAS
     assert part["largest_where_zero"] < 1e-12
     assert record["null"]["largest_z"] < SIGMAS
+
+
+def test_the_monte_carlo_means_are_judged_by_the_variance_of_their_draws(
+    record: dict[str, Any],
+) -> None:
+    part = record["monte_carlo_kl"]
+    mu, sigma, off = (np.array(part[name]) for name in ("mu", "sigma", "off"))
+    assert part["points"] == len(off) == 16
+    # one draw: −ln σ + ½(z² − eps²), z = mu + σ·eps; of eps and eps², 1 and 2 are the variances
+    variance = (mu * sigma) ** 2 + (sigma**2 - 1) ** 2 / 2
+    varies = variance > 0
+    z = off[varies] / np.sqrt(variance[varies] / part["draws"])
+    # digits beyond the seventh are not in the record
+    assert part["largest_z"] == pytest.approx(np.abs(z).max(), rel=1e-5)
+    inside = math.erf(part["largest_z"] / math.sqrt(2))
+    assert part["chance_of_larger"] == pytest.approx(1 - inside ** len(z), rel=1e-5)
+    half = np.array(part["half_interval"])
+    # the sample's standard deviation: 131,072 draws know it to a few thousandths
+    np.testing.assert_allclose(half, 1.96 * np.sqrt(variance / part["draws"]), rtol=0.02, atol=1e-9)
+    assert part["intervals_that_hold"] == int((np.abs(off) <= half).sum())
+
+
+def test_the_largest_scores_are_those_of_the_points(record: dict[str, Any]) -> None:
+    part = record["estimators"]
+    for name, largest in (("z", "largest_z"), ("z_of_mean", "largest_z_of_mean")):
+        assert part[largest] == max(abs(p[name]) for p in part["points"] if name in p)
+    for p in part["points"]:
+        if "z" in p:  # a variance of a light-tailed draw has an error of at least √(1/draws)
+            assert abs(p["measured"] / p["variance"] - 1) < 0.05
+            assert p["z"] * (p["measured"] - p["variance"]) > 0
+
+
+def test_the_null_of_a_fit_is_judged_by_its_fits(record: dict[str, Any]) -> None:
+    part = record["null"]
+    for row in part["simulated"]:
+        error = row["expected_sd"] / math.sqrt(row["fits"])
+        z = (row["mean"] - row["expected"]) / error
+        assert row["z"] == pytest.approx(z, abs=1e-3)
+        # five standard errors of a standard deviation of so many nearly normal fits
+        assert abs(row["sd"] / row["expected_sd"] - 1) < SIGMAS / math.sqrt(2 * row["fits"])
+        assert row["within_band"] > 0.95 - SIGMAS * math.sqrt(0.95 * 0.05 / row["fits"])
+        low, high = row["central_95"]
+        assert low < row["mean"] < high
+        assert row["latents_over_n"] == pytest.approx(128 / row["n"], rel=1e-6)
+    assert part["largest_z"] == max(abs(row["z"]) for row in part["simulated"])
 
 
 # What is written.

@@ -1,14 +1,15 @@
 """The command line.
 
-Exit status: 0 done, 1 the run failed, 2 a setting cannot be, 130 and 143 stopped by SIGINT (Ctrl-C)
-and SIGTERM, 141 nobody reads the output any more. Whatever fails for a reason that a user can see
-to says so in one line on stderr, `vaez-fast COMMAND: error: …`; a traceback is a defect.
+Exit status: 0 done, 1 the run failed, 2 a setting cannot be, 130, 143 and 129 stopped by SIGINT
+(Ctrl-C), SIGTERM and SIGHUP, 141 nobody reads the output any more. Whatever fails for a reason that
+a user can see to says so in one line on stderr, `vaez-fast COMMAND: error: …`; a traceback is a
+defect.
 """
 
 from __future__ import annotations
 
+import errno
 import importlib
-import io
 import os
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,12 @@ from types import ModuleType
 
 from . import __version__
 from .commands.kinds import no_such
+from .commands.parser import Parser
+from .config import ConfigError
+from .environment import expect_no_gpu
+from .files import OutputError
+from .messages import open_closed_streams, say
+from .stopping import KEPT, Signals, Stopped
 
 COMMANDS = {
     "train": "train a VAE; write metrics.json and checkpoint.pt",
@@ -50,26 +57,29 @@ that a run wrote), then from their defaults. Where a script would want it, --jso
 document. Progress is shown on a terminal only.
 
 environment: VAEZ_BACKEND=torch|triton forces the ops' backend; TRITON_INTERPRET=1 interprets the
-kernels on the CPU; VAEZ_AUTOTUNE=1 times other launch parameters on CUDA.
+kernels on the CPU; VAEZ_AUTOTUNE=1 times other launch parameters on CUDA; VAEZ_RANK_PATIENCE is for
+how many seconds a rank of torchrun waits for another that does not answer (default 600; in article
+a week, for a rank that has more to do).
 
 exit status: 0 done; 1 the run failed (data, files, training, a comparison); 2 a setting cannot be;
-130 stopped by Ctrl-C and 143 by SIGTERM, what was finished is kept; 141 the reader of its output
-went away."""
+130 stopped by Ctrl-C, 143 by SIGTERM and 129 by SIGHUP, what was finished is kept; 141 the reader
+of its output went away.
+
+A closed stderr loses the messages, a closed stdout the numbers that are printed: the run goes on. A
+command that only prints (env, evaluate, --help) ends with 1 then."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; argv without the program's name. Returns the exit status."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that cannot print σ or ² goes on
+    closed = open_closed_streams()
     try:
-        status = _main(list(sys.argv[1:] if argv is None else argv))
+        status = _main(list(sys.argv[1:] if argv is None else argv), closed)
         sys.stdout.flush()
     except BrokenPipeError:
         _forget_output()
         return 141
     except OSError as error:  # a disk is full that the output goes to
-        print(f"vaez-fast: error: cannot write the output: {error.strerror}", file=sys.stderr)
+        say("", f"error: cannot write the output: {error.strerror}")
         _forget_output()
         return 1
     return status
@@ -80,77 +90,104 @@ def _forget_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _main(words: list[str]) -> int:
+def _main(words: list[str], closed: frozenset[str]) -> int:
     first = words[0] if words else ""
     if first in ("", "-h", "--help"):
         listed = "\n".join(f"  {name:<10}{what}" for name, what in COMMANDS.items())
+        if first:
+            _expect_stdout(closed)
         print(HELP.format(commands=listed), file=sys.stdout if first else sys.stderr)
         return 0 if first else 2
     if first == "--version":
+        _expect_stdout(closed)
         print(f"vaez-fast {__version__}")
         return 0
     if first not in COMMANDS:
-        print(f"vaez-fast: error: {no_such('command', first, list(COMMANDS))}", file=sys.stderr)
+        say("", f"error: {no_such('command', first, list(COMMANDS))}")
         return 2
-    return _run(first, words[1:])
+    return _run(first, words[1:], closed)
 
 
-def _run(name: str, words: list[str]) -> int:
-    try:
-        # Here, because help should not wait seconds for torch.
-        command = importlib.import_module(f".commands.{name}", __package__)
-        return _run_command(name, command, words)
-    except KeyboardInterrupt:
-        print(f"vaez-fast {name}: interrupted; what was finished is kept", file=sys.stderr)
-        return 130
+def _expect_stdout(closed: frozenset[str]) -> None:
+    """Refuse to do what has no product but what it prints."""
+    if "stdout" in closed:
+        raise OSError(errno.EBADF, "stdout is closed")
 
 
-def _run_command(name: str, command: ModuleType, words: list[str]) -> int:
-    from .commands.parser import Parser
-    from .environment import expect_no_gpu
-    from .stopping import Stopped
+def _run(name: str, words: list[str], closed: frozenset[str]) -> int:
+    # Parsing imports no PyTorch: who asks for help or mistypes a flag should not wait for it.
+    command = importlib.import_module(f".commands.{name}", __package__)
+    with Signals():
+        try:
+            return _run_command(name, command, words, closed)
+        except SystemExit as stop:  # a rank that leaves it to another to say what is wrong
+            return int(stop.code or 0)
+        except BrokenPipeError:
+            raise
+        except Stopped as stopped:
+            status, line = stopped.exit_status, f"{stopped}; {KEPT}"
+        except KeyboardInterrupt:  # the second, of somebody who does not wait
+            status, line = 130, f"interrupted; {KEPT}"
+        except Exception as error:
+            failure = _failure(error, command)
+            if failure is None:
+                raise
+            status, line = failure[0], f"error: {failure[1]}"
+        if _may_speak():
+            say(name, line)
+        return status
 
-    # All ranks of torchrun read the same words; once they have met, they agree who speaks.
-    silent = os.environ.get("RANK", "0") != "0"
+
+def _run_command(name: str, command: ModuleType, words: list[str], closed: frozenset[str]) -> int:
     try:
         options = Parser(name, command).settings(words)
-        silent = False
-        expect_no_gpu()
-        status: int = command.run(options)
-    except SystemExit as stop:  # --help, or a rank that leaves it to another to say what is wrong
-        return int(stop.code or 0)
-    except BrokenPipeError:
-        raise
-    except Stopped as stopped:
-        print(f"vaez-fast {name}: {stopped}; what was finished is kept", file=sys.stderr)
-        return stopped.exit_status
-    except Exception as error:
-        failure = _failure(error, command)
-        if failure is None:
-            raise
-        status, reason = failure
-        line = " ".join(reason.split())  # one, also where a path holds a line break
-        if not silent:
-            print(f"vaez-fast {name}: error: {line}", file=sys.stderr)
+    except SystemExit:  # argparse has printed the help
+        _expect_stdout(closed)
+        return 0
+    if getattr(command, "ONLY_PRINTS", False):
+        _expect_stdout(closed)
+    _expect_folder()
+    expect_no_gpu()
+    status: int = command.run(options)
     return status
+
+
+def _expect_folder() -> None:
+    # PyTorch's libraries end the process where the working directory was deleted.
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise OutputError(f"cannot use the current folder: {error.strerror}") from None
+
+
+def _may_speak() -> bool:
+    # torchrun starts many that fail alike
+    if os.environ.get("WORLD_SIZE", "1") in ("0", "1") or "RANK" not in os.environ:
+        return True
+    from .world import may_speak
+
+    return may_speak()
 
 
 def _failure(error: Exception, command: ModuleType) -> tuple[int, str] | None:
     """The exit status and the line for what a user can see to; None for a defect of ours."""
+    if isinstance(error, ConfigError):
+        return 2, str(error)
+    if isinstance(error, OutputError):
+        return 1, str(error)
+    if isinstance(error, OSError):
+        if error.filename is None:  # it is the output's, of which `main` tells
+            return None
+        return 1, f"cannot use {error.filename}: {error.strerror}"
+    # Where these are raised, PyTorch is imported already.
     from .compare import CompareError
-    from .config import ConfigError
     from .data import DataError
     from .errors import is_out_of_memory
-    from .files import OutputError
     from .train import TrainingError
     from .world import RankError
 
-    if isinstance(error, ConfigError):
-        return 2, str(error)
-    if isinstance(error, (DataError, OutputError, TrainingError, CompareError, RankError)):
+    if isinstance(error, (DataError, TrainingError, CompareError, RankError)):
         return 1, str(error)
-    if isinstance(error, OSError) and error.filename is not None:  # else it is the output's
-        return 1, f"cannot use {error.filename}: {error.strerror}"
     if is_out_of_memory(error):
         lighter = getattr(command, "LIGHTER", "")
         return 1, "memory ran out" + (f"; it may fit with {lighter}" if lighter else "")

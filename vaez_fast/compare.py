@@ -23,9 +23,9 @@ from .comparison import MIXTURE_OPS, OPS, cases, ours, textbook, truth
 from .comparison_case import Case, Tensors
 from .comparison_products import PRODUCT_OPS, operands_of
 from .config import ConfigError
+from .names import BACKENDS
 from .progress import Progress
 
-BACKENDS = ("fallback", "interpreter", "cuda")
 # What one number may err by beyond PyTorch's own error in the same dtype: the ops' promise for
 # float32 arithmetic, of the largest number in the output or of 1; and one ulp of that number where
 # it leaves in bfloat16 or float16 (a GPU rounds to nearest, the interpreter cuts bits off).

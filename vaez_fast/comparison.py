@@ -36,6 +36,7 @@ from .comparison_case import (
     on_device,
     with_gradients,
 )
+from .names import OPS as OPS
 
 STREAMS = ("normal", "uniform")
 # Is z an output, and which KL.
@@ -54,7 +55,6 @@ LIKELIHOOD_OPS = {
 }
 # Does each draw leave a component out.
 MIXTURE_OPS = {"mixture_log_prob": False, "mixture_log_prob/leave_out": True}
-OPS = (*STREAMS, *LATENT_OPS, *LIKELIHOOD_OPS, *MIXTURE_OPS, *products.PRODUCT_OPS)
 LATENT_SHAPES = (  # S, B, D
     (1, 1, 1),
     (8, 7, 3),

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-
-from vaez_kernels.backend import has_fast_bfloat16, uses_triton
-
-from .data import BINARIZATIONS, DATA_SETS
 from .errors import shown
-from .model import MODELS
+from .names import BINARIZATIONS, DATA_SETS, MODELS
+
+if TYPE_CHECKING:
+    import torch
+
+# A command line must be answered before PyTorch is imported: that takes seconds.
 
 OBJECTIVES = ("elbo", "kl", "iwae")
 IWAE_KLS = ("total-derivative", "doubly-reparameterised")
@@ -20,6 +21,7 @@ DECODERS = ("joint", "separate", "simultaneous", "randn")
 PRECISIONS = ("float32", "bfloat16", "auto")
 
 LOG_PX_SAMPLES = 128
+CHECKPOINT_SECONDS = 60.0  # between two checkpoints; one of altosaar's is 12 MB
 
 # Counts and seeds are words of the noise stream.
 WORD = 2**32
@@ -70,7 +72,7 @@ class TrainConfig:
         for name, choices in (
             ("data", DATA_SETS),
             ("binarize", BINARIZATIONS),
-            ("model", tuple(MODELS)),
+            ("model", MODELS),
             ("objective", OBJECTIVES),
             ("kl", KLS),
             ("decoder", DECODERS),
@@ -152,6 +154,8 @@ def choose_device(name: str) -> torch.device:
     Raises:
         ConfigError: a name that PyTorch does not know, or a device that is not here.
     """
+    import torch
+
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -172,6 +176,10 @@ def check_backend(device: torch.device) -> None:
     Raises:
         ConfigError: it is no backend's name, or forces triton where it cannot run.
     """
+    import torch
+
+    from vaez_kernels.backend import uses_triton
+
     try:
         uses_triton(torch.empty(0, device=device))
     except (ValueError, RuntimeError) as error:
@@ -180,6 +188,10 @@ def check_backend(device: torch.device) -> None:
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:
     """The dtype of matrix products; "auto" is bfloat16 where the processor multiplies it."""
+    import torch
+
+    from vaez_kernels.backend import has_fast_bfloat16
+
     if name != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
     return torch.bfloat16 if has_fast_bfloat16(device) else torch.float32

@@ -9,9 +9,11 @@ from typing import Any
 
 from .config import ConfigError
 from .errors import first_line, shown
+from .inputs import read_bytes
 
 SCHEMAS = (1,)  # of records whose settings can be read
 HEADER = ("kind", "schema")
+MOST_BYTES = 2**26  # a record with a curve of a quarter of a million points
 
 
 def read_settings(path: Path, command: str) -> dict[str, Any]:
@@ -22,8 +24,8 @@ def read_settings(path: Path, command: str) -> dict[str, Any]:
     such settings are left out.
 
     Raises:
-        ConfigError: no such file, not TOML or JSON, a record of another command or of a schema that
-            is not known, or no table of settings.
+        ConfigError: no such file, one that is too large, not TOML or JSON, a record of another
+            command or of a schema that is not known, or no table of settings.
     """
     content = _content(path)
     if not isinstance(content, dict):
@@ -48,7 +50,8 @@ def read_settings(path: Path, command: str) -> dict[str, Any]:
 def _content(path: Path) -> Any:
     form = "TOML" if path.suffix == ".toml" else "JSON"
     try:
-        text = path.read_text(encoding="utf-8")
+        # A pipe will do: `--config <(program)`.
+        text = read_bytes(path, MOST_BYTES, regular=False).decode()
         if form == "TOML":
             return tomllib.loads(text)
         return json.loads(text, object_pairs_hook=_without_repetition)

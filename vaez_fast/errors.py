@@ -33,3 +33,15 @@ def shown(value: object) -> str:
     except (ValueError, RecursionError):  # an integer of more than 4,300 digits; deep nesting
         return "what is too large to be shown"
     return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 1]}…"
+
+
+def printable(text: object) -> str:
+    """A text as a terminal or a page may have it: every character can be seen.
+
+    A path or a record can hold escape sequences, which a terminal obeys, line breaks, marks that
+    turn the direction of writing, and bytes that are no text: they are shown as in a string of
+    Python's, `\\x1b`. Letters of every language stay.
+    """
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode() for one in str(text)
+    )

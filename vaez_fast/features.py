@@ -20,11 +20,13 @@ from torch.nn.functional import cross_entropy
 
 from vaez_kernels import noise_key
 
+from .archives import read_tensors
 from .data import Dataset, binarize, binarized, epoch_order
 from .errors import first_line, shown
-from .files import OutputError, read_tensors, write_atomically
+from .files import OutputError, write_atomically
 
 CLASSES = 10
+MOST_BYTES = 2**24  # of a network's file, which has 270 kB
 BATCH = 100
 MAX_IMAGES = 20_000
 # 25 epochs of mnist-5k, 5 of 20,000 images.
@@ -126,7 +128,7 @@ def load_features(file: Path, device: torch.device) -> tuple[FeatureNet, Trainin
     Raises:
         OutputError: an unreadable file, another one, or weights that its record is not of.
     """
-    content = read_tensors(file)
+    content = read_tensors(file, MOST_BYTES)
     net = FeatureNet().requires_grad_(False)
     try:
         if not isinstance(content, dict):

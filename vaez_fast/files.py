@@ -1,19 +1,31 @@
-"""Output folders and files: claimed by one run at a time, written whole or not at all."""
+"""Output folders and files: claimed by one run at a time, written whole or not at all.
+
+What is written takes the place of a regular file or of nothing. A device, a pipe, a folder or a
+symbolic link in that place is refused: a link in a folder that came from elsewhere could send a
+report over any file of its reader's, and who wants the file behind a link can name that file.
+Folders may be links.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-import pickle
+import re
+import secrets
+import stat
 import tempfile
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from .errors import first_line
+from .inputs import kind_of, read_bytes
+
+LOCK = ".vaez-fast.lock"
+# A file that is not whole yet. Nobody can plant a link at a name that cannot be guessed.
+UNFINISHED = re.compile(r"\.vaez-fast-[0-9a-f]{16}\.unfinished")
 
 
 class OutputError(RuntimeError):
@@ -36,8 +48,36 @@ def prepare_file(path: Path) -> None:
         OutputError: the file could not be written.
     """
     _make_writable(path.parent, f"cannot write {path}")
-    if path.is_dir():
-        raise OutputError(f"cannot write {path}: it is a folder")
+    check_place(path)
+
+
+def prepare_files(folder: Path, *names: str) -> None:
+    """Make the folder of files that are to be written, before any work is done for them.
+
+    Raises:
+        OutputError: one of them could not be written.
+    """
+    prepare_folder(folder)
+    for name in names:
+        check_place(folder / name)
+
+
+def check_place(path: Path) -> None:
+    """See that a file can be written there: in the place of a regular file, or of nothing.
+
+    Raises:
+        OutputError: something else is there.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}") from None
+    if not stat.S_ISREG(mode):
+        raise OutputError(
+            f"cannot write {path}: it is {kind_of(mode)}; expected a regular file, or nothing there"
+        )
 
 
 def _make_writable(folder: Path, failed: str) -> None:
@@ -54,7 +94,7 @@ def claimed(folder: Path) -> Iterator[None]:
     """The block in which this process alone writes in a folder, which is made if need be.
 
     The lock is the kernel's and ends with the process, however that ends. Files that a killed
-    process left half written are removed.
+    process left half written are removed: regular files with a name that `UNFINISHED` describes.
 
     Raises:
         OutputError: the folder cannot be written, or another run is at work in it.
@@ -62,8 +102,8 @@ def claimed(folder: Path) -> Iterator[None]:
     from filelock import FileLock, Timeout  # comes with torch
 
     made = not folder.exists()
-    prepare_folder(folder)
-    lock = FileLock(folder / ".lock")
+    prepare_files(folder, LOCK)
+    lock = FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -71,42 +111,60 @@ def claimed(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise OutputError(f"out: cannot write in {folder}: {error.strerror}") from None
     try:
-        for pattern in (".*.unfinished-*", "runs/.*.unfinished-*"):  # a study's runs
-            for left in folder.glob(pattern):
-                left.unlink(missing_ok=True)
+        for place in (folder, folder / "runs"):  # a study's runs
+            _remove_unfinished(place)
         yield
     finally:
         # While it is still held: nobody waits for a lock, and filelock looks whether the file that
         # it has locked still has its name.
         with suppress(OSError):
-            (folder / ".lock").unlink(missing_ok=True)
+            (folder / LOCK).unlink(missing_ok=True)
         lock.release()
         if made:  # and nothing put into it
             with suppress(OSError):
                 folder.rmdir()
 
 
+def _remove_unfinished(folder: Path) -> None:
+    for left in folder.glob(".vaez-fast-*"):
+        if UNFINISHED.fullmatch(left.name) and stat.S_ISREG(left.lstat().st_mode):
+            left.unlink(missing_ok=True)
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that it is there whole or not at all, also after a crash.
 
+    Its mode is what the umask says.
+
     Raises:
-        OutputError: the file could not be written (a full disk, a lost permission).
+        OutputError: the file could not be written (a full disk, a lost permission), or something
+            that is no regular file is in its place.
     """
-    temporary = path.with_name(f".{path.name}.unfinished-{os.getpid()}")
+    check_place(path)
+    temporary = path.with_name(f".vaez-fast-{secrets.token_hex(8)}.unfinished")
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        handle = _create(temporary)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            # A file system that refused the write may refuse this, too: the first reason counts.
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
         _sync_folder(path.parent)
-    except BaseException as error:
-        # A file system that refused the write may refuse this, too: the first reason counts.
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise OutputError(f"out: cannot write {path}: {error.strerror}") from None
-        raise
+    except OSError as error:
+        raise OutputError(f"out: cannot write {path}: {error.strerror}") from None
+
+
+def _create(path: Path) -> int:
+    # Windows has no links to follow here, and would turn line breaks into two characters.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    return os.open(path, flags, 0o666)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -137,7 +195,7 @@ def read_json(path: Path) -> dict[str, Any]:
         OutputError: no file, not a JSON object, or a number in it that is not finite.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_bytes(path).decode()
         content = json.loads(text, parse_float=_finite, parse_constant=_finite)
     except OSError as error:
         raise OutputError(f"cannot read {path}: {error.strerror}") from None
@@ -168,32 +226,3 @@ def reading(path: Path, writer: str) -> Iterator[None]:
         raise OutputError(
             f"cannot read {path}: expected what `vaez-fast {writer}` writes ({first_line(error)})"
         ) from error
-
-
-def read_tensors(path: Path) -> Any:
-    """The content of a file that torch.save wrote; tensors come to the CPU.
-
-    It may hold tensors and plain values alone: loading it runs no code. PyTorch would not notice
-    flipped bits of a tensor, the archive's checksums tell.
-
-    Raises:
-        OutputError: no such file, a damaged one, or one that holds something else.
-    """
-    import torch  # not for the readers of records
-
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if (damaged := archive.testzip()) is not None:
-                raise zipfile.BadZipFile(f"{damaged} has another checksum")
-        return torch.load(path, weights_only=True, map_location="cpu")
-    except OSError as error:
-        raise OutputError(f"cannot read {path}: {error.strerror or first_line(error)}") from None
-    except pickle.UnpicklingError:
-        raise OutputError(
-            f"cannot read {path}: expected tensors and plain values; what else it holds was not "
-            "loaded"
-        ) from None
-    except Exception as error:  # a damaged archive fails in many ways
-        raise OutputError(
-            f"cannot read {path}: not a file of tensors, or a damaged one ({first_line(error)})"
-        ) from None

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from .files import OutputError, prepare_folder, write_atomically
+from .files import OutputError, prepare_files, write_atomically
 
 FILES = ("samples.npz", "samples.png")
 SHOWN = 100
@@ -26,7 +26,7 @@ def prepare(folder: Path) -> None:
     """
     if (folder / "metrics.json").exists():
         raise OutputError(f"out: {folder} holds a run; name another folder, it may lie in that one")
-    prepare_folder(folder)
+    prepare_files(folder, *FILES)
     for name in FILES:
         if (folder / name).exists():
             raise OutputError(f"out: {folder / name} exists already; name another folder")

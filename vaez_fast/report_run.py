@@ -8,7 +8,7 @@ from typing import Any
 
 from . import style
 from .evaluate import Metrics
-from .files import reading, write_atomically
+from .files import prepare_files, reading, write_atomically
 from .generate import grid
 from .page import Block, Figure, Heading, Table, Text, html, markdown
 from .trained import Trained, draw, open_run
@@ -16,6 +16,7 @@ from .trained import Trained, draw, open_run
 Point = dict[str, Any]
 
 SHOWN = 50
+PICTURES = ("curve.png", "samples.png")
 COLOURS = {"train": style.SKY, "validation": style.VERMILLION}
 
 
@@ -28,12 +29,11 @@ def write(folder: Path) -> Trained:
         OutputError: no whole run, one that cannot be read, or a file that cannot be written.
     """
     run = open_run(folder, device="cpu")
+    prepare_files(folder, *PICTURES, "report.md", "report.html")
     _, means = draw(run, "standard-normal", SHOWN, run.config.seed)
     with reading(folder / "metrics.json", "train"):
-        pictures = {
-            "curve.png": curve(run.record["curve"]),
-            "samples.png": grid(means.numpy(), columns=10),
-        }
+        drawn = (curve(run.record["curve"]), grid(means.numpy(), columns=10))
+        pictures = dict(zip(PICTURES, drawn, strict=True))
         blocks = list(_blocks(run))
     for name, picture in pictures.items():
         write_atomically(folder / name, picture)

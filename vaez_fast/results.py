@@ -13,13 +13,23 @@ from .checkpoint import Checkpoint
 from .config import ConfigError, TrainConfig
 from .environment import environment
 from .errors import first_line
-from .files import OutputError, read_json, write_json
+from .files import OutputError, prepare_files, read_json, write_json
 from .model import VAE
 
 if TYPE_CHECKING:
     from .train import Result
 
 KIND, SCHEMA = "vaez-fast train", 1
+FILES = ("config.json", checkpoints.NAME, "metrics.json")
+
+
+def prepare(folder: Path) -> None:
+    """See, before any work is done, that a run can write its files.
+
+    Raises:
+        OutputError: it cannot.
+    """
+    prepare_files(folder, *FILES)
 
 
 @contextmanager
@@ -49,9 +59,7 @@ def begun(folder: Path, config: TrainConfig) -> Iterator[None]:
 
 def holds_run(folder: Path) -> bool:
     """Whether the folder holds a run, done or not."""
-    return any(
-        (folder / name).exists() for name in ("config.json", checkpoints.NAME, "metrics.json")
-    )
+    return any((folder / name).exists() for name in FILES)
 
 
 def is_whole(folder: Path) -> bool:

@@ -24,7 +24,7 @@ from .progress import Progress
 from .regime import STEPS_PER_REPLAY, Phase
 from .resume import checkpoint_of
 from .stopping import Stopped
-from .world import RankError, World, is_rank_failure
+from .world import RankError, World, is_rank_failure, loss_of
 
 SHOW_EVERY = 64  # steps
 EVALUATION_STEP = {"validation": 0, "test": 1}  # of the "evaluate" noise
@@ -252,7 +252,7 @@ class Run:
                 raise
             # Any survivor will do: nobody knows whether the first rank is one.
             if not self.world.first_to_speak():
-                raise RankError("another rank is gone") from None
+                raise RankError(loss_of(error)) from None
             last = ""
             if self.keeping is not None:
                 # On CUDA the host is ahead of the device, where sums may have failed since.
@@ -260,7 +260,9 @@ class Run:
                 if not torn and self.batches.images.device.type == "cpu":
                     self.keeping.keep(checkpoint_of(self))
                 last = f"; {self.keeping.last()}"
-            raise TrainingError(f"another rank is gone after step {self.done}{last}") from None
+            if self._signal():  # it was told to stop, too, and was the first to
+                raise Stopped(self._signal()) from None
+            raise TrainingError(f"{loss_of(error)} after step {self.done}{last}") from None
 
 
 def evaluator(config: TrainConfig, dataset: Dataset, split: str, world: World) -> Evaluator:

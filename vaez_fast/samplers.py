@@ -16,7 +16,7 @@ from torch import Tensor
 from vaez_kernels import normal, uniform
 from vaez_kernels.checks import check_choice
 
-SAMPLERS = ("standard-normal", "posterior", "diagonal", "full-covariance", "mixture")
+from .names import SAMPLERS as SAMPLERS
 
 MIXTURE_COMPONENTS = 10
 # Expectation-maximisation takes time in proportion to it.

@@ -1,15 +1,27 @@
-"""SIGINT and SIGTERM: a run ends after the step that it is in, with a checkpoint."""
+"""SIGINT, SIGTERM and SIGHUP: a run ends after the step that it is in, with a checkpoint."""
 
 from __future__ import annotations
 
+import select
 import signal
+import socket
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any
 
 PATIENT_SECONDS = 2.0
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# How long a signal may go unheard where the main thread waits for other ranks: while nothing can be
+# torn, and while a step is under way, after which the run would end with a checkpoint.
+DEAF_SECONDS, DEAF_SECONDS_HELD = 0.5, 10.0
+SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
+
+
+KEPT = "what was finished is kept"
 
 
 class Stopped(BaseException):
@@ -27,8 +39,9 @@ class Signals:
     """Takes note of the signals inside a `with`; `received` is the first of them, or 0.
 
     Between `hold` and `release` they are only noted, elsewhere they raise `Stopped` at once: where
-    no step is under way nothing can be torn. In threads other than the main one, where Python
-    allows no handlers, the block does nothing.
+    no step is under way nothing can be torn. A signal that the process was started to ignore, as
+    nohup does with SIGHUP, stays ignored. In threads other than the main one, where Python allows
+    no handlers, the block does nothing.
     """
 
     def __init__(self) -> None:
@@ -36,10 +49,13 @@ class Signals:
         self._received_at = 0.0
         self._held = False
         self._before: dict[int, Any] = {}
+        self._unheard: socket.socket | None = None  # the numbers of signals that came
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+            for number in SIGNALS:
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(
@@ -51,6 +67,9 @@ class Signals:
         for number, handler in self._before.items():
             if signal.getsignal(number) == self._note:  # a rank that failed listens no more
                 signal.signal(number, handler)
+            outer = getattr(handler, "__self__", None)
+            if isinstance(outer, Signals) and not outer.received:  # it need not be told again
+                outer.received, outer._received_at = self.received, self._received_at
 
     def hold(self) -> None:
         """From here on a signal is only noted."""
@@ -62,13 +81,81 @@ class Signals:
         if self.received:
             raise Stopped(self.received)
 
+    @contextmanager
+    def heard_in_waits(self, end: Callable[[Stopped], None]) -> Iterator[None]:
+        """The block in which `end` is called where a signal does not get through to Python.
+
+        The main thread runs no handler while it waits for other ranks, which PyTorch does in C++.
+        Another thread, which then calls `end`, sees that nobody has taken note of the signal.
+        """
+        if not self._before:
+            yield
+            return
+        self._unheard, sender = socket.socketpair()
+        self._unheard.setblocking(False)
+        sender.setblocking(False)
+        before = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+        thread = threading.Thread(target=self._watch, args=(self._unheard, end), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(before)
+            self._forget_unheard()
+            sender.close()
+            thread.join()
+            self._unheard.close()
+            self._unheard = None
+
+    def _watch(self, unheard: socket.socket, end: Callable[[Stopped], None]) -> None:
+        while True:
+            select.select([unheard], [], [])
+            if (numbers := _numbers_in(unheard)) is None:
+                return
+            since, first = time.monotonic(), len(numbers)
+            while numbers:
+                waited = time.monotonic() - since
+                if waited < PATIENT_SECONDS:
+                    first = len(numbers)
+                # A second signal, later: see `_note`.
+                urgent = not self._held or len(numbers) > first or self._is_impatient(since)
+                if waited > (DEAF_SECONDS if urgent else DEAF_SECONDS_HELD):
+                    end(Stopped(self.received or numbers[0]))
+                    return
+                time.sleep(0.05)
+                numbers = _numbers_in(unheard)
+
+    def _forget_unheard(self) -> None:
+        if self._unheard is not None:
+            with suppress(BlockingIOError):
+                while self._unheard.recv(4096):
+                    pass
+
+    def _is_impatient(self, now: float) -> bool:
+        return self.received > 0 and now - self._received_at > PATIENT_SECONDS
+
     def _note(self, number: int, _: FrameType | None) -> None:
+        self._forget_unheard()
         # torchrun passes a terminal's Ctrl-C on to ranks that have had it: once is enough. Later
         # it is a person who will not wait for a long step, or for a rank that hangs.
         if self.received:
-            if number == signal.SIGINT and time.monotonic() - self._received_at > PATIENT_SECONDS:
+            if number == signal.SIGINT and self._is_impatient(time.monotonic()):
                 raise KeyboardInterrupt
             return
         self.received, self._received_at = number, time.monotonic()
         if not self._held:
             raise Stopped(number)
+
+
+def _numbers_in(unheard: socket.socket) -> list[int] | None:
+    """Of our signals, those that nobody has heard; None where no more can come."""
+    try:
+        numbers = unheard.recv(4096, socket.MSG_PEEK)
+    except BlockingIOError:
+        return []
+    if not numbers:
+        return None
+    ours = [number for number in numbers if number in SIGNALS]
+    if not ours:
+        unheard.recv(len(numbers))
+    return ours

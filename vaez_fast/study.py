@@ -6,75 +6,35 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .config import ConfigError, TrainConfig, choose_device, choose_precision
-from .data import load
+from .archives import read_arrays
+from .config import TrainConfig, choose_device, choose_precision
+from .data import PIXELS, load
 from .environment import environment
 from .errors import first_line, shown
-from .files import OutputError, claimed, prepare_file, read_json, write_atomically, write_json
+from .files import (
+    OutputError,
+    check_place,
+    claimed,
+    prepare_folder,
+    read_json,
+    write_atomically,
+    write_json,
+)
 from .measure import Measure
 from .progress import Progress
 from .results import holds_run
 from .run import TrainingError
+from .study_config import StudyConfig as StudyConfig
 from .world import ALONE, World
 
 KIND, SCHEMA = "vaez-fast article", 1
-KLS = ("total-derivative", "analytic", "sticking-the-landing")
-BETAS = (4.0, 16.0, 64.0)
-MOST_SEEDS = 1000
+IMAGES_MOST_BYTES = 2**23  # of a run's grids, which have 47 kB
 OBSERVATIONS = 24  # of the decay, evenly spaced in the logarithm of the step
-
-
-@dataclass(frozen=True)
-class StudyConfig:
-    """Every setting of a study. `base` is what its arms share; its seed and arm are not used.
-
-    Raises:
-        ConfigError: no seed, or a value that `TrainConfig` refuses.
-    """
-
-    base: TrainConfig
-    seeds: int
-    betas: tuple[float, ...] = BETAS
-
-    def __post_init__(self) -> None:
-        if self.seeds < 2:
-            raise ConfigError(f"seeds must be at least 2, for intervals, got {self.seeds}")
-        if self.seeds > MOST_SEEDS:
-            raise ConfigError(f"seeds must be at most {MOST_SEEDS}, got {shown(self.seeds)}")
-        if len({run.arm for run in self.arms()}) != len(self.arms()):
-            raise ConfigError(f"betas must differ from each other and from 1, got {self.betas}")
-
-    def arms(self) -> list[TrainConfig]:
-        """Every arm at seed 0: the article's frameworks, its code's defect, and the β sweep."""
-        base = replace(
-            self.base, objective="elbo", kl="analytic", decoder="joint", beta=1.0, num_samples=1
-        )
-        joint = [replace(base, kl=kl) for kl in KLS]
-        apart = [
-            replace(base, objective="kl", kl=kl, decoder=decoder)
-            for kl in KLS
-            for decoder in ("separate", "simultaneous")
-        ]
-        published = replace(base, objective="kl", kl="as-published", decoder="separate")
-        sweep = [replace(base, beta=beta) for beta in self.betas]
-        return [*joint, *apart, replace(base, decoder="randn"), published, *sweep]
-
-    def runs(self) -> list[TrainConfig]:
-        """Every arm of a seed before the next seed: an interrupted study has whole pairs."""
-        return [replace(arm, seed=seed) for seed in range(self.seeds) for arm in self.arms()]
-
-    def as_dict(self) -> dict[str, Any]:
-        shared = asdict(self.base)
-        of_arms = ("objective", "kl", "decoder", "beta", "num_samples", "seed")
-        for name in (*of_arms, "data_root", "test_samples"):  # the last is what it always is here
-            del shared[name]
-        return {**shared, "seeds": self.seeds, "betas": list(self.betas)}
 
 
 def run_study(
@@ -100,10 +60,14 @@ def _run_study(config: StudyConfig, out: Path, show_progress: bool, world: World
     device = choose_device(config.base.device)
     precision = str(choose_precision(config.base.precision, device)).removeprefix("torch.")
     settings = {**config.as_dict(), "precision": precision, "device": device.type}
+    if world.rank == 0:
+        _check_places(config, out)
+        _check_claim(out, settings)
     dataset = world.first_then_others(lambda: load(config.base.data, config.base.data_root))
     measure = Measure(config.base, dataset, device, out / "features.pt")
     if world.rank == 0:
-        _claim(out, settings)
+        prepare_folder(out / "runs")
+        write_json(out / "study.json", settings)
     # The others read the file of the one that the first trains.
     world.first_then_others(lambda: measure.classifier)
     todo = [run for run in config.runs() if not _is_finished(out, run)]
@@ -116,8 +80,9 @@ def _run_study(config: StudyConfig, out: Path, show_progress: bool, world: World
             _check_finite(record, run)
             buffer = io.BytesIO()
             np.savez_compressed(buffer, **images)  # type: ignore[arg-type]
-            write_atomically(_file(out, run).with_suffix(".npz"), buffer.getvalue())
-            write_json(_file(out, run), record)
+            record_file, image_file = _files(out, run)
+            write_atomically(image_file, buffer.getvalue())
+            write_json(record_file, record)
             progress.advance()
     world.wait()
     if world.rank > 0:
@@ -128,7 +93,7 @@ def _run_study(config: StudyConfig, out: Path, show_progress: bool, world: World
         "config": settings,
         "environment": environment(device) | {"ranks": world.size},
         "beside": measure.beside(),
-        "runs": [read_json(_file(out, run)) for run in config.runs()],
+        "runs": [read_json(_files(out, run)[0]) for run in config.runs()],
     }
     write_json(out / "results.json", results)
 
@@ -138,7 +103,7 @@ def _observation_steps(steps: int) -> frozenset[int]:
     return frozenset({0, *spaced.tolist()})
 
 
-def _claim(out: Path, settings: dict[str, Any]) -> None:
+def _check_claim(out: Path, settings: dict[str, Any]) -> None:
     path = out / "study.json"
     if holds_run(out):
         raise OutputError(f"out: {out} holds a training run; name another folder")
@@ -150,12 +115,22 @@ def _claim(out: Path, settings: dict[str, Any]) -> None:
         if [name for name in different if name != "seeds"] or not more:
             said = ", ".join(f"{name} {held.get(name)!r}" for name in different)
             raise OutputError(f"out: {out} holds a study of other settings ({said})")
-    prepare_file(out / "runs" / "any")
-    write_json(path, settings)
+
+
+def _check_places(config: StudyConfig, out: Path) -> None:
+    written = [out / "study.json", out / "results.json"]
+    # Of the rest, what is there is read; behind a link to nowhere nothing is.
+    if not (out / "features.pt").exists():
+        written.append(out / "features.pt")
+    for run in config.runs():
+        if not _is_finished(out, run):
+            written += _files(out, run)
+    for file in written:
+        check_place(file)
 
 
 def _is_finished(out: Path, run: TrainConfig) -> bool:
-    return _file(out, run).exists() and _file(out, run).with_suffix(".npz").exists()
+    return all(file.exists() for file in _files(out, run))
 
 
 def _check_finite(record: dict[str, Any], run: TrainConfig) -> None:
@@ -168,8 +143,10 @@ def _check_finite(record: dict[str, Any], run: TrainConfig) -> None:
         ) from None
 
 
-def _file(out: Path, run: TrainConfig) -> Path:
-    return out / "runs" / f"{slug(run.arm)}-seed{run.seed}.json"
+def _files(out: Path, run: TrainConfig) -> tuple[Path, Path]:
+    # of its record and its images; the record goes last: with it the run is whole
+    name = f"{slug(run.arm)}-seed{run.seed}"
+    return out / "runs" / f"{name}.json", out / "runs" / f"{name}.npz"
 
 
 def slug(arm: str) -> str:
@@ -185,8 +162,11 @@ def images_of(out: Path, arm: str, seed: int) -> dict[str, np.ndarray]:
     """
     path = out / "runs" / f"{slug(arm)}-seed{seed}.npz"
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+        images = read_arrays(path, IMAGES_MOST_BYTES)
+        for name, grid in images.items():
+            if grid.dtype != np.uint8 or grid.ndim != 2 or grid.shape[1] != PIXELS:
+                raise ValueError(f"{shown(name)} is {grid.shape} {grid.dtype}")
+        return images
     except OSError as error:
         raise OutputError(f"cannot read {path}: {error.strerror or first_line(error)}") from None
     except Exception as error:  # a damaged archive fails in many ways

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from . import theory_flow, theory_momentum, theory_sampling
-from .files import OutputError, prepare_file, write_atomically
+from .files import OutputError, prepare_files, read_json, write_atomically
 
 KIND, SCHEMA = "vaez-fast theory", 1
 DIGITS = 7  # significant; the bits beyond them differ between machines
@@ -45,7 +45,7 @@ def write(out: Path) -> dict[str, Any]:
     from .theory_figures import FIGURES  # matplotlib, only where something is drawn
 
     path = out / "theory.json"
-    prepare_file(path)
+    prepare_files(out, path.name, *FIGURES)
     if path.exists() and not _is_ours(path):
         raise OutputError(f"out: {path} is not a record of the theory; name another folder")
     record = compute()
@@ -158,7 +158,6 @@ def _json(record: dict[str, Any]) -> str:
 
 def _is_ours(path: Path) -> bool:
     try:
-        record = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        return read_json(path).get("kind") == KIND
+    except OutputError:
         return False
-    return isinstance(record, dict) and record.get("kind") == KIND

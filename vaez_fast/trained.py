@@ -15,6 +15,7 @@ from vaez_kernels import noise_key, rsample
 from .aggregate import active_units, null_sample_kl, sample_kl
 from .config import ConfigError, TrainConfig, check_backend, choose_device, choose_precision
 from .data import PIXELS, Dataset, binarized, load, pixel_scale
+from .errors import printable
 from .evaluate import Evaluator, Metrics
 from .files import OutputError
 from .measure import AGGREGATE_IMAGES, CODES, DRAW, FINAL
@@ -46,8 +47,8 @@ class Trained:
     def title(self) -> str:
         c = self.config
         return (
-            f"{self.folder}: {c.model} on {c.data} ({c.binarize}), {c.arm}, seed {c.seed}, "
-            f"{c.precision} on {c.device}"
+            f"{printable(self.folder)}: {c.model} on {c.data} ({c.binarize}), {c.arm}, "
+            f"seed {c.seed}, {c.precision} on {c.device}"
         )
 
     def images(self) -> Dataset:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
@@ -15,7 +17,8 @@ import torch
 from torch import Tensor
 
 from .config import ConfigError
-from .errors import first_line
+from .errors import first_line, shown
+from .stopping import Signals, Stopped
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
@@ -24,7 +27,13 @@ if TYPE_CHECKING:
 
 # A rank that died closes its connections at once; this is for one that hangs. Between two meetings
 # ranks compile, which takes a minute and a half from cold caches on a busy core.
-PATIENCE = timedelta(minutes=10)
+SECONDS = 600.0
+LONG_SECONDS = 7 * 24 * 3600.0  # where a rank that has done its share waits for the others'
+MOST_SECONDS = 30 * 24 * 3600
+VARIABLE = "VAEZ_RANK_PATIENCE"
+
+STORE_SECONDS = 5.0  # for an answer of the store
+WAIT_SECONDS, POLL_SECONDS = 1.0, 0.05
 
 _Loaded = TypeVar("_Loaded")
 
@@ -86,20 +95,42 @@ class World:
         """Whether this rank is the first to have something to say about the end of the run."""
         if self.store is None or "speak" in self._claimed:
             return True
-        try:
-            first = self.store.add("vaez_fast/speak", 1) == 1
-        except RuntimeError:  # the store died, too: better twice than never
-            return True
-        if first:
-            self._claimed.add("speak")
-        return first
+        # In a thread, for the store may be at a rank that hangs, or be waited for in this one.
+        first: list[bool] = []
+        asking = threading.Thread(target=_ask_for_words, args=(self.store, first), daemon=True)
+        asking.start()
+        asking.join(STORE_SECONDS)
+        if first == [False]:
+            return False
+        self._claimed.add("speak")  # also where nobody answers: better twice than never
+        return True
 
 
 ALONE = World()
+_world = ALONE  # that this process has joined
+
+
+def _ask_for_words(store: Store, first: list[bool]) -> None:
+    with suppress(RuntimeError):  # the store died, too
+        first.append(store.add("vaez_fast/speak", 1) == 1)
+
+
+def may_speak() -> bool:
+    """Whether this process is to say what has failed; where it is not, another rank has.
+
+    Ranks that have not met yet agree through torchrun's store. Where there is none, each speaks.
+    """
+    global _world
+    if _world.store is None and _has_agent():
+        _listen_no_more()
+        with suppress(Exception):
+            store, rank, size = next(_rendezvous(timedelta(seconds=STORE_SECONDS)))
+            _world = World(rank, size, store)
+    return _world.first_to_speak()
 
 
 class RankError(RuntimeError):
-    """Another rank is gone."""
+    """Another rank is gone, or does not answer."""
 
 
 def is_rank_failure(error: BaseException) -> bool:
@@ -109,6 +140,31 @@ def is_rank_failure(error: BaseException) -> bool:
     if type(error) is RuntimeError:
         return "gloo" in str(error).lower()
     return dist.is_available() and isinstance(error, dist.DistError)
+
+
+def loss_of(error: BaseException) -> str:
+    """What has become of the other rank, as an error says for which `is_rank_failure` holds."""
+    if "timed out" in str(error).lower() or "timeout" in str(error).lower():
+        return f"another rank did not answer in time ({VARIABLE})"
+    return "another rank is gone"
+
+
+def patience(otherwise: float = SECONDS) -> timedelta:
+    """How long a rank waits for another that is alive: the environment's word, or `otherwise`.
+
+    Raises:
+        ConfigError: the variable is no positive number of seconds.
+    """
+    try:
+        seconds = float(os.environ.get(VARIABLE) or otherwise)
+        if not 0 < seconds <= MOST_SECONDS:
+            raise ValueError
+    except ValueError:
+        raise ConfigError(
+            f"{VARIABLE} must be a number of seconds, above 0 and at most {MOST_SECONDS}, "
+            f"got {shown(os.environ[VARIABLE])}"
+        ) from None
+    return timedelta(seconds=seconds)
 
 
 def started_by_torchrun() -> bool:
@@ -143,43 +199,120 @@ def _listen_no_more() -> None:
 
 
 @contextmanager
-def joined(patience: timedelta = PATIENCE) -> Iterator[World]:
+def joined(
+    signals: Signals | None = None,
+    last_words: Callable[[Stopped], None] | None = None,
+    otherwise: float = SECONDS,
+) -> Iterator[World]:
     """The world of a process that torchrun started: gloo for CPU tensors, NCCL for CUDA's.
 
     Of the errors of all ranks one is raised; the other ranks exit silently, with status 1.
 
     Args:
-        patience: how long a rank waits for another that is alive.
+        signals: those that end the process also where it waits for other ranks.
+        last_words: says that it was stopped there.
+        otherwise: seconds for which a rank that has joined waits for another that is alive, where
+            the environment says nothing.
 
     Raises:
-        RankError: another rank is gone, or cannot be reached, or torchrun's variables are not set.
+        RankError: another rank is gone, does not come or does not answer, or torchrun's variables
+            are not set.
+        ConfigError: the environment's patience is no number of seconds.
     """
+    global _world
     if not started_by_torchrun():
         yield ALONE
         return
     import torch.distributed as dist
     from torch.distributed.distributed_c10d import PrefixStore
+
+    longest = patience(otherwise)
+
+    def end(stopped: Stopped) -> None:
+        if _world.first_to_speak() and last_words is not None:
+            last_words(stopped)
+        os._exit(stopped.exit_status)
+
+    with signals.heard_in_waits(end) if signals is not None else nullcontext():
+        try:
+            store, rank, size = _meet(patience())
+        except (ValueError, dist.DistError) as error:
+            raise RankError(f"WORLD_SIZE says several ranks, and {first_line(error)}") from None
+        store.set_timeout(longest)
+        world = _world = World(rank, size, store)
+        try:
+            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+            # The prefix keeps our counter apart from the group's own keys.
+            group_store = PrefixStore("group", store)
+            dist.init_process_group(
+                backend, store=group_store, rank=rank, world_size=size, timeout=longest
+            )
+            yield world
+        except Exception as error:
+            _listen_no_more()
+            if not world.first_to_speak():
+                raise SystemExit(1) from None
+            if is_rank_failure(error):
+                raise RankError(loss_of(error)) from None
+            raise
+        finally:
+            if dist.is_initialized():
+                dist.destroy_process_group()
+
+
+def _meet(patience: timedelta) -> tuple[Store, int, int]:
+    """The store of all ranks, this one's rank and their number, once all have come.
+
+    It waits in Python, where signals are heard: PyTorch would wait in C++.
+    """
+    import torch.distributed as dist
+
+    deadline = time.monotonic() + patience.total_seconds()
+    host, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+    size = _number("WORLD_SIZE", "1")
+    if os.environ.get("RANK") == "0" and host and port and not _has_agent():
+        number = _number("MASTER_PORT", "0")
+        store: Store = dist.TCPStore(
+            host, number, size, True, patience, wait_for_workers=False, multi_tenant=True
+        )
+        rank = 0
+    else:
+        if host and port:
+            _reach(host, _number("MASTER_PORT", "0"), deadline)
+        store, rank, size = next(_rendezvous(patience))
+    count = store.add("vaez_fast/here", 1)
+    while count < size:
+        if time.monotonic() > deadline:
+            raise RankError(
+                f"only {count} of {size} ranks came within {patience.total_seconds():g} s "
+                f"({VARIABLE} says how many seconds to wait for them)"
+            )
+        time.sleep(POLL_SECONDS)
+        count = store.add("vaez_fast/here", 0)
+    return store, rank, size
+
+
+def _reach(host: str, port: int, deadline: float) -> None:
+    # PyTorch would try it, too, but print a page of C++ for each time that nobody is there.
+    while True:
+        try:
+            socket.create_connection((host, port), WAIT_SECONDS).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise RankError(
+                    f"the first rank cannot be reached at {host}, port {port}: {error} "
+                    f"({VARIABLE} says how many seconds to wait for it)"
+                ) from None
+        time.sleep(POLL_SECONDS)
+
+
+def _rendezvous(timeout: timedelta) -> Iterator[tuple[Store, int, int]]:
     from torch.distributed.rendezvous import rendezvous
 
-    try:
-        store, rank, size = next(rendezvous("env://", timeout=patience))
-    except (ValueError, dist.DistError) as error:
-        raise RankError(f"WORLD_SIZE says several ranks, and {first_line(error)}") from None
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    # The prefix keeps our counter apart from the group's own keys.
-    group_store = PrefixStore("group", store)
-    dist.init_process_group(
-        backend, store=group_store, rank=rank, world_size=size, timeout=patience
-    )
-    world = World(rank, size, store)
-    try:
-        yield world
-    except Exception as error:
-        _listen_no_more()
-        if not world.first_to_speak():
-            raise SystemExit(1) from None
-        if is_rank_failure(error):
-            raise RankError("another rank is gone") from None
-        raise
-    finally:
-        dist.destroy_process_group()
+    return rendezvous("env://", timeout=timeout)
+
+
+def _has_agent() -> bool:
+    # torchrun's own process then holds the store, and no rank does.
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"

@@ -8,7 +8,18 @@ from torch import Tensor
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
+def check_transforms(op: str) -> None:
+    """Refuses torch.func: its transforms would end in messages of PyTorch's about its own parts."""
+    # Under torch.compile a call is traced, and what is checked is the traced op's own matter.
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        raise RuntimeError(
+            f"{op}: torch.func's transforms (grad, vmap, jacrev, …) cannot go through it; use "
+            "torch.autograd.grad, and the dimension of rows or samples where vmap would add one"
+        )
+
+
 def check_latent(op: str, mu: Tensor, logvar: Tensor, rows: str = "B") -> None:
+    check_transforms(op)
     for name, value in (("mu", mu), ("logvar", logvar)):
         if not isinstance(value, Tensor):
             raise TypeError(f"{op}: {name} must be a tensor, got {type(value).__name__}")
@@ -31,6 +42,7 @@ def check_latent(op: str, mu: Tensor, logvar: Tensor, rows: str = "B") -> None:
 
 
 def check_pixels(op: str, logits: Tensor, x: Tensor) -> None:
+    check_transforms(op)
     for name, value in (("logits", logits), ("x", x)):
         if not isinstance(value, Tensor):
             raise TypeError(f"{op}: {name} must be a tensor, got {type(value).__name__}")
@@ -54,6 +66,7 @@ def check_pixels(op: str, logits: Tensor, x: Tensor) -> None:
 
 
 def check_linear(op: str, hidden: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> None:
+    check_transforms(op)
     named = (("hidden", hidden), ("weight", weight), ("bias", bias), ("x", x))
     for name, value in named:
         if not isinstance(value, Tensor):
@@ -170,6 +183,12 @@ def check_noise(op: str, noise: Tensor, device: torch.device | None = None) -> N
         raise ValueError(f"{op}: noise must have shape (2,), got {tuple(noise.shape)}")
     if device is not None and noise.device != device:
         raise ValueError(f"{op}: noise must be on mu's device {device}, got {noise.device}")
+    # Steps 2³² apart would draw the same numbers. Reading the step takes half a microsecond on a
+    # CPU; a GPU would have to be waited for, and a traced tensor has no value.
+    if type(noise) is Tensor and noise.is_cpu and not torch.compiler.is_compiling():
+        step = noise.tolist()[1]
+        if not 0 <= step < 2**32:
+            raise ValueError(f"{op}: noise must hold a step of 0 ≤ step < 2³², got {step}")
 
 
 def check_count(op: str, name: str, value: int, least: int = 0, below: int = 2**63) -> None:

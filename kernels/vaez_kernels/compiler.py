@@ -1,13 +1,21 @@
-"""`torch.compile` for the CPU where a C++ compiler is at hand, eager PyTorch where none is."""
+"""Inductor, the compiler behind `torch.compile`, where it can build code; eager PyTorch elsewhere.
+
+Code is compiled from a traced graph and has no guards: nothing looks at the arguments of a call nor
+at the settings of the process or thread (gradient mode, autocast, default device, dispatch modes,
+…). So none of them may get into the code, and callers vouch for the arguments.
+"""
 
 from __future__ import annotations
 
+import contextvars
 import functools
 import re
+import sys
 import sysconfig
-import types
+import threading
 import warnings
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,19 +24,28 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
-# torch.compile guards on these dispatch keys and on the gradient mode, and would compile once more
-# for each kind of caller: eager code, a custom op, an autograd function, no_grad.
-_ABOVE_KERNELS = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView) | (
-    torch._C.DispatchKeySet(torch._C.DispatchKey.AutogradCPU)
-)
+_Result = TypeVar("_Result")
+Code = Callable[..., Any]
+
+# Type of device → why nothing more is compiled for it.
+failures: dict[str, str] = {}
 
 
-_Built = TypeVar("_Built")
+# Whether code can be built.
+
+
+def has_cpu_compiler() -> bool:
+    """Whether code for the CPU can be compiled, as far as is known; warns once where it cannot."""
+    return "cpu" not in failures and finds_tools()
 
 
 @functools.cache
-def has_cpu_compiler() -> bool:
-    """Whether `torch.compile` can build CPU code here; warns once where it cannot."""
+def finds_tools() -> bool:
+    """Whether a C++ compiler and Python's headers are here."""
+    return isolated(_search)
+
+
+def _search() -> bool:
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 
@@ -40,67 +57,170 @@ def has_cpu_compiler() -> bool:
     if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
         missing.append("Python's headers (Debian's python3-dev)")
     if missing:
-        warnings.warn(
-            f"{' and '.join(missing)} not found: torch.compile cannot build CPU code, so vaez_fast "
-            "runs in eager PyTorch (correct, several times slower).",
-            RuntimeWarning,
-            stacklevel=3,
-        )
-        return False
-    return True
+        _give_up("cpu", f"{' and '.join(missing)} not found")
+    return not missing
 
 
-def thread_options() -> dict[str, Any]:
-    """Options that keep code compiled for one thread apart from code for several.
-
-    torch.compile's cache on disk does not: a loop that was compiled under OMP_NUM_THREADS=1 would
-    be run by one thread ever after (a million normals in 3.8 ms instead of 2.1).
-    """
-    return {"cpp.threads": 1} if torch.get_num_threads() == 1 else {}
-
-
-@functools.cache
-def compiled(function: Callable[..., Any], variant: object = None, **options: Any) -> Any:
-    """`function` compiled for dynamic shapes, once per (function, variant).
-
-    Each variant (say, a dtype and the flags that go with it) is compiled as a code object of its
-    own: torch.compile counts recompilations per code object and gives up after eight.
-    """
-    own = types.FunctionType(
-        function.__code__.replace(co_name=f"{function.__name__}_{variant}"),
-        function.__globals__,
-        function.__name__,
-        function.__defaults__,
+def _give_up(device: str, reason: str) -> None:
+    if device in failures:
+        return
+    failures[device] = reason
+    warnings.warn(
+        f"{reason}: torch.compile cannot build {device.upper()} code, so vaez_fast runs in eager "
+        "PyTorch (correct, several times slower).",
+        RuntimeWarning,
+        stacklevel=3,
     )
-    options |= thread_options()
-    run = torch.compile(own, dynamic=True, fullgraph=True, options=options or None)
 
-    def below_autograd(*args: Any) -> Any:
-        with torch._C._ExcludeDispatchKeyGuard(_ABOVE_KERNELS), torch.no_grad():
-            return with_whole_libraries(lambda: run(*args))
 
-    return below_autograd
+def reason_for_eager() -> str | None:
+    """Why code for the CPU cannot be compiled, found out by compiling some; None where it can."""
+    if has_cpu_compiler():
+        one = example(2)
+        isolated(lambda: compiled_without_guards(torch.neg, one))
+    return failures.get("cpu")
+
+
+# Away from the caller's settings.
+
+
+def isolated(work: Callable[[], _Result]) -> _Result:
+    """What `work` returns, where none of the caller's settings reach it and nobody else compiles.
+
+    A fresh thread has none of them: no dispatch or function modes, no functorch level, no autocast,
+    no default device, gradients on. It keeps the caller's context variables (the backend that is
+    forced, settings of inductor), and the process's settings (the default dtype).
+    """
+    if _compiles_already():
+        return work()
+    done: Future[_Result] = Future()
+
+    def alone() -> None:
+        try:
+            # Of two threads that trace at once one dies. This lock is torch.compile's own.
+            from torch._dynamo.convert_frame import compile_lock
+
+            with compile_lock:
+                done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=contextvars.copy_context().run, args=(alone,)).start()
+    return done.result()
+
+
+def _compiles_already() -> bool:
+    # whether this thread holds the lock, and would wait for itself for ever
+    lock = getattr(sys.modules.get("torch._dynamo.convert_frame"), "compile_lock", None)
+    return lock is not None and lock._is_owned()
+
+
+# So many pieces of code are kept for one function; then the oldest is forgotten.
+MOST_KEPT = 256
+
+
+class compiled_once:
+    """Keeps what `build` makes for each key; threads that ask for the same one wait for one build.
+
+    A call gives None, for the time being, inside another compilation.
+    """
+
+    def __init__(self, build: Callable[..., Code | None]) -> None:
+        self.build = build
+        self.kept: dict[tuple[Any, ...], Code | None] = {}
+
+    def __call__(self, *key: Any) -> Code | None:
+        try:
+            return self.kept[key]
+        except KeyError:
+            return None if _compiles_already() else isolated(lambda: self._first(key))
+
+    def _first(self, key: tuple[Any, ...]) -> Code | None:
+        if key not in self.kept:
+            if len(self.kept) >= MOST_KEPT:
+                del self.kept[next(iter(self.kept))]
+            self.kept[key] = self.build(*key)
+        return self.kept[key]
+
+
+# From functions to code.
+
+
+def kind(x: Any) -> object:
+    """What code is compiled for: of a tensor all but its sizes above 1, of the rest the value."""
+    if not isinstance(x, Tensor):
+        return x
+    return (x.dtype, x.is_contiguous(), *(n == 1 for n in x.shape))
+
+
+def canonical(x: Any) -> Any:
+    """A tensor in one of the two layouts that code is compiled for: rows apart, and contiguous.
+
+    Rows apart (a chunk of (B, 2D)) is the one other layout worth a compilation of its own.
+    """
+    if not isinstance(x, Tensor):
+        return x
+    rows_apart = x.dim() == 2 and x.stride(1) == 1 and x.stride(0) > x.shape[1]
+    return x if rows_apart else x.contiguous()
+
+
+# Sizes to compile for, by the name of a dimension, and distances of rows. Tracing takes equal
+# numbers for one and the same, so no two are equal; they are large enough for threads to pay.
+SIZES = {"S": 3, "B": 509, "D": 61, "P": 787}
+DISTANCES = (1009, 1013, 1019, 1021, 1031)
+
+
+@compiled_once
+def compiled(function: Callable[..., Any], dims: str, kinds: tuple[object, ...]) -> Code | None:
+    """`function` compiled for arguments of these kinds; the code takes those that are tensors.
+
+    Args:
+        function: of tensors first, then of the rest; a tensor may be None.
+        dims: a word for each tensor, a letter of `SIZES` for each of its dimensions: "SBD BD".
+            Dimensions of one letter are of one size in every call, or that is not checked.
+        kinds: of each argument, made canonical.
+    """
+    words = dims.split()
+    examples = [
+        _like(of, word, distance)
+        for of, word, distance in zip(kinds, words, DISTANCES, strict=False)
+        if isinstance(of, tuple)
+    ]
+
+    def of_tensors(*tensors: Tensor) -> Any:
+        given = iter(tensors)
+        return function(*(next(given) if isinstance(of, tuple) else of for of in kinds))
+
+    return compiled_without_guards(of_tensors, *examples)
+
+
+def _like(of: tuple[Any, ...], letters: str, distance: int) -> Tensor:
+    dtype, contiguous, *is_one = of
+    shape = [1 if one else SIZES[letter] for one, letter in zip(is_one, letters, strict=True)]
+    if contiguous:
+        return example(*shape, dtype=dtype)
+    return example(shape[0], distance, dtype=dtype)[:, : shape[1]]
 
 
 def compiled_without_guards(
     function: Callable[..., Any], *examples: Tensor, **options: Any
-) -> Callable[..., Any]:
+) -> Code | None:
     """`function` compiled for tensors of the examples' dtypes and dimensions, contiguous, any size.
 
     torch.compile looks at every argument before it runs a graph, which costs a small one more than
     its work: 16,384 normals in 80 µs, in 38 without. Here nobody looks: the caller vouches for the
     arguments, and for sizes above 1. The examples' sizes should be those of typical work, because
     inductor chooses by them whether threads pay.
+
+    To be called inside `isolated`. None, and a warning once, where nothing can be built.
     """
-    # What a caller's autocast would add to the graph would stay in it.
-    plain = torch.autocast("cpu", enabled=False)
-    with torch._C._ExcludeDispatchKeyGuard(_ABOVE_KERNELS), torch.no_grad(), plain:
+    with torch.no_grad():
         graph = make_fx(function, tracing_mode="symbolic")(*examples)
-        return standalone(graph, examples, "from_graph", **options)
+        return built(graph, examples, "from_graph", **options)
 
 
 def example(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """A tensor to compile for, whatever the process's default dtype and device are."""
+    """A tensor to compile for, whatever the process's default dtype is."""
     return torch.zeros(shape, dtype=dtype, device="cpu")
 
 
@@ -113,22 +233,47 @@ def sizes_unlike(count: int, *fixed: int) -> list[int]:
     return [n for n in primes if n not in fixed][:count]
 
 
-def standalone(
+def built(
     graph: GraphModule, examples: Sequence[Tensor], dynamic_shapes: Any, **options: Any
-) -> Callable[..., Any]:
-    """`graph` compiled by inductor alone, with its `options`: what is run has no guards."""
+) -> Code | None:
+    """`graph` compiled by inductor alone, with its `options`; None where that fails.
+
+    The first failure says so in a warning, and is the last attempt: what is amiss (a directory that
+    cannot be written to, a broken compiler) will be so for the next graph, too.
+    """
     import torch._inductor
     import torch._inductor.config as inductor
 
-    with inductor.patch(options | thread_options()):
-        return with_whole_libraries(
-            lambda: torch._inductor.standalone_compile(
-                graph, list(examples), dynamic_shapes=dynamic_shapes
+    device = examples[0].device.type
+    if device in failures:
+        return None
+    try:
+        with inductor.patch(options | thread_options()):
+            return with_whole_libraries(
+                lambda: torch._inductor.standalone_compile(
+                    graph, list(examples), dynamic_shapes=dynamic_shapes
+                )
             )
-        )
+    except Exception as error:
+        _give_up(device, _first_words(error))
+        return None
 
 
-def with_whole_libraries(build: Callable[[], _Built]) -> _Built:
+def _first_words(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no reason was given'}"
+
+
+def thread_options() -> dict[str, Any]:
+    """Options that keep code compiled for one thread apart from code for several.
+
+    torch.compile's cache on disk does not: a loop that was compiled under OMP_NUM_THREADS=1 would
+    be run by one thread ever after (a million normals in 3.8 ms instead of 2.1).
+    """
+    return {"cpp.threads": 1} if torch.get_num_threads() == 1 else {}
+
+
+def with_whole_libraries(build: Callable[[], _Result]) -> _Result:
     """What `build` returns, after libraries that it finds cut short were removed and built anew.
 
     The compiler writes into inductor's cache on disk under the final name: a process that was
@@ -150,15 +295,3 @@ def with_whole_libraries(build: Callable[[], _Built]) -> _Built:
             removed.add(half[1])
             # Missing, too, if a process beside this one has just done the same.
             Path(half[1]).unlink(missing_ok=True)
-
-
-def canonical(x: Any) -> Any:
-    """A tensor less what torch.compile guards on beyond sizes: gradients wanted, and the layout.
-
-    Of layouts rows apart (a chunk of (B, 2D)) is the one kind worth a compilation of its own.
-    """
-    if not isinstance(x, Tensor):
-        return x
-    x = x.detach()
-    rows_apart = x.dim() == 2 and x.stride(1) == 1 and x.stride(0) > x.shape[1]
-    return x if rows_apart else x.contiguous()

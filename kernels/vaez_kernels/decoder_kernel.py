@@ -199,7 +199,7 @@ def launch_decoder(
         kernel[(images, tiles)](
             mu.float().contiguous(),
             logvar.float().contiguous(),
-            noise,
+            noise.contiguous(),
             x,
             *decoder.tensors(dtype),
             largest,

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .backend import has_fast_bfloat16, uses_triton, without_autocast
+from .backend import has_fast_bfloat16, is_plain, uses_triton, without_autocast
 from .checks import (
     check_choice,
     check_count,
@@ -23,7 +23,13 @@ from .checks import (
     check_noise,
     check_targets_of,
 )
-from .compiler import compiled_without_guards, example, has_cpu_compiler, sizes_unlike
+from .compiler import (
+    compiled_once,
+    compiled_without_guards,
+    example,
+    has_cpu_compiler,
+    sizes_unlike,
+)
 from .decoder_kernel import decoder_kernel, launch_decoder, tile_for
 from .likelihood import bernoulli_log_prob, readable
 from .linear_likelihood import bernoulli_in_products, linear_bernoulli_log_prob
@@ -92,7 +98,7 @@ def _perceptron_tile(
     return torch.logsumexp(log_weight, 0), log_prob.sum(0)
 
 
-@functools.lru_cache(16)
+@compiled_once
 def _compiled_tile(
     activation: str, shapes: tuple[tuple[int, int], ...], dtype: torch.dtype, targets: torch.dtype
 ) -> Any:
@@ -178,11 +184,12 @@ def _run_perceptron_tiles(
     dtype = _products_dtype(precision)
     layers = decoder.tensors(dtype)
     mu, logvar, x = of.mu.float().contiguous(), of.logvar.float().contiguous(), readable(of.x)
-    run = functools.partial(_perceptron_tile, decoder.activation)
+    code = None
     worth_it = mu.device.type == "cpu" and of.num_samples * x.numel() >= COMPILE_FROM
-    if worth_it and has_cpu_compiler():
+    if worth_it and is_plain(mu, logvar, x, of.noise) and has_cpu_compiler():
         shapes = tuple((w.shape[0], w.shape[1]) for w in decoder.weights)
-        run = _compiled_tile(decoder.activation, shapes, dtype, x.dtype)
+        code = _compiled_tile(decoder.activation, shapes, dtype, x.dtype)
+    run = code or functools.partial(_perceptron_tile, decoder.activation)
     for image, b, sample, s in _tiles(len(mu), of.num_samples, _rows(x)):
         rows = slice(image, image + b)
         eps = of.eps(image, b, sample, s)

@@ -14,7 +14,7 @@ from torch.library import triton_op
 
 from .backend import is_plain, jit, launcher, no_second_derivative, tl, uses_triton
 from .checks import check_choice, check_count, check_latent, check_noise
-from .compiler import canonical, compiled, has_cpu_compiler
+from .compiler import canonical, compiled, has_cpu_compiler, kind
 from .launch import launch
 from .noise import check_offsets, draw, normal_jit
 
@@ -215,6 +215,10 @@ def _with_contiguous_rows(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 else x.contiguous()
 
 
+def _contiguous(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()
+
+
 def _launch_forward(
     kernel: Any,
     mu: Tensor,
@@ -240,7 +244,7 @@ def _launch_forward(
             columns,
             lambda block_rows: -(-rows // block_rows) * sample_blocks,
             (
-                *(mu, logvar, noise, z, kl_rows),
+                *(mu, logvar, _contiguous(noise), z, kl_rows),
                 *(rows, num_samples, row_offset, sample_offset, 1.0 / num_samples),
             ),
             {
@@ -282,9 +286,8 @@ def _launch_backward(
             columns,
             lambda block_rows: -(-rows // block_rows),
             (
-                None if grad_z is None else grad_z.contiguous(),
-                None if grad_kl is None else grad_kl.contiguous(),
-                *(mu, logvar, noise, grad_mu, grad_logvar),
+                *(_contiguous(grad_z), _contiguous(grad_kl)),
+                *(mu, logvar, _contiguous(noise), grad_mu, grad_logvar),
                 *(rows, num_samples, row_offset, sample_offset, 1.0 / num_samples),
             ),
             {
@@ -383,16 +386,17 @@ def _twin_backward(
 
 # From so many elements on, a compiled call beats the eager ones: 32 against 79 µs at 128×20.
 COMPILE_FROM = 1 << 10
+_DIMS = {_twin_forward: "BD BD SBD", _twin_backward: "SBD B BD BD SBD"}
 
 
-def _run_twin(twin: Any, mu: Tensor, eps: Tensor | None, *args: Any, variant: object) -> Any:
+def _run_twin(twin: Any, mu: Tensor, eps: Tensor | None, *args: Any) -> Any:
     elements = mu.numel() if eps is None else eps.numel()
-    worth_it = mu.device.type == "cpu" and elements >= COMPILE_FROM and 1 not in mu.shape
+    worth_it = mu.device.type == "cpu" and elements >= COMPILE_FROM
     if worth_it and mu.dtype != torch.float64 and has_cpu_compiler():
-        samples = "several" if eps is not None and len(eps) > 1 else "one"
         args = tuple(canonical(x) for x in args)
-        layouts = tuple(x.is_contiguous() for x in args if isinstance(x, Tensor))
-        twin = compiled(twin, (variant, mu.dtype, samples, layouts))
+        code = compiled(twin, _DIMS[twin], tuple(kind(x) for x in args))
+        if code is not None:
+            return code(*(x for x in args if isinstance(x, Tensor)))
     return twin(*args)
 
 
@@ -515,9 +519,7 @@ class _Latent(torch.autograd.Function):
         else:
             if noise is not None and _draws(write_z, kl):
                 eps = draw(noise, (num_samples, *mu.shape), row_offset, sample_offset, True)
-            z, kl_rows = _run_twin(
-                _twin_forward, mu, eps, mu, logvar, eps, write_z, kl, variant=(write_z, kl)
-            )
+            z, kl_rows = _run_twin(_twin_forward, mu, eps, mu, logvar, eps, write_z, kl)
         ctx.save_for_backward(mu, logvar, noise, eps)
         return z, kl_rows
 
@@ -539,9 +541,8 @@ class _Latent(torch.autograd.Function):
                 )
         else:
             kl = ctx.args[1]
-            variant = (grad_z is None, grad_kl is None, kl, needs)
             args = (grad_z, grad_kl, mu, logvar, eps, kl, *needs)
-            grads = _run_twin(_twin_backward, mu, eps, *args, variant=variant)
+            grads = _run_twin(_twin_backward, mu, eps, *args)
         wanted = (grad if need else None for grad, need in zip(grads, needs, strict=True))
         return (*wanted, *(None,) * 6)
 

@@ -13,7 +13,7 @@ from torch.library import triton_op
 
 from .backend import is_plain, jit, launcher, no_second_derivative, tl, uses_triton
 from .checks import check_pixels
-from .compiler import canonical, compiled, has_cpu_compiler
+from .compiler import canonical, compiled, has_cpu_compiler, kind
 from .launch import launch
 
 # A program sums up to so many samples of its rows; more are spread over programs.
@@ -250,13 +250,13 @@ def _twin_backward(
 
 
 def _run_twin(twin: Any, *tensors: Tensor, needs: tuple[bool, ...] = ()) -> Any:
-    logits, x = tensors[:2]
+    logits = tensors[0]
     worth_it = logits.device.type == "cpu" and logits.numel() >= COMPILE_FROM
     if worth_it and logits.dtype != torch.float64 and has_cpu_compiler():
         tensors = tuple(canonical(t) for t in tensors)
-        # A size of 1 is compiled apart, and so is a layout.
-        kinds = tuple(n == 1 for n in logits.shape), tuple(t.is_contiguous() for t in tensors)
-        twin = compiled(twin, (needs, logits.dtype, x.dtype, *kinds))
+        code = compiled(twin, "SBP BP SB", (*(kind(t) for t in tensors), *needs))
+        if code is not None:
+            return code(*tensors)
     return twin(*tensors, *needs)
 
 

@@ -25,7 +25,13 @@ from .backend import (
     without_autocast,
 )
 from .checks import check_choice, check_linear
-from .compiler import compiled_without_guards, example, has_cpu_compiler, sizes_unlike
+from .compiler import (
+    compiled_once,
+    compiled_without_guards,
+    example,
+    has_cpu_compiler,
+    sizes_unlike,
+)
 from .likelihood import bernoulli_twin, readable
 from .noise import log_tail_jit
 
@@ -607,7 +613,7 @@ def multiplied_in(dtype: torch.dtype, precision: str) -> torch.dtype:
     return torch.float32 if dtype == torch.float16 else dtype
 
 
-@functools.lru_cache(64)
+@compiled_once
 def _compiled_tile(
     function: Callable[..., Any],
     needs: tuple[bool, ...],
@@ -646,7 +652,9 @@ def _runner(
     logits = hidden.shape[0] * hidden.shape[1] * pixels
     worth_it = weight.device.type == "cpu" and logits >= COMPILE_FROM
     if worth_it and weight.dtype != torch.float64 and has_cpu_compiler():
-        return _compiled_tile(function, needs, weight.dtype, x.dtype, pixels, width)
+        code = _compiled_tile(function, needs, weight.dtype, x.dtype, pixels, width)
+        if code is not None:
+            return code
     return lambda *tensors: function(*tensors, *needs)
 
 

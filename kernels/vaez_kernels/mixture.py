@@ -8,9 +8,8 @@ small.
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +19,7 @@ from torch.nn.functional import pad
 
 from .backend import is_plain, jit, launcher, no_second_derivative, tl, uses_triton
 from .checks import check_indices, check_mixture
-from .compiler import compiled_without_guards, example, has_cpu_compiler
+from .compiler import Code, compiled_once, compiled_without_guards, example, has_cpu_compiler
 
 # Squares are summed 32 at a time, and then these sums: a single chain of float32 additions would
 # err by 6e-7 of a sum of 128 (the worst of 10,000).
@@ -415,26 +414,31 @@ def _backward_tiles(
 
 class _Plan(NamedTuple):
     # How the twin goes through M draws of D dimensions and N components.
-    compiled: bool
     draws: int
     components: int  # a tile's
     tiles: int
 
     @classmethod
-    def of(cls, z: Tensor, mu: Tensor) -> _Plan:
+    def of(cls, z: Tensor, mu: Tensor, compiled: bool) -> _Plan:
         components = max(1, min(MOST_COMPONENTS, TILE // z.shape[1], len(mu) + 15) // 16) * 16
         everything = -(-len(mu) // components)
-        big = z.numel() * len(mu) >= COMPILE_FROM
-        if z.device.type == "cpu" and z.dtype != torch.float64 and big and has_cpu_compiler():
+        if compiled:
             draws = min(DRAWS_COMPILED, -(-len(z) // (2 * LANES)) * 2 * LANES)
             tiles = min(everything, SCORES_COMPILED // (draws * components), MOST_TILES)
             # Compiled code takes sizes above 1.
-            return cls(True, draws, components, max(2, tiles))
+            return cls(draws, components, max(2, tiles))
         elements = ELEMENTS_EAGER.get(z.device.type, 1 << 20)
         tiles = min(everything, max(1, elements // (2 * LANES * components * z.shape[1])))
         draws = elements // (tiles * components * z.shape[1])
         draws = max(1, draws // (2 * LANES)) * 2 * LANES
-        return cls(False, draws, components, tiles)
+        return cls(draws, components, tiles)
+
+
+def _code(build: Callable[[], Code | None], z: Tensor, mu: Tensor) -> Code | None:
+    # what computes some tiles, where that pays
+    big = z.numel() * len(mu) >= COMPILE_FROM
+    worth_it = z.device.type == "cpu" and z.dtype != torch.float64 and big
+    return build() if worth_it and has_cpu_compiler() else None
 
 
 def _in_segments(z: Tensor) -> Tensor:
@@ -478,10 +482,11 @@ def _twin_forward(
     z: Tensor, mu: Tensor, logvar: Tensor, leave_out: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     exact, shift = log_normalisers(logvar)
-    drawn, plan = _in_segments(z), _Plan.of(z, mu)
+    code = _code(_compiled_forward, z, mu)
+    drawn, plan = _in_segments(z), _Plan.of(z, mu, code is not None)
     top = drawn.new_full((len(drawn),), -torch.inf)
     total = torch.zeros_like(top)
-    step = _compiled_forward() if plan.compiled else _forward_tiles
+    step = code or _forward_tiles
     for _, skip, tiles in _passing(drawn, mu, logvar, exact, leave_out, plan):
         for m in range(0, len(drawn), plan.draws):
             so_far = (_in_lanes(x, m, plan.draws) for x in (drawn, skip, top, total))
@@ -525,10 +530,11 @@ def _twin_backward(
     total: Tensor,
 ) -> Tensor:
     exact, _ = log_normalisers(logvar)
-    drawn, plan = _in_segments(z), _Plan.of(z, mu)
+    code = _code(_compiled_backward, z, mu)
+    drawn, plan = _in_segments(z), _Plan.of(z, mu, code is not None)
     top = pad(top, (0, len(drawn) - len(z)))
     out = torch.zeros_like(drawn).flatten(1)
-    step = _compiled_backward() if plan.compiled else _backward_tiles
+    step = code or _backward_tiles
     for first, skip, tiles in _passing(drawn, mu, logvar, exact, leave_out, plan):
         part = slice(first, first + plan.tiles * plan.components)
         rows_of_mu = _tiled(mu[part], drawn, 0.0, plan)
@@ -540,13 +546,13 @@ def _twin_backward(
     return (out[: len(z), : z.shape[1]] * (-grad / total)[:, None]).to(z.dtype)
 
 
-@functools.cache
+@compiled_once
 def _compiled_forward() -> Any:
     z, skip, top, total, _, _, _, *tiles = _examples()
     return compiled_without_guards(_forward_tiles, z, skip, top, total, *tiles)
 
 
-@functools.cache
+@compiled_once
 def _compiled_backward() -> Any:
     z, skip, top, _, *rest = _examples()
     return compiled_without_guards(_backward_tiles, z, skip, top, *rest)

@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.library import triton_op
 
 from .backend import is_plain, jit, launcher, tl, uses_triton
-from .checks import check_choice, check_count, check_noise
-from .compiler import compiled_without_guards, has_cpu_compiler
+from .checks import check_choice, check_count, check_noise, check_transforms
+from .compiler import compiled_once, compiled_without_guards, example, has_cpu_compiler
 from .launch import launch
 
 PURPOSES = ("train", "binarize", "permute", "evaluate", "generate")
@@ -209,7 +209,7 @@ def _launch(
             "noise",
             columns,
             lambda block_rows: -(-rows // block_rows) * samples,
-            (noise, out, rows, row_offset, sample_offset),
+            (noise.contiguous(), out, rows, row_offset, sample_offset),
             {"D": columns, "NORMAL": normal},
         )
     return out
@@ -222,12 +222,6 @@ def _uniform_of(x: Tensor) -> Tensor:
     return ((x.to(torch.float32) + 0.5) * 2.0**-32).clamp(max=LARGEST_UNIFORM)
 
 
-def _sqrt(x: Tensor) -> Tensor:
-    # Compiled code rounds correctly. Eager torch.sqrt (MKL) is 1 ulp off in 15 % of float32 values;
-    # through float64 it is right.
-    return torch.sqrt(x) if torch.compiler.is_compiling() else torch.sqrt(x.double()).float()
-
-
 def _radius_of(x: Tensor) -> Tensor:
     near_one = x >= NEAR_ONE
     u = (torch.where(near_one, x ^ WORD, x).to(torch.float32) + 0.5) * 2.0**-32
@@ -238,7 +232,8 @@ def _radius_of(x: Tensor) -> Tensor:
     e = torch.where(near_one, 0.0, exponent.to(torch.float32))
     f2 = f * f
     log_u = f * f2 * log_tail(f) - 0.5 * f2 + f + e * 0.6931471805599453
-    return _sqrt(-2.0 * log_u)
+    # torch.sqrt of float32 (MKL) is 1 ulp off in 15 % of values; through float64 it is right.
+    return torch.sqrt((-2.0 * log_u).double()).float()
 
 
 def _cos_sin_of(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -305,16 +300,18 @@ def _twin(
 ) -> Tensor:
     samples, rows, columns = shape
     if samples * rows * columns == 0:
-        return torch.empty(shape, device=noise.device)
+        return torch.empty(shape, dtype=torch.float32, device=noise.device)
     quads = -(-columns // 4)
     count = samples * rows * quads
     layout = partial(_layout, noise.device, rows * quads, row_offset * quads, sample_offset)
-    if noise.device.type == "cpu" and has_cpu_compiler():
+    on_cpu = noise.device.type == "cpu"
+    code = compiled_quads(normal) if on_cpu and has_cpu_compiler() else None
+    if code is not None:
         # A size of 1 would be compiled apart; as it is, one compilation serves all shapes.
-        sized = torch.empty(max(count, 2), dtype=torch.uint8)
-        out = compiled_quads(normal)(noise.contiguous(), layout(0), sized)[:count]
+        sized = torch.empty(max(count, 2), dtype=torch.uint8, device="cpu")
+        out = code(noise.contiguous(), layout(0), sized)[:count]
     else:
-        out = torch.empty((count, 4), device=noise.device)
+        out = torch.empty((count, 4), dtype=torch.float32, device=noise.device)
         chunk = EAGER_CHUNK.get(noise.device.type, count)
         for first in range(0, count, chunk):
             part = out[first : first + chunk]
@@ -329,16 +326,15 @@ def _layout(
     return torch.tensor((first, quads, first_quad, first_sample), device=device)
 
 
-@functools.cache
+@compiled_once
 def compiled_quads(normal: bool) -> Any:
     # realize_opcount_threshold=1: without it inductor inlines each round into its users and does
     # not end; max_fusion_size: with the default the loop is split (8–12 ms a million, not 1).
     def quads(noise: Tensor, layout: Tensor, sized: Tensor) -> Tensor:
         return _quads(noise, layout, sized.shape[0], normal)  # len would fix it
 
-    cpu = torch.device("cpu")
-    sized = torch.empty(100_003, dtype=torch.uint8)
-    examples = (torch.zeros(2, dtype=torch.int64), _layout(cpu, 1, 0, 0, 0), sized)
+    sized = example(100_003, dtype=torch.uint8)
+    examples = (example(2, dtype=torch.int64), example(4, dtype=torch.int64), sized)
     return compiled_without_guards(
         quads, *examples, realize_opcount_threshold=1, max_fusion_size=100_000
     )
@@ -432,6 +428,7 @@ def _checked_draw(
     row_offset: int,
     sample_offset: int,
 ) -> Tensor:
+    check_transforms(op)
     check_noise(op, noise)
     for name, size in zip("SBD", shape, strict=True):
         check_count(op, name, size)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tests.decoders import Given, given, truth
-from tests.helpers import assert_within
+from tests.helpers import assert_within, strided_keys
 from tests.interpreted.watch import accesses, watch
 from vaez_fast.model import VAE
 from vaez_kernels import (
@@ -96,6 +96,14 @@ def test_more_samples_than_a_launch_takes_are_several(
     parts = importance_log_likelihood(*of, KEY, 100, "tf32")
     assert len(launches) == 1 + 3
     torch.testing.assert_close(parts, whole, rtol=1e-6, atol=0)
+
+
+def test_a_key_in_awkward_memory_draws_what_it_would_elsewhere(launches: list[str]) -> None:
+    of = given(2, *WIDTHS)
+    for key in strided_keys():
+        wanted = importance_log_likelihood(*of, key.clone().contiguous(), 5, "tf32")
+        assert torch.equal(importance_log_likelihood(*of, key, 5, "tf32"), wanted)
+    assert set(launches) == {"launch_decoder"}
 
 
 def test_a_nan_stays_in_its_row() -> None:

@@ -21,6 +21,7 @@ from tests.helpers import (
     latents,
     measured,
     small_kls,
+    strided_keys,
     upstream_of,
 )
 from tests.interpreted.watch import watch
@@ -120,11 +121,36 @@ def test_the_stream_is_the_fallbacks_bit_for_bit(draw: Any, columns: int) -> Non
             assert torch.equal(drawn, draw(KEY, 3, 7, columns, **options))
 
 
+@pytest.mark.parametrize(("step", "row", "column"), [(4, 1568679, 2), (5, 382132, 1)])
+def test_a_word_that_rounds_to_1_stays_below_it(step: int, row: int, column: int) -> None:
+    # Found by search: less than 16 below 2³².
+    key = noise_key(2024, "train", step)
+    assert reference.uniform(key, 1, 1, 4, row_offset=row)[0, 0, column] > 1 - 2.0**-28
+    drawn = uniform(key, 1, 1, 4, row_offset=row)
+    assert drawn[0, 0, column] == 1 - 2.0**-24
+    with use_backend("torch"):
+        assert torch.equal(drawn, uniform(key, 1, 1, 4, row_offset=row))
+
+
 def test_all_of_the_key_and_the_step_reach_the_kernels() -> None:
     for key in (noise_key(2**32 - 1, "generate", 2**32 - 1), noise_key(0, "binarize", 2**31)):
         wanted = reference.normal(key, 2, 3, 20)
         assert_within("normal", normal(key, 2, 3, 20), wanted, 1e-6 * wanted.abs().clamp(min=1))
         check("rsample", *latents(3, 20), key, 2)
+
+
+@pytest.mark.parametrize("draw", [normal, uniform])
+def test_a_key_in_awkward_memory_draws_what_it_would_elsewhere(draw: Any) -> None:
+    for key in strided_keys():
+        assert torch.equal(draw(key, 2, 3, 5), draw(key.clone().contiguous(), 2, 3, 5))
+
+
+@each_mode
+def test_a_key_in_awkward_memory_gives_values_and_gradients_that_it_would_elsewhere(
+    mode: str,
+) -> None:
+    for key in strided_keys():
+        check(mode, *latents(3, 5), key, 2)
 
 
 def test_latent_kernels_draw_the_stream_bit_for_bit() -> None:
@@ -276,8 +302,9 @@ def test_backward_outside_the_backend_block_has_the_gradients_of_inside(route: s
 
     def forward() -> tuple[Tensor, Tensor]:
         if route == "public":
-            return rsample_kl(mu, logvar, key, 2, "total-derivative")
-        out = torch.ops.vaez.latent_forward(mu, logvar, key, 2, True, "total-derivative", 0, 0)
+            kl = "total-derivative"
+            return rsample_kl(mu, logvar, key, 2, kl, row_offset=7, sample_offset=3)
+        out = torch.ops.vaez.latent_forward(mu, logvar, key, 2, True, "total-derivative", 7, 3)
         return out[0], out[1]
 
     def gradients(z: Tensor, kl: Tensor) -> tuple[Tensor, ...]:

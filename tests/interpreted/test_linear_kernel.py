@@ -116,6 +116,58 @@ def test_many_pixels_take_their_logarithm_in_parts(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.usefixtures("small_tiles")
+def test_a_program_of_the_weights_gradient_takes_all_its_blocks_of_rows() -> None:
+    # 19 blocks of 16 rows, among at most 16 programs.
+    check(inputs((1, 300, 3, 5)))
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_tf32_products_are_the_references() -> None:
+    check(inputs((3, 5, 20, 33)), "tf32", tensor_cores=True)
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_tf32_operands_are_rounded_to_the_nearest_of_ten_bits() -> None:
+    ulp = 2.0**-10
+    value = torch.tensor([1 + 0.4 * ulp, 1 + 0.6 * ulp, -1 - 0.6 * ulp])
+    rounded = torch.tensor([1, 1 + ulp, -1 - ulp])
+    ones, bias = torch.ones(1, 1), torch.zeros(1)
+    lit = torch.ones(3, 1, dtype=torch.uint8)
+    of_hidden = linear_bernoulli_log_prob(value[None, :, None], ones, bias, lit, "tf32")[0]
+    of_weight = [
+        linear_bernoulli_log_prob(ones[None], v.view(1, 1), bias, lit[:1], "tf32") for v in value
+    ]
+    wanted = torch.nn.functional.logsigmoid(rounded.double())
+    assert_within("rounded hidden units", of_hidden, wanted, 1e-6)
+    assert_within("rounded weights", torch.cat(of_weight).flatten(), wanted, 1e-6)
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_float32_operands_lose_their_bits_where_bfloat16_products_are_asked_for() -> None:
+    # The interpreter cuts off what a GPU rounds, in values, weights and residuals alike.
+    value = torch.full((1, 1, 1), 1 + 0.6 * 2.0**-7)
+    one, none, lit = torch.ones(1, 1), torch.zeros(1), torch.ones(1, 1, dtype=torch.uint8)
+    wanted = torch.nn.functional.logsigmoid(torch.ones(1, 1).double())
+    for hidden, weight in ((value, one), (one[None], value[0])):
+        hidden, weight = (t.clone().requires_grad_() for t in (hidden, weight))
+        out = linear_bernoulli_log_prob(hidden, weight, none, lit, "bfloat16")
+        assert_within("log_prob", out, wanted, 1e-6)
+        grads = torch.autograd.grad(out.sum(), (hidden, weight))
+        # 1 − sigmoid(1) = 137.7/512 is 137/512 in eight bits, and the other operand is 1.
+        for grad in grads:
+            assert_within("gradient", grad.flatten(), torch.tensor([137 / 512]), 1e-6)
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_a_nan_of_any_bits_stays_one_in_tf32() -> None:
+    # With all bits set, rounding carries over into the sign and would leave zero.
+    hidden = torch.full((1, 1, 1), 0x7FFFFFFF, dtype=torch.int32).view(torch.float32)
+    x = torch.zeros(1, 1, dtype=torch.uint8)
+    out = linear_bernoulli_log_prob(hidden, torch.ones(1, 1), torch.zeros(1), x, "tf32")
+    assert out.isnan().all()
+
+
+@pytest.mark.usefixtures("small_tiles")
 def test_a_nan_stays_in_its_row() -> None:
     given = inputs((3, 5, 20, 33))
     clean = measured(given)

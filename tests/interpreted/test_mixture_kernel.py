@@ -11,7 +11,7 @@ import torch
 from bench.traffic import mixture_log_prob_moved
 from tests.helpers import assert_within
 from tests.interpreted.watch import accesses, addresses, far_launch, tensors, touched, watch
-from tests.mixtures import LAYOUTS, Mixture, bounds, check, measured, mixture
+from tests.mixtures import LAYOUTS, Mixture, bounds, check, lone, long_chain, measured, mixture
 from vaez_kernels import interpreting, mixture_log_prob, reference, use_backend
 from vaez_kernels import mixture as module
 
@@ -36,6 +36,14 @@ def test_value_and_gradient_are_the_references(
 ) -> None:
     check(mixture(*shape, leave_out=leave_out and shape[1] > 1))
     assert launches == ["_launch_forward", "_launch_backward"]
+
+
+def test_many_dimensions_are_not_summed_in_one_chain() -> None:
+    case = long_chain()
+    z, mu, logvar, _ = case
+    wanted = reference.mixture_log_prob(z.detach(), mu, logvar)
+    actual = mixture_log_prob(z.detach(), mu, logvar)
+    assert_within("log_prob", actual, wanted, bounds(case).log_prob)
 
 
 def test_more_dimensions_than_a_block_holds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,6 +87,18 @@ def test_the_number_of_programs_reorders_sums_alone(
     monkeypatch.setattr(module, "PROGRAMS", programs)
     for name, a, b, bound in zip(one._fields, one, measured(case), bounds(case), strict=True):
         assert_within(name, b, a, 2.0 * bound)
+
+
+# Of programs for 17 draws: three tiles of components in one, two and one, one in each.
+@pytest.mark.parametrize("programs", [1, 4, 6])
+@pytest.mark.parametrize("leave_out", ["none", "own", "other"])
+def test_each_draws_own_component_is_found_in_whichever_tile(
+    leave_out: str, programs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PROGRAMS", programs)
+    case = lone(17, 300, 2, leave_out=leave_out)
+    assert module.splits_of(17, 3) == max(1, programs // 2)
+    check(case)
 
 
 @pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")  # NumPy's, on infinity

@@ -93,13 +93,18 @@ class Traffic(NamedTuple):
 
 
 def far_launch(
-    monkeypatch: pytest.MonkeyPatch, kernel: Any, program: int, *args: Any, **constants: Any
+    monkeypatch: pytest.MonkeyPatch,
+    kernel: Any,
+    program: int | tuple[int, int, int],
+    *args: Any,
+    **constants: Any,
 ) -> list[Access]:
     """What this one program of a launch of any size would load and store."""
+    place = (program, 0, 0) if isinstance(program, int) else program
     from triton.runtime.interpreter import TensorHandle, interpreter_builder, tl
 
     def program_id(_: Any, axis: int) -> Any:
-        return TensorHandle(np.array([program], dtype=np.int32), tl.int32)
+        return TensorHandle(np.array([place[axis]], dtype=np.int32), tl.int32)
 
     with monkeypatch.context() as patch, accesses(touch_memory=False) as seen:
         patch.setattr(type(interpreter_builder), "create_get_program_id", program_id)

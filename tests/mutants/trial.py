@@ -21,6 +21,9 @@ from tests.mutants.mutant import Mutant, MutantError
 # No set of tests takes a third of this with warm caches; a mutant that does hangs.
 LONGEST = 900.0  # seconds
 PASSED, FAILED, BROKEN = 0, 1, 2  # pytest's exit statuses; 2 also where a file cannot be imported
+# Triton reads this where a kernel is decorated, so these tests need a process of their own.
+INTERPRETED = "tests/interpreted/"
+INTERPRETER = {"TRITON_INTERPRET": "1", "VAEZ_BACKEND": "triton"}
 
 
 @dataclass(frozen=True)
@@ -47,13 +50,28 @@ def copy_of(root: Path, target: Path) -> None:
 
 
 def run_tests(tree: Path, tests: Sequence[str], *flags: str) -> tuple[int | None, str]:
-    """Run pytest in `tree`: its exit status, None if it did not end, and what it printed."""
+    """Run pytest in `tree`: its exit status, None if it did not end, and what it printed.
+
+    Tests of interpreted kernels run last, in a process of their own, if the others pass.
+    """
+    status, printed = PASSED, ""
+    for interpreted in (False, True):
+        group = [test for test in tests if test.startswith(INTERPRETED) == interpreted]
+        if group and status == PASSED:
+            status, printed = _run_pytest(tree, group, flags, INTERPRETER if interpreted else {})
+    return status, printed
+
+
+def _run_pytest(
+    tree: Path, tests: Sequence[str], flags: Sequence[str], settings: dict[str, str]
+) -> tuple[int | None, str]:
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(tree), str(tree / "kernels")]),
         # Compiled files are told from old ones by whole seconds and sizes: a mutant may share both.
         "PYTHONDONTWRITEBYTECODE": "1",
         "OMP_WAIT_POLICY": "passive",
     }
+    environment.update(settings)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *flags, *tests]
     try:
         done = subprocess.run(

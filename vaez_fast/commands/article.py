@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 
 from ..config import check_backend, choose_device
-from ..stopping import Signals
-from ..study import BETAS, StudyConfig, run_study
-from ..world import joined, own_device
+from ..files import check_place
+from ..messages import say
+from ..stopping import KEPT, Signals, Stopped
+from ..study_config import BETAS, StudyConfig
 from . import settings
 from .kinds import INTEGER, NUMBER
 
@@ -23,8 +23,6 @@ Several processes share the runs, arms times seeds:
   torchrun --nproc-per-node 2 -m vaez_fast article --out runs/article"""
 EXAMPLE = "vaez-fast article --data mnist-5k --seeds 3 --steps 2000 --out runs/article"
 LIGHTER = "a smaller batch_size, or a smaller model"
-
-DAYS = timedelta(days=7)  # a rank that has done its share waits for the others
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -55,13 +53,24 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from .report import show
-
     config = StudyConfig(settings.train_config(options), options.seeds, tuple(options.betas))
     out: Path = settings.needed(options, "out", "a folder for the results")
-    with Signals(), joined(patience=DAYS) as world:
+
+    from .. import report
+    from ..study import run_study
+    from ..world import LONG_SECONDS, joined, own_device
+    from .report import show
+
+    with Signals() as signals, joined(signals, _say_stopped, LONG_SECONDS) as world:
         device = own_device(choose_device(config.base.device))
         check_backend(device)
         config = replace(config, base=replace(config.base, device=str(device)))
+        if world.rank == 0:
+            for name in report.files():  # a study should not fail at its report
+                check_place(out / name)
         run_study(config, out, show_progress=True, world=world)
     return show(out, as_json=options.json) if world.rank == 0 else 0
+
+
+def _say_stopped(stopped: Stopped) -> None:
+    say("article", f"{stopped}; {KEPT}")

@@ -6,12 +6,10 @@ import argparse
 import json
 from pathlib import Path
 
-from ..compare import BACKENDS, available, chosen, compare, record, table
-from ..comparison import OPS
-from ..environment import environment
 from ..files import prepare_file, write_atomically
+from ..names import BACKENDS, OPS
 from . import settings
-from .kinds import NAMES, PATH
+from .kinds import PATH, some_of
 
 DESCRIPTION = """\
 Run every op, forward and backward, over a grid of shapes, dtypes and values, and print its largest
@@ -24,13 +22,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     grid = parser.add_argument_group("what is compared")
     grid.add_argument(
         "--backends",
-        type=NAMES,
+        type=some_of(BACKENDS),
         metavar="NAMES",
         help=f"comma-separated, of {', '.join(BACKENDS)} (default: all that can run here)",
     )
     grid.add_argument(
         "--ops",
-        type=NAMES,
+        type=some_of(OPS),
         default=list(OPS),
         metavar="NAMES",
         help=f"comma-separated, of {', '.join(OPS)} (default: all)",
@@ -43,6 +41,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from ..compare import available, chosen, compare, record, table
+    from ..environment import environment
+
     out: Path | None = options.out
     backends = chosen(options.backends)
     if out is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
+from ..errors import printable
 from . import settings
 from .settings import DEFAULTS
 
@@ -12,6 +13,7 @@ DESCRIPTION = """\
 Print what runs where on this machine: versions, processor, CUDA devices, the ops' backends and why
 one is off, compiler, precision, and which data sets are at hand. Nothing is downloaded."""
 EXAMPLE = "vaez-fast env --data-root data"
+ONLY_PRINTS = True
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -28,5 +30,5 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(record, indent=1))
     else:
-        print("\n".join(table(record)))
+        print("\n".join(map(printable, table(record))))
     return 0

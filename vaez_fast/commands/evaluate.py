@@ -7,17 +7,21 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..config import LOG_PX_SAMPLES, choose_device
-from ..evaluate import Metrics
 from ..files import OutputError
+from ..messages import say
 from ..progress import waiting
-from ..trained import Law, Trained, evaluate, law_of_z, open_run
-from ..world import World, joined, own_device
+from ..stopping import Signals, Stopped
 from . import settings
 from .kinds import COUNT, PATH, one_of
 from .metrics_table import table_of_metrics
+
+if TYPE_CHECKING:
+    from ..evaluate import Metrics
+    from ..trained import Law, Trained
+    from ..world import World
 
 KIND, SCHEMA = "vaez-fast evaluate", 1
 SPLITS = ("validation", "test")
@@ -31,6 +35,7 @@ Several processes share the images:
   torchrun --nproc-per-node 2 -m vaez_fast evaluate runs/first"""
 EXAMPLE = "vaez-fast evaluate runs/first --split test --test-samples 5000"
 LIGHTER = "a smaller model (the number of samples does not matter)"
+ONLY_PRINTS = True
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +64,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    with joined() as world:
+    from ..trained import open_run
+    from ..world import joined, own_device
+
+    with Signals() as signals, joined(signals, _say_stopped) as world:
         device = own_device(choose_device(options.device))
         runs = [
             open_run(
@@ -84,7 +92,13 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _say_stopped(stopped: Stopped) -> None:
+    say("evaluate", str(stopped))
+
+
 def _measure(run: Trained, options: argparse.Namespace, world: World) -> dict[str, Any]:
+    from ..trained import evaluate, law_of_z
+
     first = world.rank == 0
     with waiting("loading images", show=first):
         images = world.first_then_others(run.images)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -72,6 +73,24 @@ def one_of(values: Sequence[str]) -> Kind:
     return Kind(f"one of {', '.join(values)}", convert)
 
 
+def some_of(values: Sequence[str]) -> Kind:
+    """Words of `values`, with commas between them."""
+
+    def convert(text: str) -> list[str]:
+        names = text.split(",")
+        if any(name not in values for name in names):
+            raise ValueError
+        return names
+
+    return Kind(f"among {', '.join(values)}, with commas between them", convert)
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", text):
+        raise ValueError
+    return text
+
+
 def _integer(least: int) -> Callable[[str], int]:
     def convert(text: str) -> int:
         if not least <= (value := int(text)) < 2**32:  # a word of the noise stream
@@ -87,7 +106,7 @@ SEED = Kind("an integer in [0, 2**32)", _integer(0), (int,))
 NUMBER = Kind("a number", float, (int, float))
 TEXT = Kind("text", str)
 PATH = Kind("a path", _path)
-NAMES = Kind("names with commas between them", lambda text: text.split(","))
+DEVICE = Kind("auto, cpu, cuda or cuda:N", _device)
 
 
 def no_such(what: str, name: str, known: Sequence[str]) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from ..evaluate import Metrics
+if TYPE_CHECKING:
+    from ..evaluate import Metrics
 
 
 def table_of_metrics(metrics: Metrics, split: str) -> Iterator[str]:

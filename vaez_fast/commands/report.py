@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from ..evaluate import Metrics
+from ..errors import printable
 from ..files import OutputError, reading
 from ..progress import waiting
 from . import settings
@@ -53,13 +53,14 @@ def show(folder: Path, *, as_json: bool) -> int:
             text = json.dumps(report.summary(*found), indent=1, allow_nan=False)
         print(text)
     else:
-        print("\n".join(report.lines(*found)))
-        print(f"wrote {folder / 'report.html'} and report.md")
+        print("\n".join(map(printable, report.lines(*found))))
+        print(f"wrote {printable(folder / 'report.html')} and report.md")
     return 0
 
 
 def _show_run(folder: Path, *, as_json: bool) -> int:
     from .. import report_run
+    from ..evaluate import Metrics
 
     with waiting("drawing the report", show=True):
         trained = report_run.write(folder)
@@ -69,5 +70,5 @@ def _show_run(folder: Path, *, as_json: bool) -> int:
     else:
         print(f"{trained.title}\n")
         print("\n".join(table_of_metrics(Metrics(**trained.record["test"]), "test")))
-        print(f"\nwrote {folder / 'report.html'} and report.md")
+        print(f"\nwrote {printable(folder / 'report.html')} and report.md")
     return 0

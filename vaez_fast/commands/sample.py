@@ -6,10 +6,9 @@ import argparse
 import json
 from pathlib import Path
 
-from .. import generate
+from ..errors import printable
+from ..names import SAMPLERS
 from ..progress import waiting
-from ..samplers import SAMPLERS
-from ..trained import draw, open_run
 from . import settings
 from .kinds import COUNT, PATH, SEED, one_of
 
@@ -48,6 +47,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     out: Path = settings.needed(options, "out", "a folder for the samples")
+
+    from .. import generate
+    from ..trained import draw, open_run
+
     trained = open_run(options.run, data_root=options.data_root, device=options.device)
     generate.prepare(out)
     with waiting(f"sampling from {options.sampler}", show=True):
@@ -61,5 +64,5 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps(document, indent=1))
     else:
         print(f"{trained.title}\n{options.count:,} images, z from {options.sampler}")
-        print(f"wrote {' and '.join(files)}")
+        print(f"wrote {' and '.join(map(printable, files))}")
     return 0

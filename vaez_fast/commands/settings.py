@@ -8,9 +8,8 @@ from dataclasses import fields
 from typing import Any
 
 from ..config import PRECISIONS, ConfigError, TrainConfig
-from ..data import BINARIZATIONS, DATA_SETS
-from ..model import MODELS
-from .kinds import INTEGER, NUMBER, PATH, TEXT, one_of
+from ..names import BINARIZATIONS, DATA_SETS, MODELS
+from .kinds import DEVICE, INTEGER, NUMBER, PATH, TEXT, one_of
 
 Group = argparse._ArgumentGroup
 
@@ -53,7 +52,7 @@ def add_model(group: Group) -> None:
         type=TEXT,
         default=d.model,
         metavar="NAME",
-        help=f"{choices(list(MODELS))} (default {d.model})",
+        help=f"{choices(MODELS)} (default {d.model})",
     )
 
 
@@ -105,7 +104,7 @@ def add_machine(
 def add_device(group: Group) -> None:
     group.add_argument(
         "--device",
-        type=TEXT,
+        type=DEVICE,
         default=DEFAULTS.device,
         metavar="NAME",
         help=f"auto|cpu|cuda|cuda:N (default {DEFAULTS.device}: the first CUDA device, else the"

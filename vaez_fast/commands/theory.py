@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..errors import printable
 from ..progress import waiting
 from . import settings
 
@@ -20,14 +21,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    out: Path = settings.needed(options, "out", "a folder for the results")
+
     from .. import theory
 
-    out: Path = settings.needed(options, "out", "a folder for the results")
     with waiting("computing", show=True):
         record = theory.write(out)
     if options.json:
         print((out / "theory.json").read_text(), end="")
     else:
         print("\n".join(theory.table(record)))
-        print(f"wrote {out / 'theory.json'} and its figures")
+        print(f"wrote {printable(out / 'theory.json')} and its figures")
     return 0

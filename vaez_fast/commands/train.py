@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..checkpoint import SECONDS, Keeping
 from ..config import (
+    CHECKPOINT_SECONDS,
     DECODERS,
     IWAE_KLS,
     KLS,
@@ -21,19 +20,19 @@ from ..config import (
     check_backend,
     choose_device,
 )
-from ..data import load
-from ..environment import SAME_DIGITS, environment
-from ..errors import shown
+from ..errors import printable, shown
 from ..files import OutputError, claimed, read_json
+from ..messages import say
 from ..progress import waiting
-from ..results import begun, is_whole, save, unfinished
 from ..stopping import Signals, Stopped
-from ..train import Result, train
-from ..world import World, joined, own_device
 from . import settings
 from .kinds import INTEGER, NUMBER, PATH, TEXT
 from .metrics_table import table_of_metrics
 from .settings import DEFAULTS, choices
+
+if TYPE_CHECKING:
+    from ..train import Result
+    from ..world import World
 
 DESCRIPTION = """\
 Train a VAE, evaluate it on the test split, and write DIR/metrics.json and DIR/checkpoint.pt. Where
@@ -119,9 +118,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     output.add_argument(
         "--checkpoint-seconds",
         type=NUMBER,
-        default=SECONDS,
+        default=CHECKPOINT_SECONDS,
         metavar="T",
-        help=f"time between two checkpoints of an unfinished run, at least 0 (default {SECONDS:g})",
+        help="time between two checkpoints of an unfinished run, at least 0"
+        f" (default {CHECKPOINT_SECONDS:g})",
     )
 
 
@@ -140,8 +140,15 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError(f"resume: the run has its own settings; leave out {', '.join(extra)}")
     else:
         out = options.resume
-    with Signals() as signals, joined() as world:
-        config = None if options.resume else settings.train_config(options)
+    config = None if options.resume else settings.train_config(options)
+
+    from ..checkpoint import Keeping
+    from ..world import joined
+
+    def say_stopped(stopped: Stopped) -> None:
+        say("train", f"{stopped}; {Keeping(out).last()}")
+
+    with Signals() as signals, joined(signals, say_stopped) as world:
         if config is None and not out.is_dir():
             raise OutputError(f"resume: {out} is no folder of a run; `vaez-fast train` makes one")
         try:
@@ -150,8 +157,7 @@ def run(options: argparse.Namespace) -> int:
                 return _run(options, config, out, signals, world)
         except Stopped as stopped:
             if world.first_to_speak():
-                last = Keeping(out).last()
-                print(f"vaez-fast train: {stopped}; {last}", file=sys.stderr)
+                say_stopped(stopped)
             return stopped.exit_status
 
 
@@ -162,20 +168,30 @@ def _run(
     signals: Signals,
     world: World,
 ) -> int:
+    from ..checkpoint import Keeping
+    from ..data import load
+    from ..environment import environment
+    from ..results import begun, is_whole, prepare, save, unfinished
+    from ..train import train
+    from ..world import own_device
+
     world.wait()  # for the first rank's claim
     resumed = None
     if config is None:
         if is_whole(out):
             if world.rank == 0:
-                _print(options, out, f"{out} holds a whole run: there is nothing to go on with")
+                said = f"{printable(out)} holds a whole run: there is nothing to go on with"
+                _print(options, out, said)
             return 0
         config, resumed = unfinished(out)
         moved = {n: getattr(options, n) for n in ("data_root", "device") if n in options.given}
         config = replace(config, **moved)
+    if world.rank == 0:
+        prepare(out)
     device = own_device(choose_device(config.device))
     check_backend(device)
     if resumed is not None and world.rank == 0:
-        _compare_machines(resumed.environment, environment(device), world)
+        _compare_machines(resumed.environment, environment(device) | {"ranks": world.size})
     new = options.resume is None and world.rank == 0
     with begun(out, config) if new else nullcontext():
         with waiting("loading images", show=world.rank == 0):
@@ -190,14 +206,15 @@ def _run(
     return 0
 
 
-def _compare_machines(before: dict[str, Any], now: dict[str, Any], world: World) -> None:
-    now = now | {"ranks": world.size}
+def _compare_machines(before: dict[str, Any], now: dict[str, Any]) -> None:
+    from ..environment import SAME_DIGITS
+
     names = (*SAME_DIGITS, "revision", "ranks")
     changed = [name for name in names if before.get(name) != now[name]]
     if changed:
         was = ", ".join(f"{name} was {shown(before.get(name))}" for name in changed)
         said = f"the last digits may not be those of an undisturbed run: {was}"
-        print(f"vaez-fast train: note: {said}", file=sys.stderr)
+        say("train", f"note: {said}")
 
 
 def _print(options: argparse.Namespace, out: Path, otherwise: str) -> None:
@@ -217,6 +234,6 @@ def _table(config: TrainConfig, result: Result, out: Path) -> str:
         f"{result.eval_seconds:.1f} s evaluating; "
         + ("best validation bound" if config.decoder == "joint" else "last state")
         + f" at step {result.best_step}",
-        f"wrote {out / 'metrics.json'} and {out / 'checkpoint.pt'}",
+        f"wrote {printable(out / 'metrics.json')} and {printable(out / 'checkpoint.pt')}",
     ]
     return "\n".join(lines)

@@ -1,0 +1,108 @@
+"""Archives, arrays and data sets as an enemy would make them."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+MANY = 2**27  # bytes that a small file claims to hold, or swells to
+
+
+def saved(content: Any) -> dict[str, bytes]:
+    """The entries of what torch.save writes."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    with zipfile.ZipFile(buffer) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def zipped(entries: Mapping[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def swollen(path: Path, entries: Mapping[str, bytes], name: str, size: int, head: bytes) -> None:
+    """Write an archive of which one entry unpacks to `size` bytes, nearly all of them zero."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for other, content in entries.items():
+            if other != name:
+                archive.writestr(other, content)
+        with archive.open(name, "w", force_zip64=True) as entry:
+            entry.write(head)
+            for first in range(len(head), size, 2**20):
+                entry.write(bytes(min(2**20, size - first)))
+
+
+def with_storage(entries: Mapping[str, bytes], was: int, numbers: int) -> dict[str, bytes]:
+    """The entries, where a storage of `was` numbers is said to have others."""
+    said = b"K" + bytes([was]) + b"tq"
+    pickled = entries["archive/data.pkl"]
+    assert pickled.count(said) == 1
+    claimed = b"J" + struct.pack("<i", numbers) + b"tq"
+    return {**entries, "archive/data.pkl": pickled.replace(said, claimed)}
+
+
+def bomb_of_tensors(path: Path, content: Any) -> None:
+    """A file of torch.save with a storage of four numbers in it, which now has 2²⁵."""
+    entries = with_storage(saved(content), 4, MANY // 4)
+    swollen(path, entries, "archive/data/0", MANY, b"")
+
+
+def calls(function: str, argument: int) -> bytes:
+    """A pickle that calls a function of Python's or PyTorch's with a number."""
+    module, _, name = function.rpartition(".")
+    return f"\x80\x02c{module}\n{name}\n".encode("latin-1") + (
+        b"J" + struct.pack("<i", argument) + b"\x85R."
+    )
+
+
+def npy(
+    content: bytes, shape: str, dtype: str = "|u1", fortran: bool = False, version: int = 1
+) -> bytes:
+    """A file of an array, whose header says whatever it is told to."""
+    header = f"{{'descr': '{dtype}', 'fortran_order': {fortran}, 'shape': {shape}}}".encode()
+    form = "<H" if version == 1 else "<I"
+    return (
+        b"\x93NUMPY" + bytes([version, 0]) + struct.pack(form, len(header) + 1) + header + b"\n"
+    ) + content
+
+
+def array(values: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, values)
+    return buffer.getvalue()
+
+
+def listed(archive: bytes, name: str, **fields: int) -> bytes:
+    """An archive whose directory says something else of an entry: its `size` or its `crc`."""
+    found = bytearray(archive)
+    places = {"crc": 16, "packed": 20, "size": 24}
+    start = found.rindex(b"PK\x01\x02", 0, found.rindex(name.encode()))
+    for field, value in fields.items():
+        found[start + places[field] : start + places[field] + 4] = struct.pack("<I", value)
+    return bytes(found)
+
+
+def twice(name: str, first: bytes, second: bytes, others: Mapping[str, bytes]) -> bytes:
+    """An archive with two entries of one name."""
+    shadow = "x" * len(name)
+    whole = zipped({name: first, shadow: second, **others})
+    return whole.replace(shadow.encode(), name.encode())
+
+
+def sparse(path: Path, size: int, head: bytes = b"") -> Path:
+    """A file of `size` bytes that takes none of the disk but for its head's."""
+    with path.open("wb") as file:
+        file.write(head)
+        file.truncate(size)
+    return path

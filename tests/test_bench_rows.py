@@ -1,0 +1,325 @@
+"""From rivals to rows: which works are timed, for how long, and every number that a row records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from bench import measure
+from bench.accuracy import Check
+from bench.measure import CLOCK, Work, copy_bandwidth, interleave, peak_memory
+from bench.rows import Bench, Group, Rival
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+PASSED, FAILED = Check(0.25, "the truth"), Check(1.5, "the truth")
+
+
+class FakeTime:
+    """Stands for the module `time`: moves only when a work says how long it took."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.calls: list[str] = []
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def work(self, name: str, seconds: Iterable[float]) -> Work:
+        """A work that takes the next of `seconds` each time, and the last for ever after."""
+        pending = list(seconds)
+
+        def run() -> None:
+            self.calls.append(name)
+            self.now += pending.pop(0) if len(pending) > 1 else pending[0]
+
+        return run
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
+    time = FakeTime()
+    monkeypatch.setattr(measure, "time", time)
+    return time
+
+
+class FakeBenchmark:
+    """Stands for pytest-benchmark: notes what its timer says of each round."""
+
+    def __init__(self) -> None:
+        self.group = ""
+        self.extra_info: dict[str, Any] = {}
+        self.seconds: list[float] = []
+
+    def pedantic(self, work: Callable[[], object], rounds: int) -> None:
+        for _ in range(rounds):
+            before = CLOCK()
+            work()
+            self.seconds.append(CLOCK() - before)
+
+
+class TestInterleave:
+    def test_the_first_three_calls_of_a_work_warm_it_up_and_are_not_timed(
+        self, fake: FakeTime
+    ) -> None:
+        work = fake.work("cold", [90.0, 90.0, 90.0, 2.0])
+        seconds = interleave({"cold": work}, CPU, budget=0.0)
+        assert seconds["cold"] == [2.0] * 11
+
+    @pytest.mark.parametrize(
+        ("budget", "rounds"),
+        [(0.0, 11), (40.0, 11), (80.0, 20), (120.0, 30), (1e6, 501)],
+    )
+    def test_rounds_fill_the_budget_from_11_to_501(
+        self, fake: FakeTime, budget: float, rounds: int
+    ) -> None:
+        works = {"one": fake.work("one", [1.0]), "three": fake.work("three", [3.0])}
+        seconds = interleave(works, CPU, budget)  # a round takes 4 s
+        assert seconds == {"one": [1.0] * rounds, "three": [3.0] * rounds}
+
+    def test_the_fewest_rounds_can_be_said(self, fake: FakeTime) -> None:
+        assert len(interleave({"a": fake.work("a", [9.0])}, CPU, 1.0, fewest=5)["a"]) == 5
+
+    def test_seconds_go_to_the_work_that_took_them_in_the_order_they_were_taken(
+        self, fake: FakeTime
+    ) -> None:
+        # Three calls warm up, and one finds out how long a round takes.
+        first = [float(n) for n in range(4 + 11)]
+        works = {"a": fake.work("a", first), "b": fake.work("b", [100.0])}
+        assert interleave(works, CPU, 0.0) == {"a": first[4:], "b": [100.0] * 11}
+
+
+class FakeGPU:
+    """Stands for torch: events on a device clock, in milliseconds, and allocated bytes."""
+
+    uint8, cuda = torch.uint8, None  # type: ignore[var-annotated]
+
+    def __init__(self) -> None:
+        self.now, self.log = 0.0, list[str]()
+        self.allocated, self.most = 1_000, 9_999
+        self.cuda = SimpleNamespace(  # type: ignore[assignment]
+            Event=self.event,
+            synchronize=lambda *_: self.log.append("synchronize"),
+            memory_allocated=lambda _: self.allocated,
+            max_memory_allocated=lambda _: self.most,
+            reset_peak_memory_stats=self.reset,
+        )
+
+    def reset(self, _: torch.device) -> None:
+        self.most = self.allocated
+
+    def empty(self, size: int, **_: Any) -> Any:
+        def flush() -> None:
+            self.now += 1e-7 * size
+            self.log.append("flush")
+
+        return SimpleNamespace(zero_=flush)
+
+    def event(self, enable_timing: bool) -> Any:
+        gpu = self
+
+        class Event:
+            at = 0.0
+
+            def record(self) -> None:
+                self.at = gpu.now
+
+            def synchronize(self) -> None:
+                gpu.log.append("wait")
+
+            def elapsed_time(self, end: Event) -> float:
+                return end.at - self.at
+
+        assert enable_timing
+        return Event()
+
+    def work(self) -> None:
+        self.now += 250.0  # ms
+        self.log.append("work")
+
+
+class TestGPU:
+    @pytest.fixture
+    def gpu(self, monkeypatch: pytest.MonkeyPatch) -> FakeGPU:
+        gpu = FakeGPU()
+        monkeypatch.setattr(measure, "torch", gpu)
+        return gpu
+
+    def test_a_work_is_timed_in_seconds_after_the_cache_was_flushed(self, gpu: FakeGPU) -> None:
+        assert interleave({"a": gpu.work}, CUDA, 0.0)["a"] == pytest.approx([0.25] * 11)
+        assert gpu.log[-3:] == ["flush", "work", "wait"]
+        assert measure.FLUSH_BYTES > 50 << 20  # the L2 cache of an H100
+
+    def test_peak_memory_is_what_is_allocated_on_top_of_what_was_held(self, gpu: FakeGPU) -> None:
+        def work() -> None:
+            gpu.most = max(gpu.most, gpu.allocated + 300)
+
+        assert peak_memory(work, CUDA) == 300
+
+
+@pytest.mark.parametrize(("quick", "size"), [(True, 64 << 20), (False, 256 << 20)])
+def test_a_copy_counts_what_it_reads_and_what_it_writes(
+    quick: bool, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied: list[int] = []
+
+    def timed(works: dict[str, Callable[[], Any]], *_: Any) -> dict[str, list[float]]:
+        copied.append(works["copy"]().nbytes)
+        return {"copy": [0.5, 2.0, 9.0]}  # the median is 2 s
+
+    monkeypatch.setattr(measure, "interleave", timed)
+    assert copy_bandwidth(CPU, quick) == size  # (size read + size written) / 2 s
+    assert copied == [size]
+
+
+def test_peak_memory_is_the_most_that_was_held_at_once() -> None:
+    a = torch.ones(1 << 20)
+
+    def work() -> None:
+        (a + 1).sum()  # 4 MiB, and gone
+        (a[: 1 << 19] + 1).sum()  # 2 MiB
+
+    peak = peak_memory(work, CPU)
+    assert peak is not None
+    assert 4 << 20 <= peak < 5 << 20
+
+
+class TestMeasured:
+    def group(self, fake: FakeTime, **seconds: float) -> Group:
+        rivals = {name: Rival(fake.work(name, [s]), PASSED) for name, s in seconds.items()}
+        return Group("a group", rivals, {}, floor_bytes=None)
+
+    def test_a_rival_that_failed_its_check_is_never_called(self, fake: FakeTime) -> None:
+        rivals = {
+            "right": Rival(fake.work("right", [1.0]), PASSED),
+            "wrong": Rival(fake.work("wrong", [0.001]), FAILED),
+            "lost": Rival(fake.work("lost", [0.001]), Check(float("nan"), "the truth")),
+        }
+        group = Bench(CPU, False, 1e9).measured(0, lambda: Group("g", rivals, {}, None), 0.0)
+        assert set(fake.calls) == {"right"}
+        assert group.seconds == {"right": [1.0] * 11}
+
+    def test_where_all_failed_nothing_is_timed(self, fake: FakeTime) -> None:
+        rivals = {"wrong": Rival(fake.work("wrong", [1.0]), FAILED)}
+        group = Bench(CPU, False, 1e9).measured(0, lambda: Group("g", rivals, {}, None), 9.0)
+        assert (group.seconds, fake.calls) == ({}, [])
+
+    def test_an_error_of_exactly_the_tolerance_passes(self) -> None:
+        assert Check(1.0, "the truth").passed
+        assert not Check(1.0000001, "the truth").passed
+
+    def test_times_are_those_of_one_of_a_works_calls(self, fake: FakeTime) -> None:
+        group = self.group(fake, graph=8.0, step=3.0)
+        group.rivals["graph"].calls = 32
+        found = Bench(CPU, False, 1e9).measured(0, lambda: group, 0.0)
+        assert found.seconds == {"graph": [0.25] * 11, "step": [3.0] * 11}
+
+    @pytest.mark.parametrize(("quick", "rounds"), [(False, 90), (True, 30)])
+    def test_a_quick_run_takes_a_third_of_the_budget(
+        self, fake: FakeTime, quick: bool, rounds: int
+    ) -> None:
+        group = Bench(CPU, quick, 1e9).measured(0, lambda: self.group(fake, a=1.0), 90.0)
+        assert len(group.seconds["a"]) == rounds
+
+    def test_a_group_is_made_and_timed_once_for_all_its_rows(self, fake: FakeTime) -> None:
+        bench = Bench(CPU, False, 1e9)
+        made: list[Group] = []
+
+        def make() -> Group:
+            made.append(self.group(fake, a=1.0))
+            return made[-1]
+
+        one = bench.measured("one", make, 0.0)
+        calls = len(fake.calls)
+        assert bench.measured("one", make, 0.0) is one
+        assert len(fake.calls) == calls
+        other = bench.measured("other", make, 0.0)
+        assert made == [one, other]
+        assert other is not one
+
+
+class TestRecord:
+    SECONDS = (0.25, 0.75, 1.0, 1.0, 8.0)  # a median of 1, a mean of 2.2
+
+    def recorded(
+        self, floor_bytes: int | None = 3_000_000_000, copy: float = 12e9, **changes: Any
+    ) -> FakeBenchmark:
+        work: Callable[[], object] = lambda: torch.ones(1 << 18) + 1  # noqa: E731
+        rival = Rival(work, PASSED, {"samples": 7}, moved_bytes=4_500)
+        for name, value in changes.items():
+            setattr(rival, name, value)
+        rivals = {"eager": Rival(work, PASSED), "ours": rival, "products": Rival(work, PASSED)}
+        group = Group("a group", rivals, {}, floor_bytes, products={"ours": "products"})
+        group.seconds = {
+            "eager": [50.0] * 5,
+            "ours": list(self.SECONDS),
+            "products": [0.4, 0.5, 9.0],
+        }
+        benchmark = FakeBenchmark()
+        Bench(CPU, False, copy).record(benchmark, group, "ours")
+        return benchmark
+
+    def test_every_number_of_a_row_is_of_its_own_rounds(self) -> None:
+        benchmark = self.recorded()
+        assert benchmark.group == "a group"
+        assert benchmark.seconds == pytest.approx(self.SECONDS)
+        info = benchmark.extra_info
+        # A float32 tensor of 2^18 and another that is one more: 1 MiB each.
+        assert 2 << 20 <= info.pop("peak_memory_bytes") < 3 << 20
+        assert info == {
+            "provider": "ours",
+            "timing": "wall clock",
+            "device": "cpu",
+            "check": "passed",
+            "check_error_over_tolerance": 0.25,
+            "check_against": "the truth",
+            "moved_bytes": 4_500,
+            "samples": 7,
+            "step_over_products": pytest.approx(2.0),  # medians: 1 s over 0.5 s
+            "floor_bytes": 3_000_000_000,
+            "gb_per_second": pytest.approx(3.0),  # GB are 10^9 bytes
+            "copy_gb_per_second": pytest.approx(12.0),
+            "percent_of_copy": pytest.approx(25.0),
+        }
+
+    def test_without_a_floor_there_is_no_speed_in_bytes(self) -> None:
+        info = self.recorded(floor_bytes=None).extra_info
+        names = ("floor_bytes", "gb_per_second", "percent_of_copy")
+        assert [info[name] for name in names] == [None] * 3
+        assert "copy_gb_per_second" not in info
+
+    def test_a_replayed_graph_has_no_memory_of_its_own(self) -> None:
+        assert self.recorded(own_memory=False).extra_info["peak_memory_bytes"] is None
+
+    def test_a_row_that_was_timed_elsewhere_says_how(self) -> None:
+        group = Group("g", {"arm": Rival(None, PASSED)}, {}, None, timing="another clock")
+        group.seconds = {"arm": [2.0]}
+        benchmark = FakeBenchmark()
+        Bench(CPU, False, 1e9).record(benchmark, group, "arm")
+        assert benchmark.extra_info["timing"] == "another clock"
+        assert benchmark.extra_info["peak_memory_bytes"] is None
+        assert "step_over_products" not in benchmark.extra_info
+        assert benchmark.seconds == [2.0]
+
+    def test_without_products_that_passed_there_is_no_ratio_to_them(self) -> None:
+        group = Group("g", {"a": Rival(None, PASSED)}, {}, None, products={"a": "products"})
+        group.seconds = {"a": [2.0], "b": [1.0]}
+        benchmark = FakeBenchmark()
+        Bench(CPU, False, 1e9).record(benchmark, group, "a")
+        assert "step_over_products" not in benchmark.extra_info
+
+    def test_a_row_that_failed_its_check_fails_and_records_no_time(self) -> None:
+        group = Group("g", {"wrong": Rival(None, FAILED)}, {}, None)
+        group.seconds = {"wrong": [1.0]}
+        benchmark = FakeBenchmark()
+        with pytest.raises(AssertionError, match=r"off by 1\.5 times the tolerance"):
+            Bench(CPU, False, 1e9).record(benchmark, group, "wrong")
+        assert (benchmark.seconds, benchmark.extra_info) == ([], {})
+
+    def test_a_row_that_is_not_here_is_skipped_with_its_reason(self) -> None:
+        group = Group("g", {}, {"triton": "needs a GPU"}, None)
+        with pytest.raises(pytest.skip.Exception, match="triton: needs a GPU"):
+            Bench(CPU, False, 1e9).record(FakeBenchmark(), group, "triton")

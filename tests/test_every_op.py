@@ -1,0 +1,175 @@
+"""What holds for every public op: shapes without values, steps of the stream, torch.func."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functionalize, grad, jacrev, vmap
+
+from vaez_kernels import (
+    bernoulli_log_prob,
+    importance_estimates,
+    importance_log_likelihood,
+    kl_standard_normal,
+    kl_standard_normal_mc,
+    linear_bernoulli_log_prob,
+    mixture_log_prob,
+    noise_key,
+    normal,
+    rsample,
+    rsample_kl,
+    uniform,
+)
+
+S, B, D, P, H = 2, 40, 30, 70, 20  # enough that all but `normal` would be compiled
+Make = Callable[[Callable[[], Tensor]], Tensor]
+
+
+class Inputs:
+    """Random arguments of every op, made by `make` from functions that would make real ones."""
+
+    def __init__(self, make: Make) -> None:
+        self.key = make(lambda: noise_key(1, "train", 2))
+        self.mu, self.logvar, self.z = (make(lambda: torch.randn(B, D)) for _ in range(3))
+        self.logits, self.hidden = make(lambda: torch.randn(S, B, P)), make(_hidden)
+        self.weight, self.bias = make(lambda: torch.randn(P, H)), make(lambda: torch.randn(P))
+        self.x, self.leave_out = make(lambda: torch.rand(B, P)), make(lambda: torch.arange(B))
+        self.decoder = nn.Sequential(nn.Linear(D, H), nn.Tanh(), nn.Linear(H, P))
+        for layer in (self.decoder[0], self.decoder[2]):
+            for name, p in list(layer.named_parameters()):
+                values = p.detach()
+                setattr(layer, name, nn.Parameter(make(lambda v=values: v.clone())))  # type: ignore[misc]
+
+    def called(self, z: Tensor) -> Tensor:
+        """A decoder that cannot be taken apart."""
+        return z @ self.decoder[2].weight.t().new_ones(D, P)
+
+
+def _hidden() -> Tensor:
+    return torch.randn(S, B, H)
+
+
+# What each op is differentiated by, and the op as a function of it.
+OPS: dict[str, tuple[str, Callable[[Inputs, Tensor], Any]]] = {
+    "normal": ("mu", lambda of, mu: normal(of.key, S, B, D)),
+    "uniform": ("mu", lambda of, mu: uniform(of.key, S, B, D)),
+    "rsample": ("mu", lambda of, mu: rsample(mu, of.logvar, of.key, S)),
+    "kl_standard_normal": ("mu", lambda of, mu: kl_standard_normal(mu, of.logvar)),
+    "kl_standard_normal_mc": (
+        "logvar",
+        lambda of, logvar: kl_standard_normal_mc(of.mu, logvar, of.key, S),
+    ),
+    "rsample_kl": ("logvar", lambda of, logvar: rsample_kl(of.mu, logvar, of.key, S)),
+    "bernoulli_log_prob": ("logits", lambda of, logits: bernoulli_log_prob(logits, of.x)),
+    "linear_bernoulli_log_prob": (
+        "hidden",
+        lambda of, hidden: linear_bernoulli_log_prob(hidden, of.weight, of.bias, of.x),
+    ),
+    "linear_bernoulli_log_prob/x": (
+        "x",
+        lambda of, x: linear_bernoulli_log_prob(of.hidden, of.weight, of.bias, x),
+    ),
+    "mixture_log_prob": ("z", lambda of, z: mixture_log_prob(z, of.mu, of.logvar)),
+    "mixture_log_prob/leave_out": (
+        "z",
+        lambda of, z: mixture_log_prob(z, of.mu, of.logvar, of.leave_out),
+    ),
+    "importance_log_likelihood": (
+        "mu",
+        lambda of, mu: importance_log_likelihood(of.called, mu, of.logvar, of.x, of.key, 3),
+    ),
+    "importance_estimates": (
+        "mu",
+        lambda of, mu: importance_estimates(of.decoder, mu, of.logvar, of.x, of.key, 3),
+    ),
+}
+WITH_NOISE = {
+    "normal",
+    "uniform",
+    "rsample",
+    "kl_standard_normal_mc",
+    "rsample_kl",
+    "importance_log_likelihood",
+    "importance_estimates",
+}
+each_op = pytest.mark.parametrize("name", OPS)
+
+
+def outputs_of(name: str, of: Inputs) -> list[Tensor]:
+    """All that the op returns, and the gradient of their sum where there is one."""
+    wanted, run = OPS[name]
+    given = getattr(of, wanted).detach().requires_grad_()
+    results = run(of, given)
+    results = list(results) if isinstance(results, tuple) else [results]
+    if any(r.requires_grad for r in results) and not name.startswith("importance"):
+        results += torch.autograd.grad(sum(r.sum() for r in results), given)
+    return results
+
+
+def kinds(tensors: list[Tensor]) -> list[tuple[Any, ...]]:
+    return [(tuple(t.shape), t.dtype, t.stride()) for t in tensors]
+
+
+@each_op
+def test_meta_tensors_and_fake_ones_have_the_shapes_of_real_ones(name: str) -> None:
+    real = kinds(outputs_of(name, Inputs(lambda make: make())))
+    meta = outputs_of(name, Inputs(lambda make: make().to("meta")))
+    assert all(t.is_meta for t in meta)
+    assert kinds(meta) == real
+    with FakeTensorMode():
+        fake = outputs_of(name, Inputs(lambda make: make()))
+    assert kinds(fake) == real
+
+
+TRANSFORMS: dict[str, Callable[[Callable[[Tensor], Tensor], Tensor], Any]] = {
+    "grad": lambda f, at: grad(f)(at),
+    "vmap": lambda f, at: vmap(f)(torch.stack([at, at])),
+    "jacrev": lambda f, at: jacrev(f)(at),
+    "functionalize": lambda f, at: functionalize(f)(at),
+    "vmap of something else": lambda f, at: vmap(lambda s: s * f(at))(torch.ones(2)),
+}
+
+
+@each_op
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_torch_func_is_refused_in_one_line_that_names_the_op(name: str, transform: str) -> None:
+    of = Inputs(lambda make: make())
+    wanted, run = OPS[name]
+
+    def scalar(at: Tensor) -> Tensor:
+        results = run(of, at)
+        return sum(r.sum() for r in (results if isinstance(results, tuple) else (results,)))
+
+    op = name.split("/")[0].replace("importance_estimates", "importance_log_likelihood")
+    with pytest.raises(RuntimeError, match=rf"^{op}: torch\.func's .* torch\.autograd\.grad"):
+        TRANSFORMS[transform](scalar, getattr(of, wanted))
+
+
+@pytest.mark.parametrize("name", sorted(WITH_NOISE))
+@pytest.mark.parametrize("step", [-1, 2**32, 2**63 - 1])
+def test_a_step_that_would_alias_another_is_refused(name: str, step: int) -> None:
+    of = Inputs(lambda make: make())
+    wanted, run = OPS[name]
+    of.key[1] = step
+    op = name.replace("importance_estimates", "importance_log_likelihood")
+    with pytest.raises(ValueError, match=rf"^{op}: noise must hold a step .*, got {step}$"):
+        run(of, getattr(of, wanted))
+    of.key[1] = step % 2**32 if step < 2**33 else 0
+    run(of, getattr(of, wanted))
+
+
+def test_the_last_step_is_taken_and_a_key_of_any_64_bits() -> None:
+    assert normal(torch.tensor((-1, 2**32 - 1)), 1, 2, 3).isfinite().all()
+
+
+def test_a_step_is_not_read_where_a_call_is_traced() -> None:
+    traced = torch.compile(lambda key: normal(key, 1, 2, 3), backend="eager", fullgraph=True)
+    key = noise_key(1, "train", 5)
+    assert torch.equal(traced(key), normal(key, 1, 2, 3))
+    meta = normal(torch.empty(2, dtype=torch.int64, device="meta"), 1, 2, 3)
+    assert meta.shape == (1, 2, 3)

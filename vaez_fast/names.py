@@ -1,0 +1,32 @@
+"""The names that a command line can choose from, for parsers that must answer without PyTorch.
+
+What a name stands for is said where it is computed: in `data`, `model`, `samplers`, `comparison`.
+"""
+
+DATA_SETS = ("mnist-5k", "mnist", "fashion-mnist", "kmnist")
+BINARIZATIONS = ("static", "dynamic", "threshold", "none")
+MODELS = ("altosaar", "lyeoni", "burda")
+SAMPLERS = ("standard-normal", "posterior", "diagonal", "full-covariance", "mixture")
+# Of `vaez-fast compare`.
+BACKENDS = ("fallback", "interpreter", "cuda")
+OPS = (
+    "normal",
+    "uniform",
+    "rsample",
+    "kl_standard_normal",
+    "kl_standard_normal_mc/total-derivative",
+    "kl_standard_normal_mc/sticking-the-landing",
+    "rsample_kl/analytic",
+    "rsample_kl/total-derivative",
+    "rsample_kl/sticking-the-landing",
+    "bernoulli_log_prob/uint8",
+    "bernoulli_log_prob/float32",
+    "mixture_log_prob",
+    "mixture_log_prob/leave_out",
+    "linear_bernoulli_log_prob/uint8",
+    "linear_bernoulli_log_prob/float32",
+    "linear_bernoulli_log_prob/bfloat16-products",
+    "importance_log_likelihood/float32",
+    "importance_log_likelihood/tf32",
+    "importance_log_likelihood/bfloat16",
+)

@@ -277,6 +277,7 @@ class TestRecord:
             "check_error_over_tolerance": 0.25,
             "check_against": "the truth",
             "moved_bytes": 4_500,
+            "load": None,
             "samples": 7,
             "step_over_products": pytest.approx(2.0),  # medians: 1 s over 0.5 s
             "floor_bytes": 3_000_000_000,

@@ -102,7 +102,8 @@ class TestLatent:
         self, case: LatentCase, share: float
     ) -> None:
         few = LatentCase(
-            *(t.detach()[:1000] for t in (case.mu, case.logvar)),
+            case.mu.detach()[:1000],
+            case.logvar.detach()[:1000],
             case.noise,
             case.grad_z[:, :1000],
             case.grad_kl[:1000],

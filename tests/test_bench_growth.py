@@ -14,6 +14,7 @@ from torch import Tensor
 from bench import growth, parts
 from bench.accuracy import Check
 from bench.growth import AXES, Size, points
+from vaez_fast import style
 from vaez_fast.data import binarized, load
 
 PNG = b"\x89PNG"
@@ -76,6 +77,16 @@ def test_a_rival_that_fails_its_check_has_no_time(
     assert "failed its check" in growth.table([row])
 
 
+def caught(figures: list[Any]) -> Callable[[Any], bytes]:
+    """Stands for `style.png`: keeps each figure."""
+
+    def png(figure: Any) -> bytes:
+        figures.append(figure)
+        return PNG
+
+    return png
+
+
 Works = dict[str, Callable[[], object]]
 # Medians 4, 6, 2 and 1 ms; means 5, 7, 3 and 2 ms.
 TAKEN = {
@@ -127,7 +138,7 @@ def test_the_figure_draws_each_time_over_the_size_that_grows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     drawn: list[Any] = []
-    monkeypatch.setattr(growth.style, "png", lambda figure: drawn.append(figure) or PNG)
+    monkeypatch.setattr(style, "png", caught(drawn))
     rows = {axis: [point(), point(1000, engine=3e-3)] for axis in AXES}
     rows["latent"][1]["latent"] = 40
     growth.figure(rows, "growth")
@@ -194,7 +205,7 @@ def test_bars_are_as_long_as_their_parts_and_begin_where_the_last_one_ended(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     drawn: list[Any] = []
-    monkeypatch.setattr(parts.style, "png", lambda figure: drawn.append(figure) or PNG)
+    monkeypatch.setattr(style, "png", caught(drawn))
     seconds = dict.fromkeys(parts.PARTS, 1e-3) | {"rest": -0.5e-3, "step": 5.5e-3}
     parts.figure({"float32": seconds}, "a step")
     (ax,) = drawn[0].axes

@@ -95,12 +95,12 @@ class TestInterleave:
 class FakeGPU:
     """Stands for torch: events on a device clock, in milliseconds, and allocated bytes."""
 
-    uint8, cuda = torch.uint8, None  # type: ignore[var-annotated]
+    uint8 = torch.uint8
 
     def __init__(self) -> None:
         self.now, self.log = 0.0, list[str]()
         self.allocated, self.most = 1_000, 9_999
-        self.cuda = SimpleNamespace(  # type: ignore[assignment]
+        self.cuda = SimpleNamespace(
             Event=self.event,
             synchronize=lambda *_: self.log.append("synchronize"),
             memory_allocated=lambda _: self.allocated,
@@ -224,6 +224,13 @@ class TestMeasured:
         group = Bench(CPU, quick, 1e9).measured(0, lambda: self.group(fake, a=1.0), 90.0)
         assert len(group.seconds["a"]) == rounds
 
+    @pytest.mark.parametrize(("quick", "rounds"), [(False, 11), (True, 3)])
+    def test_a_quick_run_takes_three_rounds_at_least_and_a_full_one_eleven(
+        self, fake: FakeTime, quick: bool, rounds: int
+    ) -> None:
+        group = Bench(CPU, quick, 1e9).measured(0, lambda: self.group(fake, a=99.0), 1.0)
+        assert len(group.seconds["a"]) == rounds
+
     def test_a_group_is_made_and_timed_once_for_all_its_rows(self, fake: FakeTime) -> None:
         bench = Bench(CPU, False, 1e9)
         made: list[Group] = []
@@ -253,6 +260,7 @@ class TestRecord:
             setattr(rival, name, value)
         rivals = {"eager": Rival(work, PASSED), "ours": rival, "products": Rival(work, PASSED)}
         group = Group("a group", rivals, {}, floor_bytes, products={"ours": "products"})
+        group.load = {"others": 0.5}
         group.seconds = {
             "eager": [50.0] * 5,
             "ours": list(self.SECONDS),
@@ -277,7 +285,7 @@ class TestRecord:
             "check_error_over_tolerance": 0.25,
             "check_against": "the truth",
             "moved_bytes": 4_500,
-            "load": None,
+            "load": {"others": 0.5},
             "samples": 7,
             "step_over_products": pytest.approx(2.0),  # medians: 1 s over 0.5 s
             "floor_bytes": 3_000_000_000,

@@ -258,7 +258,12 @@ def test_the_weak_figures_ideal_is_in_proportion_to_the_processes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     drawn: list[Any] = []
-    monkeypatch.setattr(style, "png", lambda it: drawn.append(it) or b"")
+
+    def png(figure: Any) -> bytes:
+        drawn.append(figure)
+        return b""
+
+    monkeypatch.setattr(style, "png", png)
     figure(results())
     left, right = drawn[0].axes
     measured_rates, ideal = right.lines

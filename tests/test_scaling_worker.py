@@ -123,11 +123,13 @@ def test_ranks_meet_before_each_work_and_every_round_starts_with_another(
     assert all(set(of) == {"8", "24", "32", "apart", "all_reduce"} for of in rounds)
 
 
-def test_the_slowest_rank_is_found_for_each_value_by_itself(rank: Rank) -> None:
+def test_the_slowest_rank_is_found_for_each_value_by_itself(
+    rank: Rank, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def of_both(mine: Tensor, count: int) -> Tensor:
         return torch.cat([mine, torch.tensor([[5.0], [1.0], [2.0]])], 1).double()
 
-    rank.world.gather = of_both  # type: ignore[method-assign]
+    monkeypatch.setattr(rank.world, "gather", of_both)
     assert rank.slowest([3.0, 4.0, 2.0]) == [5.0, 4.0, 2.0]
 
 

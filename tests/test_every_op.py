@@ -47,7 +47,7 @@ class Inputs:
 
     def called(self, z: Tensor) -> Tensor:
         """A decoder that cannot be taken apart."""
-        return z @ self.decoder[2].weight.t().new_ones(D, P)
+        return z @ self.weight.new_ones(D, P)
 
 
 def _hidden() -> Tensor:

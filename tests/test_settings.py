@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.kills import environment
 from tests.helpers import ERROR, latents
-from vaez_fast.graph import compile_graph
+from vaez_fast.graph import compile_graph, trace
 from vaez_kernels import (
     bernoulli_log_prob,
     compiler,
@@ -41,7 +41,7 @@ needs_compiler = pytest.mark.skipif(not compiler.has_cpu_compiler(), reason="no 
 
 
 def run(
-    program: str, *, timeout: float = 400, **variables: str
+    program: str, timeout: float = 400, /, **variables: str
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", program], env=environment() | variables,
@@ -284,12 +284,13 @@ def test_after_a_build_failed_nothing_more_is_compiled(monkeypatch: pytest.Monke
     monkeypatch.setattr(compiler.compiled, "kept", {})
     mu, logvar = (x.detach() for x in latents(129, 20))
     a, b = torch.ones(3), torch.ones(3)
+    graph = trace(lambda a, b: b.mul_(a), a, b)
     torch.set_default_dtype(torch.float64)
     try:
         with pytest.warns(RuntimeWarning, match="OSError: no space left.*eager") as said:
             drawn = normal(KEY, 2, 3, 5)
-            kl = kl_standard_normal(mu, logvar)
-            step = compile_graph(lambda a, b: b.mul_(a), a, b, device=a.device)
+        kl = kl_standard_normal(mu, logvar)
+        step = compile_graph(graph, a, b, device=a.device)
     finally:
         torch.set_default_dtype(torch.float32)
     assert len(said) == len(builds) == 1
@@ -332,7 +333,7 @@ def test_a_graph_is_traced_with_gradients_on() -> None:
 
     a, b = torch.ones(3), torch.zeros(3)
     with torch.no_grad(), torch.device("meta"):
-        step = compile_graph(update, a, b, device=a.device)
+        step = compile_graph(trace(update, a, b), a, b, device=a.device)
     step(3 * a, b)
     assert b.tolist() == [6.0, 6.0, 6.0]
 

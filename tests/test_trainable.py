@@ -236,6 +236,7 @@ class Keeps(nn.Module):
     def __init__(self, how: str) -> None:
         super().__init__()
         self.how = how
+        self.buffer: Tensor
         self.register_buffer("buffer", torch.zeros(HIDDEN))
         self.tensor = torch.zeros(HIDDEN)
         self.listed = [torch.zeros(HIDDEN)]

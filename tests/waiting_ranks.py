@@ -68,7 +68,7 @@ class Rank:
         while word not in Path(self._file.name).read_text():
             time.sleep(0.02)
 
-    def end(self, longest: float = 60.0) -> dict[str, Any]:
+    def end(self, longest: float = 30.0) -> dict[str, Any]:
         deadline = time.monotonic() + longest
         while (found := os.waitpid(self.pid, os.WNOHANG))[0] == 0:
             if time.monotonic() > deadline:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.mutants.mutant import Mutant, MutantError, read
+from tests.mutants.mutant import Mutant, MutantError, read, sample
 from tests.mutants.record import faults, page, record_of
 from tests.mutants.trial import Verdict, prove_baseline, tried
 
@@ -125,7 +125,7 @@ def test_nothing_is_concluded_where_tests_fail_without_a_bug(project: Path) -> N
 def verdicts(project: Path, caught: int, missed: int, **more: Any) -> dict[str, Any]:
     kinds = [True] * caught + [False] * missed
     chosen = [Verdict(mutant(**more), c, "a_test" if c else "", 1.0) for c in kinds]
-    return record_of(project, chosen)
+    return record_of(project, chosen, there=2 * len(chosen))
 
 
 def test_nine_of_ten_bugs_must_be_caught(project: Path) -> None:
@@ -146,6 +146,7 @@ def test_what_a_test_catches_is_not_harmless(project: Path) -> None:
 
 def test_the_page_counts_bugs_and_names_what_was_missed(project: Path) -> None:
     text = page(verdicts(project, 3, 1))
+    assert "Of 8 small changes to the code 4 were tried." in text
     assert "catch 3 of 4 bugs (75%)" in text
     missed = text[text.index("## Missed") : text.index("## Bugs that")]
     assert missed.count("| a bug | shape.py:2 |") == 1
@@ -180,6 +181,12 @@ def test_an_unknown_key_or_another_type_is_refused(tmp_path: Path, added: str, r
 def test_a_file_of_mutants_is_read_whole(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text(IN_TOML + IN_TOML.replace("the sum", "again"))
     assert read(tmp_path / "a.toml") == [mutant(says="the sum"), mutant(says="again")]
+
+
+def test_a_sample_holds_all_that_a_review_named_and_each_nth_of_the_others() -> None:
+    bugs = [mutant(says=str(n), review=n in (1, 4)) for n in range(9)]
+    assert [m.says for m in sample(bugs, 3)] == ["0", "1", "4", "5", "8"]
+    assert sample(bugs, 1) == bugs
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

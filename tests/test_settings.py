@@ -287,7 +287,7 @@ def test_after_a_build_failed_nothing_more_is_compiled(monkeypatch: pytest.Monke
     graph = trace(lambda a, b: b.mul_(a), a, b)
     torch.set_default_dtype(torch.float64)
     try:
-        with pytest.warns(RuntimeWarning, match="no space left.*eager") as said:  # noqa: PT031
+        with pytest.warns(RuntimeWarning, match="no space left.*eager") as said:
             drawn = normal(KEY, 2, 3, 5)
         kl = kl_standard_normal(mu, logvar)
         step = compile_graph(graph, a, b, device=a.device)

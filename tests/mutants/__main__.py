@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.mutants.mutant import MutantError, read
+from tests.mutants.mutant import MutantError, read, sample
 from tests.mutants.record import bugs, faults, page, record_of
 from tests.mutants.trial import Verdict, prove_baseline, tried
 from vaez_fast.files import OutputError, prepare_file, write_atomically, write_json
@@ -26,20 +26,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         "files", type=Path, nargs="*", metavar="FILE", help="of mutants (default: all beside this)"
     )
     parser.add_argument("--only", default="", metavar="TEXT", help="in what the mutant says")
+    parser.add_argument(
+        "--every", type=int, default=1, metavar="N",
+        help="try each N-th of those that no review named (default: 1, all)",
+    )  # fmt: skip
     parser.add_argument("--jobs", type=int, default=2, help="tried at once (default: 2)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="for results.json and README.md")
     options = parser.parse_args(argv)
-    if options.jobs < 1:
-        parser.error(f"argument --jobs: must be at least 1, got {options.jobs}")
+    for name in ("jobs", "every"):
+        if (count := getattr(options, name)) < 1:
+            parser.error(f"argument --{name}: must be at least 1, got {count}")
     try:
         if options.out is not None:
             prepare_file(options.out / "results.json")
         files = options.files or sorted(FOLDER.glob("*.toml"))
-        mutants = [m for file in files for m in read(file) if options.only in m.says]
+        there = [m for file in files for m in read(file) if options.only in m.says]
+        mutants = sample(there, options.every)
         if not mutants:
             raise MutantError("there are no such mutants")
         prove_baseline(ROOT, mutants, options.jobs)
-        record = record_of(ROOT, tried(ROOT, mutants, options.jobs, _show))
+        verdicts = tried(ROOT, mutants, options.jobs, _show)
+        record = record_of(ROOT, verdicts, len(there))
         if options.out is not None:
             write_json(options.out / "results.json", record)
             write_atomically(options.out / "README.md", page(record).encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,13 @@ def read(path: Path) -> list[Mutant]:
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise MutantError(f"{path}: {error}") from None
     return [_mutant(path, table) for table in tables]
+
+
+def sample(mutants: Sequence[Mutant], every: int) -> list[Mutant]:
+    """Those that a review named, and each `every`-th of the others, in their order."""
+    others = [m for m in mutants if not m.review][::every]
+    chosen = {id(m) for m in others}
+    return [m for m in mutants if m.review or id(m) in chosen]
 
 
 def _mutant(path: Path, table: dict[str, Any]) -> Mutant:

@@ -16,8 +16,8 @@ LEAST_CAUGHT = 0.9  # of the mutants that are not harmless
 Record = dict[str, Any]
 
 
-def record_of(root: Path, verdicts: Sequence[Verdict]) -> Record:
-    """What results.json holds."""
+def record_of(root: Path, verdicts: Sequence[Verdict], there: int) -> Record:
+    """What results.json holds; `there` mutants could have been tried."""
     rows = [
         {
             "says": v.mutant.says,
@@ -32,7 +32,7 @@ def record_of(root: Path, verdicts: Sequence[Verdict]) -> Record:
         for v in verdicts
     ]
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    return {"date": now, "machine": environment(), "mutants": rows}
+    return {"date": now, "machine": environment(), "there": there, "mutants": rows}
 
 
 def bugs(record: Record) -> list[Record]:
@@ -72,6 +72,7 @@ def page(record: Record) -> str:
         ),
         Text("`make mutants` (or `python -m tests.mutants --out DIR`) repeats this page."),
         Text(
+            f"Of {record['there']} small changes to the code {len(record['mutants'])} were tried. "
             f"Each row is a bug of one place. It was put into a copy of the checkout, and the "
             f"tests that should catch it were run. The tests catch {caught} of {len(wanted)} bugs "
             f"({caught / max(1, len(wanted)):.0%}); {len(harmless)} more changes turned out to be "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -43,7 +44,7 @@ class Inputs:
         for layer in (self.decoder[0], self.decoder[2]):
             for name, p in list(layer.named_parameters()):
                 values = p.detach()
-                setattr(layer, name, nn.Parameter(make(lambda v=values: v.clone())))  # type: ignore[misc]
+                setattr(layer, name, nn.Parameter(make(partial(torch.clone, values))))
 
     def called(self, z: Tensor) -> Tensor:
         """A decoder that cannot be taken apart."""

@@ -233,6 +233,8 @@ def test_compiled_too_the_tensors_are_those_of_the_engine_that_steps(
 class Keeps(nn.Module):
     """An activation that remembers something from call to call, in one of several ways."""
 
+    buffer: Tensor
+
     def __init__(self, how: str) -> None:
         super().__init__()
         self.how = how

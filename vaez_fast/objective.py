@@ -34,8 +34,9 @@ def log_likelihood(vae: VAE, z: Tensor, x: Tensor) -> Tensor:
     """log p(x|z): z (S, B, D), x (B, 784) in [0, 1] → (S, B) float32, nats."""
     last = vae.decoder[-1] if isinstance(vae.decoder, nn.Sequential) else None
     # A model of one's own may decode in another way.
-    small = 4 * z.shape[0] * x.numel() < LARGE
-    if small or not isinstance(last, Linear) or type(vae).decode is not VAE.decode:
+    ordinary = type(vae).decode is VAE.decode
+    large = 4 * z.shape[0] * x.numel() >= LARGE
+    if not (isinstance(last, Linear) and ordinary and large):
         return bernoulli_log_prob(vae.decode(z), x)
     hidden = vae.decoder[:-1](z).to(last.weight.dtype)
     return linear_bernoulli_log_prob(hidden, last.weight, last.bias, x)

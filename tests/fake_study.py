@@ -64,7 +64,9 @@ def record(config: TrainConfig) -> dict[str, Any]:
                 "frechet": (frechet.get(name, 0.4) if informed else 25.9) + wobble,
                 "kernel": 0.1 + 0.01 * i + wobble,
                 "label_distance": 0.05 + 0.02 * i + wobble,
-                "label_histogram": [(digit + i + wobble) / (45 + 10 * i) for digit in range(10)],
+                "label_histogram": [
+                    (digit + i + wobble + 9 * informed) / (45 + 10 * i) for digit in range(10)
+                ],
                 "nearest_train": 7.0 + i + wobble,
             }
             for i, name in enumerate(SAMPLERS)

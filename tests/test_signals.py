@@ -186,7 +186,7 @@ def test_a_held_signal_waits_and_only_a_later_ctrl_c_does_not(
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     with Signals() as signals:
         signals.hold()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
             os.kill(os.getpid(), number)  # within a moment: one wish, passed on by torchrun
         assert signals.received == signal.SIGTERM
         now[0] += stopping.PATIENT_SECONDS + 0.1

@@ -146,11 +146,11 @@ def test_a_terminal_that_is_closed_ends_no_run(monkeypatch: pytest.MonkeyPatch) 
     ours, theirs = os.openpty()
     with open(theirs, "w") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
-        os.close(ours)  # from now on every write to it fails
-        with pytest.raises(OSError, match="Input/output"):
-            os.write(theirs, b"x")
         with waiting("compiling", show=True), Progress(2, "training", show=True) as progress:
             progress.advance()
+            os.close(ours)  # from now on every write to it fails
+            with pytest.raises(OSError, match="Input/output"):
+                os.write(theirs, b"x")
             progress.note("a bound")
             progress.advance()
 

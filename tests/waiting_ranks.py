@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -49,6 +50,8 @@ class Rank:
 
     def __init__(self, run: Callable[[], int], **variables: object) -> None:
         self._file = tempfile.NamedTemporaryFile()  # noqa: SIM115
+        self._ending: threading.Thread | None = None
+        self._status, self._seconds = 0, 0.0
         self._began = time.monotonic()
         self.pid = os.fork()
         if self.pid == 0:
@@ -63,12 +66,11 @@ class Rank:
     def signal(self, number: int) -> None:
         self._began = time.monotonic()
         os.kill(self.pid, number)
+        # A thread, for the end of others may be waited for when this one ends.
+        self._ending = threading.Thread(target=self._wait, daemon=True)
+        self._ending.start()
 
-    def wait_for(self, word: str) -> None:
-        while word not in Path(self._file.name).read_text():
-            time.sleep(0.02)
-
-    def end(self, longest: float = 30.0) -> dict[str, Any]:
+    def _wait(self, longest: float = 30.0) -> None:
         deadline = time.monotonic() + longest
         while (found := os.waitpid(self.pid, os.WNOHANG))[0] == 0:
             if time.monotonic() > deadline:
@@ -76,10 +78,21 @@ class Rank:
                 found = os.waitpid(self.pid, 0)
                 break
             time.sleep(0.02)
+        self._status = os.waitstatus_to_exitcode(found[1])
+        self._seconds = time.monotonic() - self._began
+
+    def wait_for(self, word: str) -> None:
+        while word not in Path(self._file.name).read_text():
+            time.sleep(0.02)
+
+    def end(self) -> dict[str, Any]:
+        if self._ending is None:
+            self._wait()
+        else:
+            self._ending.join()
         said = Path(self._file.name).read_text()
         ours = [line for line in said.splitlines() if line.startswith("vaez-fast")]
-        seconds = time.monotonic() - self._began
-        return {"status": os.waitstatus_to_exitcode(found[1]), "said": ours, "seconds": seconds}
+        return {"status": self._status, "said": ours, "seconds": self._seconds}
 
 
 def evaluating() -> int:
@@ -172,7 +185,6 @@ def every_case() -> dict[str, Any]:
         found[name] = rank.end()
     for name, rank in ended.items():
         found[name] = rank.end()
-    # Those that end first come first: the time of each goes on until it is waited for.
     for name, (first, second) in pairs.items():
         found[name] = first.end()
         os.kill(second.pid, signal.SIGKILL)

@@ -93,9 +93,10 @@ def float64_metrics(
     vae, x = copy.deepcopy(vae).cpu().double(), pixels.cpu().double()
     q = vae.posterior(x)
     logvar = 2 * q.scale.log()
+    rows, columns = logvar.shape
     log_probs, log_weights = [], []
     for s in range(samples):
-        eps = reference.normal(noise, 1, *logvar.shape, sample_offset=s)[0]
+        eps = reference.normal(noise, 1, rows, columns, sample_offset=s)[0]
         z = q.loc + q.scale * eps
         log_prob = reference.bernoulli_log_prob(vae.decoder(z)[None], x)[0]
         log_probs.append(log_prob)

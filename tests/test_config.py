@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from vaez_fast.config import TrainConfig
+import pytest
+
+from vaez_fast.config import ConfigError, TrainConfig
 
 
 def test_arms_that_differ_in_a_weight_or_a_count_have_names_of_their_own() -> None:
@@ -16,3 +18,10 @@ def test_arms_that_differ_in_a_weight_or_a_count_have_names_of_their_own() -> No
     ]
     assert TrainConfig(num_samples=2).arm == "elbo/analytic/joint/k=2"
     assert TrainConfig(decoder="randn").arm == "randn"
+
+
+def test_the_largest_seed_is_the_largest_word_of_the_noise_stream() -> None:
+    assert TrainConfig(seed=2**32 - 1).seed == 2**32 - 1
+    for seed in (-1, 2**32):
+        with pytest.raises(ConfigError, match="seed must be an integer in"):
+            TrainConfig(seed=seed)

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -144,15 +145,17 @@ def test_a_folder_that_was_deleted_is_an_error_in_one_line(tmp_path: Path) -> No
 
 def test_a_terminal_that_is_closed_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = os.openpty()
-    with open(theirs, "w") as terminal:
-        monkeypatch.setattr(sys, "stderr", terminal)
-        with waiting("compiling", show=True), Progress(2, "training", show=True) as progress:
-            progress.advance()
-            os.close(ours)  # from now on every write to it fails
-            with pytest.raises(OSError, match="Input/output"):
-                os.write(theirs, b"x")
-            progress.note("a bound")
-            progress.advance()
+    terminal = open(theirs, "w")  # noqa: SIM115
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with waiting("compiling", show=True), Progress(2, "training", show=True) as progress:
+        progress.advance()
+        os.close(ours)  # from now on every write to it fails
+        with pytest.raises(OSError, match="Input/output"):
+            os.write(theirs, b"x")
+        progress.note("a bound")
+        progress.advance()
+    with suppress(OSError):  # what is left in its buffer
+        terminal.close()
 
 
 @pytest.mark.parametrize("closed", COMBINATIONS, ids="+".join)

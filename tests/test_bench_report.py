@@ -76,7 +76,7 @@ class TestReport:
         assert "A quick run" not in text
         quick = parse(Path("f"), content(GROUPS, 1) | {"quick": True})
         report.write_page(tmp_path, *report.draw([quick]))
-        assert "A quick run: few rounds, few sizes." in (tmp_path / "report.md").read_text()
+        assert "A quick run: few rounds." in (tmp_path / "report.md").read_text()
 
     def test_rows_whose_moved_bytes_nobody_counted_are_not_in_the_traffic(
         self, monkeypatch: pytest.MonkeyPatch

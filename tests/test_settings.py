@@ -56,7 +56,6 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
-from torch._functorch.eager_transforms import grad_increment_nesting
 from vaez_kernels import *
 
 class Watch(TorchDispatchMode):
@@ -84,7 +83,7 @@ SETTINGS = {
     "autocast": lambda: torch.autocast("cpu"),
     "inference": torch.inference_mode,
     "deterministic": lambda: setting(torch.use_deterministic_algorithms, True, False),
-    "functorch": grad_increment_nesting,
+    "no gradients": torch.no_grad,
 }
 torch.manual_seed(0)
 key = noise_key(3, "train")
@@ -103,7 +102,7 @@ OPS = {
     "deterministic": lambda: kl_standard_normal_mc(mu, logvar, key, 2),
     "inference": lambda: bernoulli_log_prob(logits, x),
     "flop counter": lambda: linear_bernoulli_log_prob(hidden, weight, bias, pixels[:64]),
-    "functorch": lambda: mixture_log_prob(z, means, spreads),
+    "no gradients": lambda: mixture_log_prob(z, means, spreads),
     "dispatch mode": lambda: importance_log_likelihood(decoder, mu, logvar, pixels, key, 32),
 }
 firsts = {}
@@ -182,7 +181,7 @@ with warnings.catch_warnings(record=True) as said:
     warnings.simplefilter("always", RuntimeWarning)
     from vaez_kernels import *
     from vaez_kernels.compiler import failures
-    from vaez_fast.graph import compile_graph
+    from vaez_fast.graph import compile_graph, trace
     from vaez_fast.machine import compiler
     key = noise_key(3, "train")
     u = uniform(key, 1, 96, 20)[0]
@@ -193,7 +192,7 @@ with warnings.catch_warnings(record=True) as said:
     def update(a, b):
         b.mul_(a.exp().sum())
     a, b = torch.ones(3), torch.ones(3)
-    compile_graph(update, a, b, device=a.device)(a, b)
+    compile_graph(trace(update, a, b), a, b, device=a.device)(a, b)
 said = [str(w.message) for w in said if "vaez_fast" in str(w.message)]
 values = [float(x.double().sum()) for x in numbers] + b.tolist()
 print(json.dumps({"said": said, "values": values, "failures": failures, "env": compiler()}))

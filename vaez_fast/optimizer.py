@@ -15,7 +15,7 @@ from torch import Tensor
 
 # The share of all steps over which the learning rate rises. At full rate from the first step 100
 # of the encoder's first 256 units die, against 20, and log p(x) of static MNIST ends at −96.8
-# instead of −95.3 (reports/README.md, "Warm-up").
+# instead of −94.9 (reports/README.md, "Warm-up").
 WARMUP = 0.05
 
 

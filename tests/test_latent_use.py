@@ -152,6 +152,13 @@ class TestBackends:
         with use_backend("triton"), use_backend("torch"):
             rsample(*latents(2, 3), KEY)
 
+    def test_the_end_of_a_block_leaves_the_one_around_it_in_force(self) -> None:
+        with use_backend("triton"):
+            with use_backend("torch"):
+                rsample(*latents(2, 3), KEY)
+            with pytest.raises(RuntimeError, match="'triton' was forced"):
+                rsample(*latents(2, 3), KEY)
+
     def test_a_block_that_fails_ends_all_the_same(self) -> None:
         with pytest.raises(KeyError), use_backend("triton"):
             raise KeyError

@@ -300,6 +300,23 @@ def test_after_a_build_failed_nothing_more_is_compiled(monkeypatch: pytest.Monke
 
 
 @needs_compiler
+def test_a_graph_whose_build_is_the_first_to_fail_runs_as_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(torch._inductor, "standalone_compile", fail)
+    monkeypatch.setattr(compiler, "failures", {})
+    a, b = torch.ones(3), torch.ones(3)
+    graph = trace(lambda a, b: b.mul_(a), a, b)
+    with pytest.warns(RuntimeWarning, match="no space left.*eager"):
+        step = compile_graph(graph, a, b, device=a.device)
+    step(2 * a, b)
+    assert b.tolist() == [2.0, 2.0, 2.0]
+
+
+@needs_compiler
 def test_few_elements_are_not_worth_a_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
 

@@ -76,8 +76,8 @@ def page(record: Record) -> str:
             f"Each row is a bug of one place. It was put into a copy of the checkout, and the "
             f"tests that should catch it were run. The tests catch {caught} of {len(wanted)} bugs "
             f"({caught / max(1, len(wanted)):.0%}); {len(harmless)} more changes turned out to be "
-            f"harmless. A review had put {len(reviewed)} of the bugs in before, when every test "
-            f"passed; now {named} of these are caught."
+            f"harmless. {len(reviewed)} of the bugs stand for what a review had found that no test "
+            f"noticed, some of it in several places; now the tests catch {named} of these."
         ),
     ]
     if missed:
@@ -89,8 +89,9 @@ def page(record: Record) -> str:
     ):
         rows3 = [(m["says"], _place(m), m["by"] or "**missed**") for m in chosen]
         blocks += [Heading(2, title), Table(("bug", "where", "caught by"), rows3)]
-    rows3 = [(m["says"], _place(m), m["harmless"]) for m in harmless]
-    blocks += [Heading(2, "Harmless"), Table(("change", "where", "why nobody can tell"), rows3)]
+    if harmless:
+        rows3 = [(m["says"], _place(m), m["harmless"]) for m in harmless]
+        blocks += [Heading(2, "Harmless"), Table(("change", "where", "why nobody can tell"), rows3)]
     return markdown(blocks)
 
 

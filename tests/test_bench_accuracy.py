@@ -290,9 +290,9 @@ class TestTraining:
     ) -> None:
         # (1 + 2⁻ᵇ)² is 1 + 2⁻ᵇ⁺¹ + 2⁻²ᵇ, whose last term is half a unit in the last place and is
         # rounded away. float32 may lose 2⁻²⁴ of the result and, in sums, 2⁻²⁴ of each term;
-        # bfloat16 2⁻⁸ of the result.
-        one = torch.full((1, 1), 1 + 2.0**-bits, dtype=dtype)
-        monkeypatch.setattr(training_checks, "operands", lambda *_: (one, one))
+        # bfloat16 2⁻⁸ of the result. The other three elements of the product are exact.
+        column = torch.tensor([[1 + 2.0**-bits], [1.0]], dtype=dtype)
+        monkeypatch.setattr(training_checks, "operands", lambda *_: (column, column.t()))
         layout = ((1, 1), (1, 1))
         check = check_product(Product(layout, layout, dtype), CPU)
         assert check.error == pytest.approx(error, rel=1e-4)

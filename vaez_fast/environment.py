@@ -47,12 +47,7 @@ def expect_no_gpu() -> None:
 
 def cpu_name() -> str:
     """The processor's model name, or as much as the platform tells."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    return _cpu_fields().get("model name") or platform.processor() or platform.machine()
 
 
 def cpu_id() -> str | None:
@@ -60,14 +55,19 @@ def cpu_id() -> str | None:
 
     Cloud machines call processors of several generations by one name, and these round differently.
     """
-    info = Path("/proc/cpuinfo")
-    if not info.exists():
-        return None
-    first = info.read_text().partition("\n\n")[0]
-    pairs = (line.partition(":") for line in first.splitlines())
-    fields = {name.strip(): value.strip() for name, _, value in pairs}
+    fields = _cpu_fields()
     names = ("vendor_id", "cpu family", "model", "stepping")
     return "/".join(fields[name] for name in names) if fields.keys() >= set(names) else None
+
+
+def _cpu_fields() -> dict[str, str]:
+    # what Linux says of the first processor; nothing elsewhere
+    fields: dict[str, str] = {}
+    info = Path("/proc/cpuinfo")
+    for line in info.read_text().splitlines() if info.exists() else ():
+        name, _, value = line.partition(":")
+        fields.setdefault(name.strip(), value.strip())
+    return fields
 
 
 def git_state(root: Path) -> tuple[str | None, bool | None]:

@@ -81,17 +81,19 @@ def page(record: Record) -> str:
         ),
     ]
     if missed:
-        rows = [(m["says"], _place(m)) for m in missed]
-        blocks += [Heading(2, "Missed"), Table(("bug", "where"), rows)]
+        blocks += [
+            Heading(2, "Missed"),
+            Table(("bug", "where"), [(m["says"], _place(m)) for m in missed]),
+        ]
     for title, chosen in (
         ("Bugs that a review had named", reviewed),
         ("Other bugs", [m for m in wanted if not m["review"]]),
     ):
-        rows3 = [(m["says"], _place(m), m["by"] or "**missed**") for m in chosen]
-        blocks += [Heading(2, title), Table(("bug", "where", "caught by"), rows3)]
+        rows = [(m["says"], _place(m), m["by"] or "**missed**") for m in chosen]
+        blocks += [Heading(2, title), Table(("bug", "where", "caught by"), rows)]
     if harmless:
-        rows3 = [(m["says"], _place(m), m["harmless"]) for m in harmless]
-        blocks += [Heading(2, "Harmless"), Table(("change", "where", "why nobody can tell"), rows3)]
+        rows = [(m["says"], _place(m), m["harmless"]) for m in harmless]
+        blocks += [Heading(2, "Harmless"), Table(("change", "where", "why nobody can tell"), rows)]
     return markdown(blocks)
 
 

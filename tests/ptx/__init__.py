@@ -1,11 +1,11 @@
 """Executes the PTX that Triton emits, on numpy: README.md says what it checks and what it lacks."""
 
 from .errors import Fault, PtxError, UnsupportedPtx
-from .lanes import Units
 from .machine import execute
 from .memory import GlobalMemory
 from .program import Program, parse
 from .traffic import Traffic
+from .units import Units
 
 __all__ = [
     "Fault",

@@ -17,8 +17,9 @@ import numpy as np
 
 from .floats import flush
 from .form import Form, Run
-from .lanes import Lanes, Units
+from .lanes import Lanes
 from .types import TYPES, Array, Mask
+from .units import Units
 
 DIV_ULPS = 2  # 9.7.3.8: div.full everywhere, div.approx for 2^-126 <= |b| <= 2^126
 RCP_ULPS = 1  # 9.7.3.13: "across the full range of inputs"

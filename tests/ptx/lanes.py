@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -12,6 +11,7 @@ from .errors import DivergentBarrier, Fault, InactiveLane, UnsetRegister
 from .memory import GlobalMemory
 from .traffic import Traffic
 from .types import Array, Mask
+from .units import Units
 
 if TYPE_CHECKING:
     from .form import Instruction
@@ -19,14 +19,6 @@ if TYPE_CHECKING:
     from .shared import SharedMemory
 
 WARP = 32
-
-
-class Units(Enum):
-    """What approximate units return within their documented error: see approximate.py."""
-
-    NEAREST = "nearest"
-    UP = "up"
-    DOWN = "down"
 
 
 class Lanes:

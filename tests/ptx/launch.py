@@ -14,11 +14,11 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
 from .errors import UnsupportedPtx
-from .lanes import Units
 from .machine import execute
 from .memory import GlobalMemory
 from .program import Program, parse
 from .traffic import Traffic
+from .units import Units
 
 Grid = Sequence[int] | Callable[[dict[str, Any]], Sequence[int]]
 

@@ -13,12 +13,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from .errors import Trap
-from .lanes import WARP, Lanes, Units
+from .lanes import WARP, Lanes
 from .memory import GlobalMemory
 from .program import Parameter, Program, Step
 from .shared import SharedMemory
 from .traffic import Traffic
 from .types import Mask
+from .units import Units
 
 LANES = 4096  # so many at once: more cost memory, fewer cost calls of numpy
 

@@ -4,6 +4,11 @@ A clock counts barriers. Each granule (the smallest access of the program, to wh
 aligned) remembers when and by which thread it was last written, and when and by which thread of
 each warp it was last read. Two accesses are ordered if a thread made both, or if a bar.sync of the
 block, or a bar.warp.sync of a warp that made both, came between. Shuffles order nothing.
+
+Where lanes of a warp store different numbers to one place in one instruction, the hardware keeps
+one of them, and does not say which. Triton makes such stores: lanes that hold copies of a sum
+differ in its last bit where a product was fused into it in one lane, and not in the other. Here the
+last lane wins, with `Units.DOWN` the first, and `Traffic.clashes` counts who lost.
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ import numpy as np
 
 from .errors import EarlyRead, Misaligned, OutOfBounds, SharedRace, UnwrittenShared
 from .types import Array, Mask
+from .units import Units
 
 if TYPE_CHECKING:
     from .lanes import Lanes
@@ -84,11 +90,16 @@ class SharedMemory:
         rows = self._data.view(f"u{width}").reshape(-1, count)
         new = values.T
         self._check_writing(access, lambda: rows[access.at] != new)
-        rows[access.at] = new
-        if (rows[access.at] != new).any():
-            clash = (rows[access.at] != new).any(1)
-            access.fault(SharedRace, clash, "as another thread does, in the same instruction")
-        self._note_writing(access, self._time)
+        order = slice(None, None, -1 if lanes.units is Units.DOWN else 1)
+        rows[access.at[order]] = new[order]
+        self._note_writing(access, self._time, order)
+        lost = (rows[access.at] != new).any(1)
+        if lost.any():
+            winner = access.of(self._writer)[:, 0]
+            others = lost & (_warp_of(winner) != access.warp)
+            if others.any():
+                access.fault(SharedRace, others, "as another warp does, with no barrier between")
+            lanes.traffic.clashes += int(lost.sum())
         lanes.traffic.shared_bytes += access.at.size * width * count
 
     def begin_copy(self, lanes: Lanes, where: Array, addresses: Array, size: int) -> None:
@@ -126,7 +137,7 @@ class SharedMemory:
 
     def _unordered(self, access: Access, written: Array, writer: Array) -> Mask:
         """Which granules others wrote since the last barrier in common."""
-        same_warp = np.where(writer < 0, -1 - writer, writer // WARP) == access.warp[:, None]
+        same_warp = _warp_of(writer) == access.warp[:, None]
         since = np.where(same_warp, self._warp_time[access.warps], self._block_time[access.blocks])
         mine = (writer == access.thread[:, None]) & (not access.by_warp)
         return (written >= since) & ~mine
@@ -172,9 +183,9 @@ class SharedMemory:
         read[at] = self._time
         access.of_writable(self._read_by)[access.at] = access.lanes.instruction.index
 
-    def _note_writing(self, access: Access, time: int) -> None:
+    def _note_writing(self, access: Access, time: int, order: slice = slice(None)) -> None:
         access.of_writable(self._written)[access.at] = time
-        access.of_writable(self._writer)[access.at] = access.thread[:, None]
+        access.of_writable(self._writer)[access.at[order]] = access.thread[order, None]
         access.of_writable(self._written_by)[access.at] = access.lanes.instruction.index
 
     def _writers(self, access: Access, chosen: Mask, verb: str) -> str:
@@ -182,6 +193,10 @@ class SharedMemory:
         index = int(access.of(self._written_by)[chosen][0])
         who = f"thread {writer}" if writer >= 0 else f"warp {-1 - writer}"
         return f"which {verb} {who}, with no barrier since: {access.lanes.at(index)}"
+
+
+def _warp_of(writer: Array) -> Array:
+    return np.where(writer < 0, -1 - writer, writer // WARP)
 
 
 class Access:

@@ -43,7 +43,7 @@ def calls() -> dict[str, Call]:
     logits, x = _leaf(1, ROWS, PIXELS), torch.zeros(ROWS, PIXELS, device="cuda")
     hidden = _leaf(1, ROWS, HIDDEN)
     weight, bias = _leaf(PIXELS, HIDDEN), _leaf(PIXELS)
-    z, means, logvars = _leaf(ROWS, LATENTS), _leaf(COMPONENTS, LATENTS), _leaf(COMPONENTS, LATENTS)
+    z, components = _leaf(ROWS, LATENTS), torch.zeros(COMPONENTS, LATENTS, device="cuda")
     return {
         "normal": lambda: ops.normal(noise, 1, ROWS, LATENTS),
         "uniform": lambda: ops.uniform(noise, 1, ROWS, LATENTS),
@@ -56,7 +56,7 @@ def calls() -> dict[str, Call]:
         ),
         "bernoulli_log_prob": lambda: ops.bernoulli_log_prob(logits, x),
         "linear_bernoulli_log_prob": lambda: ops.linear_bernoulli_log_prob(hidden, weight, bias, x),
-        "mixture_log_prob": lambda: ops.mixture_log_prob(z, means, logvars),
+        "mixture_log_prob": lambda: ops.mixture_log_prob(z, components, components),
     }
 
 

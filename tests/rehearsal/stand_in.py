@@ -89,8 +89,6 @@ def _library() -> ctypes.CDLL:
     library.rehearsal_set_duration.argtypes = [c_char_p, c_int64]
     library.rehearsal_stop_counting.argtypes = [POINTER(POINTER(_Entry))]
     library.rehearsal_stop_counting.restype = c_int64
-    library.rehearsal_module_ptx.argtypes = [c_int64]
-    library.rehearsal_module_ptx.restype = c_char_p
     library.rehearsal_append_node.argtypes = [c_void_p, c_int64]
     library.rehearsal_set_executor.argtypes = [_Executor]
     return library
@@ -242,7 +240,9 @@ def set_memory(size: int) -> None:
 
 @functools.cache
 def _ptx(module: int) -> bytes:
-    return _library().rehearsal_module_ptx(module) or b""
+    text_of = ctypes.CDLL("libcuda.so.1").rehearsal_module_ptx
+    text_of.argtypes, text_of.restype = [c_int64], c_char_p
+    return text_of(module) or b""
 
 
 def _guarded(call: Callable[..., int]) -> Callable[..., int]:

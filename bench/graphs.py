@@ -58,7 +58,7 @@ def captured(calls: Sequence[Callable[[], _Result]]) -> Graph[_Result]:
 
 
 def sets_of(case: _Case, device: torch.device) -> list[_Case]:
-    """`case` and copies of it, as many as the L2 cache of `device` cannot hold.
+    """Copies of `case`, as many as the L2 cache of `device` cannot hold.
 
     So a call on each in turn finds its tensors in memory, as calls on new data do. At least 32 and
     at most 512: where that many fit the cache, calls start cold only after something else evicted
@@ -66,7 +66,7 @@ def sets_of(case: _Case, device: torch.device) -> list[_Case]:
     """
     cache: int = torch.cuda.get_device_properties(device).L2_cache_size
     count = max(FEWEST_CALLS, min(MOST_CALLS, cache // bytes_of(case) + 1))
-    return [case, *(_copy(case) for _ in range(count - 1))]
+    return [_copy(case) for _ in range(count)]
 
 
 def bytes_of(case: Any) -> int:

@@ -140,16 +140,16 @@ class Contest:
         moved = count(partial(self.case.run, forward, self.backward))
         cases = sets_of(self.case, self.device)
 
-        def first() -> tuple[Tensor, ...]:
-            if ours:
-                self.case.advance()
-            return self.case.run(forward, self.backward)
+        def call(case: Case) -> tuple[Tensor, ...]:
+            if ours and case is cases[0]:
+                case.advance()
+            # An autograd graph that lives on would bind the leaves to the stream of the capture.
+            return tuple(out.detach() for out in case.run(forward, self.backward))
 
-        graph = captured([first, *(partial(c.run, forward, self.backward) for c in cases[1:])])
+        graph = captured([partial(call, case) for case in cases])
         graph.replay()
         torch.cuda.synchronize(self.device)
-        ends = ((self.case, graph.outputs[0]), (cases[-1], graph.outputs[-1]))
-        checks = [case.check(outputs, ours) for case, outputs in ends]
+        checks = [cases[i].check(graph.outputs[i], ours) for i in (0, -1)]
         return Rival(
             graph.replay,
             Check(worst([check.error for check in checks]), checks[0].against),

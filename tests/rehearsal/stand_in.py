@@ -252,7 +252,7 @@ def _guarded(call: Callable[..., int]) -> Callable[..., int]:
     def guarded(*arguments: object) -> int:
         try:
             return call(*arguments)
-        except BaseException:  # noqa: BLE001
+        except BaseException:
             traceback.print_exc(file=sys.stderr)
             return -1
 
@@ -270,10 +270,10 @@ def set_executor(
 ) -> None:
     """Python computes what the device would, from now on; without arguments nothing does.
 
-    ``launch(ptx, name, grid, block, shared_bytes, parameters, capturing)`` sees every launch through
-    the driver; ``parameters`` is the address of the array of pointers to the kernel's arguments,
-    valid during the call. It returns 0, or while capturing a node's number above 0, which
-    ``replay`` gets at each replay. ``product`` gets every matrix product when it has to be
+    ``launch(ptx, name, grid, block, shared_bytes, parameters, capturing)`` sees every launch
+    through the driver; ``parameters`` is the address of the array of pointers to the kernel's
+    arguments, valid during the call. It returns 0, or while capturing a node's number above 0,
+    which ``replay`` gets at each replay. ``product`` gets every matrix product when it has to be
     computed, replays included. All return 0; an exception makes the launch fail.
     """
 

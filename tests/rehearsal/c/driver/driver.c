@@ -146,12 +146,16 @@ static CUresult launch(CUfunction function, work what, CUstream on)
     what.kind = DRIVER_LAUNCH;
     what.name = function->name;
     what.module = function->module;
+    cudaError_t error;
     if (!rehearsal_launch_fits(&what) || what.shared_bytes > function->most_shared_bytes)
-        return (CUresult)rehearsal_refuse(
+        error = rehearsal_refuse(
             cudaErrorInvalidValue, "%s with grid (%u, %u, %u), block (%u, %u, %u), %u shared bytes",
             what.name, what.grid[0], what.grid[1], what.grid[2], what.block[0], what.block[1],
             what.block[2], what.shared_bytes);
-    return (CUresult)rehearsal_submit(&what, (cudaStream_t)on);
+    else
+        error = rehearsal_submit(&what, (cudaStream_t)on);
+    if (error) cudaGetLastError(); /* the driver leaves the runtime's last error alone */
+    return (CUresult)error;
 }
 
 CUresult cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z,

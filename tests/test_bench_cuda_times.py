@@ -65,6 +65,19 @@ def test_when_the_host_is_held_up_the_gpu_is_not_said_to_have_worked(gpu: FakeGP
     assert min(times.wall) > 100e-6
 
 
+def test_a_host_that_is_held_up_while_calls_are_counted_costs_no_later_round(gpu: FakeGPU) -> None:
+    calls: list[None] = []
+
+    def work() -> None:
+        calls.append(None)
+        gpu.host += 10e-3 * (len(calls) == 4)  # after those that warm up
+        gpu.launch(2e-6)
+
+    # One call took longer than a loop need be; by itself it would seem to take its launch, the
+    # kernel and the wait.
+    assert times_of(work).wall == pytest.approx([LAUNCH] * 11, rel=EDGES)
+
+
 def test_work_that_waits_for_the_gpu_has_no_device_time(gpu: FakeGPU) -> None:
     def work() -> None:
         gpu.launch(30e-6)

@@ -29,7 +29,7 @@ import torch
 from bench.gpu import clocks, page
 from bench.gpu.journal import Journal
 from bench.gpu.parts import PARTS, Part
-from bench.gpu.processes import GRACE_SECONDS, ROOT, workers
+from bench.gpu.processes import GRACE_SECONDS, ROOT, STALL_SECONDS, workers
 from vaez_fast.data import DataError, load
 from vaez_fast.environment import environment
 from vaez_fast.errors import printable
@@ -140,7 +140,9 @@ def _run(part: Part, out: Path, options: argparse.Namespace, session: dict[str, 
 
 
 def _flags(part: Part, options: argparse.Namespace, journal: Journal) -> list[str]:
-    flags = ["-p", "bench.gpu.plugin", "-p", "no:cacheprovider", "-q", "-s"]
+    flags = ["-p", "bench.gpu.plugin", "-p", "no:cacheprovider", "-q", "-s", "--tb=short"]
+    # The log of a process that is stopped because it says nothing shows where it was.
+    flags += ["-o", f"faulthandler_timeout={40}"]
     flags += ["--part", part.name, "--journal", str(journal.path)]
     flags += ["--dry-run"] * options.dry_run
     flags += [flag for text in options.rows for flag in ("--rows", text)]

@@ -47,7 +47,8 @@ class Journal:
     def lines(self) -> list[Line]:
         """All lines, oldest first; what a kill or a full disk left of a line is left out."""
         lines = []
-        for text in self.path.read_text(errors="replace").splitlines() if self.exists() else ():
+        text_of_all = self.path.read_text(errors="replace") if self.path.exists() else ""
+        for text in text_of_all.splitlines():
             try:
                 line = json.loads(text)
             except ValueError:
@@ -55,9 +56,6 @@ class Journal:
             if isinstance(line, dict) and "kind" in line:
                 lines.append(line)
         return lines
-
-    def exists(self) -> bool:
-        return self.path.exists()
 
     def crash(self, worker: str, why: str) -> list[str]:
         """Record as crashed the rows that were at stake in a worker's process, and return them."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.gpu import clocks
-from bench.gpu.journal import PASSED, SKIPPED
+from bench.gpu.journal import DRY, PASSED, SKIPPED
 from bench.gpu.parts import PARTS
 from bench.gpu.results import Found, benchmarks, comparison, found
 from bench.summary import rows_of_json, summary
@@ -79,12 +79,12 @@ def _lines(parts: Sequence[Found], measured: dict[str, dict[str, Any]]) -> list[
 
 
 def _states(parts: Sequence[Found]) -> Iterator[str]:
-    yield "| part | result | rows passed | skipped | seconds |"
+    yield "| part | result | rows | skipped | seconds |"
     yield "| --- | --- | ---: | ---: | ---: |"
     for of in parts:
         seconds = "–" if of.seconds is None else f"{of.seconds:.0f}"
         counts = of.counts
-        passed = f"{counts[PASSED]}/{len(of.rows) + len(of.missing)}"
+        passed = f"{counts[PASSED] + counts[DRY]} of {len(of.rows) + len(of.missing)}"
         yield f"| {of.part.name} | {of.state} | {passed} | {counts[SKIPPED]} | {seconds} |"
 
 

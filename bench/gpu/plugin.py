@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Generator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,7 +31,7 @@ NOT_AHEAD = (AUTOTUNED, "jax", "jax bfloat16")
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("bench.gpu")
     group.addoption("--part", choices=sorted(PARTS))
-    group.addoption("--journal", type=Journal)
+    group.addoption("--journal", type=Path)
     group.addoption("--worker", default="0")
     group.addoption("--share", default="0/1", help="which of how many shares of the groups")
     group.addoption("--ahead", action="store_true", help="compile kernels, time nothing")
@@ -60,7 +61,7 @@ class Rows(building.Watcher):
 
     def __init__(self, options: Any) -> None:
         self.part = PARTS[options.part]
-        self.journal: Journal = options.journal
+        self.journal = Journal(options.journal)
         self.worker, self.ahead, self.dry = options.worker, options.ahead, options.dry_run
         self.share, self.shares = map(int, options.share.split("/"))
         self.texts = options.rows

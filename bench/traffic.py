@@ -143,6 +143,10 @@ class _AtenTraffic(TorchDispatchMode):
             # kernels): those are what moves bytes, unless it is one kernel after all (copy_).
             with self:
                 result = func.redispatch(torch._C.DispatchKeySet(self.key), *args, **kwargs)
+        elif _has_number_for_tensor(func, args):
+            # C++ makes a tensor of a scalar before it goes on to the kernel (tensor & 5), and what
+            # comes here is a number again: the packet finds the overload that takes it.
+            result = func.overloadpacket(*args, **kwargs)
         else:
             result = func(*args, **kwargs)
         if self.bytes == before:
@@ -155,6 +159,13 @@ class _AtenTraffic(TorchDispatchMode):
 
         composite = has("CompositeExplicitAutograd") or has("CompositeImplicitAutograd")
         return composite and not has(self.key)
+
+
+def _has_number_for_tensor(func: Any, args: tuple[Any, ...]) -> bool:
+    return any(
+        isinstance(value, (int, float, complex)) and isinstance(argument.type, torch.TensorType)
+        for argument, value in zip(func._schema.arguments, args, strict=False)
+    )
 
 
 def _is_view(func: Any) -> bool:

@@ -142,7 +142,7 @@ def _run(part: Part, out: Path, options: argparse.Namespace, session: dict[str, 
 def _flags(part: Part, options: argparse.Namespace, journal: Journal) -> list[str]:
     flags = ["-p", "bench.gpu.plugin", "-p", "no:cacheprovider", "-q", "-s", "--tb=short"]
     # The log of a process that is stopped because it says nothing shows where it was.
-    flags += ["-o", f"faulthandler_timeout={40}"]
+    flags += ["-o", f"faulthandler_timeout={STALL_SECONDS - 10:.0f}"]
     flags += ["--part", part.name, "--journal", str(journal.path)]
     flags += ["--dry-run"] * options.dry_run
     flags += [flag for text in options.rows for flag in ("--rows", text)]

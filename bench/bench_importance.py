@@ -17,6 +17,7 @@ from torch import Tensor
 
 from bench.accuracy import Check, worst
 from bench.baselines import importance_log_likelihood as textbook
+from bench.building import Maker, build
 from bench.measure import CLOCK, available_device
 from bench.rivals import NO_BFLOAT16, NO_COMPILER, NO_GPU
 from bench.rows import Bench, Group, Rival
@@ -135,22 +136,18 @@ def _exact(layer: torch.nn.Linear) -> torch.nn.Linear:
 
 def _group(bench: Bench) -> Group:
     contest = _Contest(bench)
-    rivals: dict[str, Rival] = {"eager": contest.theirs(compiled=False)}
-    unavailable: dict[str, str] = {}
+    makers: dict[str, Maker | str] = {"eager": partial(contest.theirs, compiled=False)}
     cuda = bench.device.type == "cuda"
-    if cuda or has_cpu_compiler():
-        rivals["compiled"] = contest.theirs(compiled=True)
-    else:
-        unavailable["compiled"] = NO_COMPILER
+    can_compile = cuda or has_cpu_compiler()
+    makers["compiled"] = partial(contest.theirs, compiled=True) if can_compile else NO_COMPILER
     if cuda:
-        rivals |= {f"layers {p}": contest.layers(p) for p in ("float32", "bfloat16")}
-        rivals |= {f"kernel {p}": contest.ours(p) for p in ("tf32", "bfloat16")}
+        makers |= {f"layers {p}": partial(contest.layers, p) for p in ("float32", "bfloat16")}
+        makers |= {f"kernel {p}": partial(contest.ours, p) for p in ("tf32", "bfloat16")}
     else:
-        rivals["float32"] = contest.ours("float32")
-        unavailable["kernel bfloat16"] = NO_GPU
-        if has_fast_bfloat16(bench.device):
-            rivals["bfloat16"] = contest.ours("bfloat16")
-        else:
-            unavailable["bfloat16"] = NO_BFLOAT16
+        fast = has_fast_bfloat16(bench.device)
+        makers["float32"] = partial(contest.ours, "float32")
+        makers["bfloat16"] = partial(contest.ours, "bfloat16") if fast else NO_BFLOAT16
+        makers["kernel bfloat16"] = NO_GPU
+    built = build(makers, lambda name: name == "compiled")
     title = f"importance sampling, altosaar, {contest.samples:,} samples of {contest.images} images"
-    return Group(title, rivals, unavailable, None)
+    return Group(title, built.rivals, built.unavailable, None, broken=built.broken)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bench.baselines import CarefulTraining, TextbookTraining, TextbookVAE, compiled_training
+from bench.building import Maker, build
 from bench.graphs import captured
 from bench.measure import CLOCK
 from bench.products import products_of, replay
@@ -72,29 +73,36 @@ def images(bench: Bench, data_root: str) -> Tensor:
 
 def _group(case: str, images: Tensor, device: torch.device) -> Group:
     model, trains = CASES[case]
-    rivals = _baselines(model, trains, images, device)
-    unavailable: dict[str, str] = {}
+    makers = _baselines(model, trains, images, device)
     products: dict[str, str] = {}
     for dtype in (torch.float32, torch.bfloat16):
         engine_row, products_row = (f"{what} {dtype}".replace("torch.", "") for what in ROWS)
         if dtype == torch.bfloat16 and not has_fast_bfloat16(device):
-            unavailable |= {engine_row: NO_BFLOAT16, products_row: NO_BFLOAT16}
+            makers |= {engine_row: NO_BFLOAT16, products_row: NO_BFLOAT16}
             continue
         products[engine_row] = products_row
-        engine = _engine(model, trains, images, dtype)
-        rivals[engine_row] = _steps(engine, model, trains)
-        rivals[products_row] = _products(engine, device)
+        engine = cache(partial(_engine, model, trains, images, dtype))  # both rows are of one
+        makers[engine_row] = lambda engine=engine: _steps(engine(), model, trains)
+        makers[products_row] = lambda engine=engine: _products(engine(), device)
+    built = build(makers, lambda name: name == "compiled")
     title = f"training step, {case}, batch {BATCH_SIZE}"
-    return Group(title, rivals, unavailable, floor_bytes=None, products=products)
+    return Group(
+        title, built.rivals, built.unavailable, None, broken=built.broken, products=products
+    )
 
 
 ROWS = ("engine", "products")
 
 
-def _baselines(model: str, trains: str, images: Tensor, device: torch.device) -> dict[str, Rival]:
-    def checked(training: TextbookTraining | CarefulTraining, loss: str) -> Rival:
-        x = images[:BATCH_SIZE].float()
-        return Rival(training.step, check_loss(training.loss, training.vae, x, loss))
+def _baselines(
+    model: str, trains: str, images: Tensor, device: torch.device
+) -> dict[str, Maker | str]:
+    def checked(make: Callable[[], TextbookTraining | CarefulTraining], loss: str) -> Maker:
+        def rival() -> Rival:
+            training, x = make(), images[:BATCH_SIZE].float()
+            return Rival(training.step, check_loss(training.loss, training.vae, x, loss))
+
+        return rival
 
     def vae() -> TextbookVAE:
         return TextbookVAE(model).to(device)
@@ -102,15 +110,19 @@ def _baselines(model: str, trains: str, images: Tensor, device: torch.device) ->
     on_cpu = images.cpu()
     if trains == "elbo":
         return {
-            "textbook": checked(TextbookTraining(vae(), on_cpu, BATCH_SIZE), "elbo"),
-            "compiled": checked(compiled_training(vae(), on_cpu, BATCH_SIZE), "elbo"),
-            "careful": checked(CarefulTraining(vae(), images, BATCH_SIZE), "analytic elbo"),
+            "textbook": checked(lambda: TextbookTraining(vae(), on_cpu, BATCH_SIZE), "elbo"),
+            "compiled": checked(lambda: compiled_training(vae(), on_cpu, BATCH_SIZE), "elbo"),
+            "careful": checked(lambda: CarefulTraining(vae(), images, BATCH_SIZE), "analytic elbo"),
         }
-    one = vae()
-    loss, half = (
-        (one.monte_carlo_kl, one.encoder) if trains == "kl" else (one.distortion, one.decoder)
-    )
-    return {"textbook": checked(TextbookTraining(one, on_cpu, BATCH_SIZE, loss, half), trains)}
+
+    def half() -> TextbookTraining:
+        one = vae()
+        loss, trained = (
+            (one.monte_carlo_kl, one.encoder) if trains == "kl" else (one.distortion, one.decoder)
+        )
+        return TextbookTraining(one, on_cpu, BATCH_SIZE, loss, trained)
+
+    return {"textbook": checked(half, trains)}
 
 
 def _engine(model: str, trains: str, images: Tensor, dtype: torch.dtype) -> Engine:

@@ -104,7 +104,9 @@ def decode_st(form: Form) -> Run:
     if space == "shared":
         form.uses_shared(type.size * count)
     unsigned = TYPES[f"u{type.bits}"]
-    reads = [form.source(word, _as_written(form, word, type), narrow=True) for word in words]
+    reads = [
+        form.source(word, _as_written(form, word, type), narrow=True, strict=True) for word in words
+    ]
     address = form.address(0, 64 if space == "global" else 32)
 
     def run(lanes: Lanes, active: Mask | None) -> None:

@@ -41,7 +41,7 @@ def _decode_copy(form: Form) -> Run:
         raise form.refuse(f"cannot copy {size} bytes at once")
     form.uses_shared(size)
     to, start = form.address(0, 32), form.address(1, 64)
-    given = form.source(3, U32) if len(form.operands) == 4 else None
+    given = form.source(3, U32, strict=True) if len(form.operands) == 4 else None
 
     def run(lanes: Lanes, active: Mask | None) -> None:
         where = np.arange(lanes.size) if active is None else np.flatnonzero(active)

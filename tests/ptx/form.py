@@ -127,15 +127,23 @@ class Form:
         operand = self.operands[index]
         return split(operand[1:-1]) if operand.startswith("{") else [operand]
 
-    def source(self, index: int | str, type: Type, narrow: bool = False) -> Source:
-        """What reads an operand; with `narrow`, a wider register gives its low bits."""
+    def source(
+        self, index: int | str, type: Type, narrow: bool = False, strict: bool = False
+    ) -> Source:
+        """What reads an operand.
+
+        Args:
+            index: its number, or its text.
+            narrow: whether a wider register gives its low bits.
+            strict: whether a register must have been set; otherwise the result is not set, either.
+        """
         text = index if isinstance(index, str) else self.operands[index]
         slot = self.names.register(text)
         if slot is None:
             return self._constant(text, type)
-        return self._register(slot, text, type, narrow)
+        return self._register(slot, text, type, narrow, strict)
 
-    def _register(self, slot: int, text: str, type: Type, narrow: bool) -> Source:
+    def _register(self, slot: int, text: str, type: Type, narrow: bool, strict: bool) -> Source:
         width, dtype = self.names.widths[slot], type.dtype
         if width != type.bits and not (narrow and width > type.bits > 1):
             raise self.refuse(f"{text} has {width} bits, and .{type.name} takes {type.bits}")
@@ -143,7 +151,7 @@ class Form:
 
         def read(lanes: Lanes, active: Mask | None) -> Array:
             if lanes.written[slot] is not True:
-                lanes.check_written(slot, active)
+                lanes.note_unset(slot, active, strict)
             return lanes.values[slot]
 
         def view(lanes: Lanes, active: Mask | None) -> Array:
@@ -220,7 +228,7 @@ class Form:
         if self.guard is None:
             return None
         name, negated = self.guard
-        read = self.source(name, PRED)
+        read = self.source(name, PRED, strict=True)
         if not negated:
             return read
         return lambda lanes, active: ~read(lanes, active)
@@ -231,7 +239,7 @@ class Form:
         if not found:
             raise self.refuse(f"cannot read the address {self.operands[index]}")
         type = TYPES["u64"] if bits == 64 else U32
-        base = self.source(found[1], type)
+        base = self.source(found[1], type, strict=True)
         offset = int(found[2], 0) if found[2] else 0
         if offset == 0:
             return base

@@ -10,7 +10,7 @@ from .copies_under_way import Copies
 from .errors import DivergentBarrier, Fault, InactiveLane, UnsetRegister
 from .memory import GlobalMemory
 from .traffic import Traffic
-from .types import Array, Mask
+from .types import STORAGE, Array, Mask
 from .units import Units
 
 if TYPE_CHECKING:
@@ -43,8 +43,11 @@ class Lanes:
         self.parameters, self.memory, self.shared = parameters, memory, shared
         self.units, self.traffic = units, traffic
         self.values: list[Any] = [None] * len(program.registers)
-        # True where all lanes wrote the register, a mask where some did, None where none.
-        self.written: list[Any] = [None] * len(program.registers)
+        # True where all lanes wrote the register, else a mask where some did.
+        self.written: list[Any] = [False] * len(program.registers)
+        self.unset: Mask | None = None  # where an operand of the current instruction is not set
+        self.origin: dict[int, str] = {}  # of registers computed from one that was never set
+        self._unset_from = ""
         self.copies = Copies(self.size)
         self.exited: Mask | None = None
         self.instruction: Instruction
@@ -69,27 +72,44 @@ class Lanes:
 
     def write(self, slot: int, active: Mask | None, value: Any) -> None:
         """Put a value, of the register's storage type, where `active` says."""
-        if active is None:
+        if active is None and self.unset is None:
             self.values[slot] = value if value.ndim else np.full(self.size, value)
             self.written[slot] = True
             return
         old, written = self.values[slot], self.written[slot]
         if old is None:
             old, written = np.zeros(self.size, value.dtype), np.zeros(self.size, bool)
-        self.values[slot] = np.where(active, value, old)
-        if written is not True:
-            written = written | active
-            self.written[slot] = True if written.all() else written
+        here = np.ones(self.size, bool) if active is None else active
+        self.values[slot] = np.where(here, value, old)
+        if self.unset is not None:
+            written = (written | here) & ~(here & self.unset)
+            self.origin[slot] = self._unset_from
+        elif written is not True:
+            written = written | here
+        self.written[slot] = True if written is True or written.all() else written
 
-    def check_written(self, slot: int, active: Mask | None) -> None:
-        written = self.written[slot]
-        missing = ~written if written is not None else np.ones(self.size, bool)
+    def note_unset(self, slot: int, active: Mask | None, strict: bool) -> None:
+        """A register is read that some lanes have not set, or computed from one that they have not.
+
+        That is an error where it decides something (`strict`), else the result is unset, too: a
+        compiler lets lanes whose result nobody uses compute with what they have.
+        """
+        if self.values[slot] is None:
+            width = self.program.widths[slot]
+            self.values[slot] = np.zeros(self.size, STORAGE[width])
+            self.written[slot] = np.zeros(self.size, bool)
+        missing = ~self.written[slot]
         if active is not None:
             missing &= active
-        if missing.any():
-            self.fault(
-                UnsetRegister, missing, f"reads {self.program.registers[slot]}, which it never set"
-            )
+        if not missing.any():
+            return
+        name = self.program.registers[slot]
+        origin = self.origin.get(slot) or f"{name}, which it never set"
+        if strict:
+            through = "" if origin.startswith(f"{name},") else f"{name}, computed from "
+            self.fault(UnsetRegister, missing, f"uses {through}{origin}")
+        self.unset = missing if self.unset is None else self.unset | missing
+        self._unset_from = origin
 
     def indices(self, active: Mask | None) -> Array | None:
         """The active lanes, or None for all."""

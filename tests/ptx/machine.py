@@ -117,6 +117,7 @@ def _run_group(
             break
         if chosen is None or chosen.any():
             step.run(lanes, chosen)
+            lanes.unset = None
         if at == meeting:
             _count(lanes, active, at - first)
             _join(groups, at, active, lanes)

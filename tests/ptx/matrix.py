@@ -51,24 +51,29 @@ def decode_mma(form: Form) -> Run:
 
     def run(lanes: Lanes, active: Mask | None) -> None:
         lanes.whole_warps(active)
+        sums = of_c(lanes, active)
         a = numbers(of_a(lanes, active)).reshape(steps, 2, -1, 8, 4, elements)
         a = a.transpose(2, 1, 3, 0, 4, 5).reshape(-1, 16, depth)
         b = numbers(of_b(lanes, active)).reshape(steps, -1, 8, 4, elements)
         b = b.transpose(1, 0, 3, 4, 2).reshape(-1, depth, 8)
         product = (a @ b).reshape(-1, 2, 8, 4, 2).transpose(1, 4, 0, 2, 3).reshape(4, -1)
-        for write, sums in zip(writes, of_c(lanes, active) + product, strict=True):
-            write(lanes, active, sums.astype(np.float32))
+        if lanes.unset is not None:  # the numbers of all lanes reach each result
+            lanes.unset = np.repeat(lanes.unset.reshape(-1, WARP).any(1), WARP)
+        for write, out in zip(writes, sums + product, strict=True):
+            write(lanes, active, out.astype(np.float32))
         lanes.traffic.products += (lanes.size if active is None else int(active.sum())) // WARP
 
     return run
 
 
-def _registers(form: Form, operand: int, count: int, type: Any) -> Callable[..., Array]:
+def _registers(
+    form: Form, operand: int, count: int, type: Any, strict: bool = False
+) -> Callable[..., Array]:
     """Some registers of all lanes → (registers, lanes)."""
     words = form.vector(operand)
     if len(words) != count:
         raise form.refuse(f"expected {count} registers in operand {operand}, got {len(words)}")
-    reads = [form.source(word, type) for word in words]
+    reads = [form.source(word, type, strict=strict) for word in words]
 
     def read_all(lanes: Lanes, active: Mask | None) -> Array:
         out = np.empty((count, lanes.size), type.dtype)
@@ -139,7 +144,7 @@ def decode_ldmatrix(form: Form) -> Run:
 
 def decode_stmatrix(form: Form) -> Run:
     count, transposed = _matrices(form)
-    read = _registers(form, 1, count, TYPES["b32"])
+    read = _registers(form, 1, count, TYPES["b32"], strict=True)
     address = form.address(0, 32)
 
     def run(lanes: Lanes, active: Mask | None) -> None:

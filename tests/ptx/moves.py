@@ -72,7 +72,30 @@ def _pack(form: Form, bits: int) -> Run:
 
 def decode_selp(form: Form) -> Run:
     type = form.type(*NUMBERS)
-    return elementwise(form, [type, type, PRED], type, lambda a, b, p: np.where(p, a, b))
+    form.done(4)
+    write = form.target(0, type)
+    read_first, read_second, choose = (
+        form.source(1, type),
+        form.source(2, type),
+        form.source(3, PRED),
+    )
+
+    def run(lanes: Lanes, active: Mask | None) -> None:
+        chosen = choose(lanes, active)
+        undecided, lanes.unset = lanes.unset, None
+        first = read_first(lanes, active)
+        of_first, lanes.unset = lanes.unset, None
+        second = read_second(lanes, active)
+        # What is not chosen need not have been set.
+        of_second, lanes.unset = lanes.unset, undecided
+        for unset, matters in ((of_first, chosen), (of_second, ~chosen)):
+            if unset is not None and (unset & matters).any():
+                lanes.unset = (
+                    unset & matters if lanes.unset is None else lanes.unset | unset & matters
+                )
+        write(lanes, active, np.where(chosen, first, second))
+
+    return run
 
 
 ORDERED: dict[str, Callable[[Any, Any], Any]] = {

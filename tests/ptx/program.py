@@ -54,6 +54,7 @@ class Program(NamedTuple):
     shared_bytes: int  # that the program declares itself; a launch may add more
     steps: tuple[Step, ...]
     registers: tuple[str, ...]
+    widths: tuple[int, ...]  # of the registers, in bits
     granule: int  # bytes of the smallest access to shared memory
 
     @property
@@ -100,6 +101,7 @@ def parse(ptx: str) -> Program:
         shared_bytes,
         tuple(_with_target(step, form, labels) for step, form in zip(steps, forms, strict=True)),
         tuple(names.names),
+        tuple(names.widths),
         names.granule,
     )
 

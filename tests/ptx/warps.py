@@ -47,7 +47,8 @@ def decode_shfl(form: Form) -> Run:
     words = form.operands[0].split("|")
     write = form.target(words[0], type)
     write_inside = form.target(words[1], PRED) if len(words) > 1 else None
-    read, by, packed, mask = (form.source(k, U32) for k in range(1, 5))
+    read = form.source(1, U32)
+    by, packed, mask = (form.source(k, U32, strict=True) for k in range(2, 5))
 
     def run(lanes: Lanes, active: Mask | None) -> None:
         members(lanes, active, mask(lanes, active))
@@ -69,7 +70,10 @@ def decode_shfl(form: Form) -> Run:
         at = np.arange(lanes.size) - lane + source
         if active is not None and (absent := active & ~active[at]).any():
             lanes.fault(InactiveLane, absent, "reads from a lane that does not execute it")
+        if lanes.unset is not None:
+            lanes.unset = lanes.unset[at]
         write(lanes, active, value[at])
+        lanes.unset = None
         if write_inside is not None:
             write_inside(lanes, active, inside)
 
@@ -81,10 +85,10 @@ def decode_vote(form: Form) -> Run:
     mode = form.one_of(("all", "any", "uni", "ballot"))
     type = form.type("b32") if mode == "ballot" else form.type("pred")
     form.done(3)
-    write, mask = form.target(0, type), form.source(2, U32)
+    write, mask = form.target(0, type), form.source(2, U32, strict=True)
     text = form.operands[1]
     negated = text.startswith("!")
-    read = form.source(text.removeprefix("!"), PRED)
+    read = form.source(text.removeprefix("!"), PRED, strict=True)
 
     def run(lanes: Lanes, active: Mask | None) -> None:
         members(lanes, active, mask(lanes, active))
@@ -116,7 +120,11 @@ def decode_redux(form: Form) -> Run:
     function, types = REDUCTIONS[form.one_of(REDUCTIONS)]
     type = form.type(*types)
     form.done(3)
-    write, read, mask = form.target(0, type), form.source(1, type), form.source(2, U32)
+    write, read, mask = (
+        form.target(0, type),
+        form.source(1, type, strict=True),
+        form.source(2, U32, strict=True),
+    )
 
     def run(lanes: Lanes, active: Mask | None) -> None:
         members(lanes, active, mask(lanes, active))
@@ -151,7 +159,7 @@ def decode_bar(form: Form) -> Run:
     if form.flag("warp"):
         form.one_of(("sync",))
         form.done(1)
-        mask = form.source(0, U32)
+        mask = form.source(0, U32, strict=True)
 
         def sync_warp(lanes: Lanes, active: Mask | None) -> None:
             if (members(lanes, active, mask(lanes, active)) != FULL).any():

@@ -16,15 +16,11 @@ import sys
 from pathlib import Path
 
 SOURCES = Path(__file__).with_name("c")
-RUNTIME = (
-    "capture clock device entry_points errors graphs launches lock log memory modules streams "
-    "transfers work"
-).split()
 LIBRARIES = {
-    "libcudart.so.13": RUNTIME,
-    "libcuda.so.1": ["driver"],
-    "libcublas.so.13": ["cublas"],
-    "libcublasLt.so.13": ["cublaslt"],
+    "libcudart.so.13": "*.c",
+    "libcuda.so.1": "driver/*.c",
+    "libcublas.so.13": "cublas/*.c",
+    "libcublasLt.so.13": "cublaslt/*.c",
 }
 EXPORTS = {
     "libcudart.so.13": r"(?:__)?cuda\w+",
@@ -117,8 +113,8 @@ def _link(library: str, folder: Path) -> None:
     runtime = [] if library == "libcudart.so.13" else [str(folder / "libcudart.so.13")]
     _run(
         *("gcc", "-std=gnu11", "-O2", "-g", "-shared", "-fPIC", "-D_GNU_SOURCE"),
-        *("-Wall", "-Wextra", "-Werror", *_headers()),
-        *(str(SOURCES / f"{name}.c") for name in LIBRARIES[library]),
+        *("-Wall", "-Wextra", "-Werror", *_headers(), f"-I{SOURCES}"),
+        *map(str, sorted(SOURCES.glob(LIBRARIES[library]))),
         *(str(stubs), *runtime, "-o", str(folder / library)),
         *(f"-Wl,-soname,{library}", f"-Wl,--version-script={versions}"),
         *("-Wl,-rpath,$ORIGIN", "-ldl", "-lpthread"),
@@ -149,13 +145,14 @@ def build(folder: Path) -> Path:
     return folder
 
 
-def environment(folder: Path) -> dict[str, str]:
+def environment(folder: Path, device: str = "h100") -> dict[str, str]:
     """The variables under which a process runs on the stand-in that was built in ``folder``."""
     searched = [str(folder), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
     return {
         "LD_LIBRARY_PATH": ":".join(searched),
         "LD_PRELOAD": " ".join(str(folder / name) for name in LIBRARIES),
         "CUDA_VISIBLE_DEVICES": "0",
+        "REHEARSAL_DEVICE": device,
         "TRITON_LIBCUDA_PATH": str(folder),
         "TRITON_PTXAS_PATH": str(folder / "ptxas"),
         "TRITON_PTXAS_BLACKWELL_PATH": str(folder / "ptxas-blackwell"),

@@ -90,8 +90,6 @@ def _library() -> ctypes.CDLL:
     library.rehearsal_set_duration.argtypes = [c_char_p, c_int64]
     library.rehearsal_stop_counting.argtypes = [POINTER(POINTER(_Entry))]
     library.rehearsal_stop_counting.restype = c_int64
-    library.rehearsal_module_ptx.argtypes = [c_int64]
-    library.rehearsal_module_ptx.restype = c_char_p
     library.rehearsal_append_node.argtypes = [c_void_p, c_int64]
     library.rehearsal_set_executor.argtypes = [_Executor]
     return library
@@ -243,7 +241,9 @@ def set_memory(size: int) -> None:
 
 @functools.cache
 def _ptx(module: int) -> bytes:
-    return _library().rehearsal_module_ptx(module) or b""
+    text_of = ctypes.CDLL("libcuda.so.1").rehearsal_module_ptx
+    text_of.argtypes, text_of.restype = [c_int64], c_char_p
+    return text_of(module) or b""
 
 
 def _guarded(call: Callable[..., int]) -> Callable[..., int]:
@@ -253,7 +253,7 @@ def _guarded(call: Callable[..., int]) -> Callable[..., int]:
     def guarded(*arguments: object) -> int:
         try:
             return call(*arguments)
-        except BaseException:  # noqa: BLE001
+        except BaseException:
             traceback.print_exc(file=sys.stderr)
             return -1
 
@@ -272,10 +272,10 @@ def set_executor(
 ) -> None:
     """Python computes what the device would, from now on; without arguments nothing does.
 
-    ``launch(ptx, name, grid, block, shared_bytes, parameters, capturing)`` sees every launch through
-    the driver; ``parameters`` is the address of the array of pointers to the kernel's arguments,
-    valid during the call. It returns 0, or while capturing a node's number above 0, which
-    ``replay`` gets at each replay. ``product`` gets every matrix product when it has to be
+    ``launch(ptx, name, grid, block, shared_bytes, parameters, capturing)`` sees every launch
+    through the driver; ``parameters`` is the address of the array of pointers to the kernel's
+    arguments, valid during the call. It returns 0, or while capturing a node's number above 0,
+    which ``replay`` gets at each replay. ``product`` gets every matrix product when it has to be
     computed, replays included. ``aten`` gets the name of every kernel that is launched through the
     runtime, also while capturing. All return 0; an exception makes the launch fail.
     """

@@ -12,10 +12,17 @@ static const struct { cudaError_t code; const char *name, *text; } errors[] = {
     {cudaErrorInvalidConfiguration, "cudaErrorInvalidConfiguration",
      "invalid configuration argument"},
     {cudaErrorInvalidDevice, "cudaErrorInvalidDevice", "invalid device ordinal"},
+    {cudaErrorInvalidKernelImage, "cudaErrorInvalidKernelImage",
+     "device kernel image is invalid"},
     {cudaErrorNoKernelImageForDevice, "cudaErrorNoKernelImageForDevice",
      "no kernel image is available for execution on the device"},
     {cudaErrorInvalidResourceHandle, "cudaErrorInvalidResourceHandle", "invalid resource handle"},
+    {cudaErrorSymbolNotFound, "cudaErrorSymbolNotFound", "named symbol not found"},
+    {cudaErrorIllegalState, "cudaErrorIllegalState",
+     "the operation cannot be performed in the present state"},
     {cudaErrorNotReady, "cudaErrorNotReady", "device not ready"},
+    {cudaErrorLaunchOutOfResources, "cudaErrorLaunchOutOfResources",
+     "too many resources requested for launch"},
     {cudaErrorLaunchFailure, "cudaErrorLaunchFailure", "unspecified launch failure"},
     {cudaErrorNotSupported, "cudaErrorNotSupported", "operation not supported"},
     {cudaErrorStreamCaptureUnsupported, "cudaErrorStreamCaptureUnsupported",
@@ -58,14 +65,19 @@ const char *cudaGetErrorString(cudaError_t code)
     return i < 0 ? "an error that the rehearsal never gives" : errors[i].text;
 }
 
+static void say(const char *what, cudaError_t code)
+{
+    fprintf(stderr, "rehearsal: %s: %s\n", what, cudaGetErrorString(code));
+}
+
 cudaError_t rehearsal_refuse(cudaError_t code, const char *format, ...)
 {
-    char line[512];
+    char what[512];
     va_list arguments;
     va_start(arguments, format);
-    vsnprintf(line, sizeof line, format, arguments);
+    vsnprintf(what, sizeof what, format, arguments);
     va_end(arguments);
-    fprintf(stderr, "rehearsal: %s: %s\n", line, cudaGetErrorString(code));
+    say(what, code);
     return last_error = code;
 }
 
@@ -81,6 +93,8 @@ cudaError_t cudaPeekAtLastError(void) { return last_error; }
 /* What every generated stub calls. */
 int rehearsal_unknown(const char *name)
 {
-    rehearsal_refuse(cudaErrorNotSupported, "the stand-in has no %s", name);
+    char what[512];
+    snprintf(what, sizeof what, "the stand-in has no %s", name);
+    say(what, cudaErrorNotSupported);
     return cudaErrorNotSupported;
 }

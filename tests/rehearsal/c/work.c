@@ -71,6 +71,8 @@ int rehearsal_perform(work *what, bool replayed)
 
 static cudaError_t append(work *what, stream *s)
 {
+    if (!s->capture) /* it ended while the executor looked at the launch */
+        return rehearsal_refuse(cudaErrorStreamCaptureInvalidated, "%s", what->name);
     int made = rehearsal_append(s->capture->graph, what, &s->leaves);
     rehearsal_set_node(&s->leaves, made);
     rehearsal_log_work(what, CAPTURED);

@@ -74,10 +74,11 @@ _LAUNCH = ctypes.CFUNCTYPE(
 )
 _PRODUCT = ctypes.CFUNCTYPE(c_int64, POINTER(Product))
 _REPLAY = ctypes.CFUNCTYPE(c_int64, c_int64)
+_ATEN = ctypes.CFUNCTYPE(c_int64, c_char_p)
 
 
 class _Executor(ctypes.Structure):
-    _fields_ = [("launch", _LAUNCH), ("product", _PRODUCT), ("replay", _REPLAY)]
+    _fields_ = [("launch", _LAUNCH), ("product", _PRODUCT), ("replay", _REPLAY), ("aten", _ATEN)]
 
 
 @functools.cache
@@ -267,6 +268,7 @@ def set_executor(
     launch: Launch | None = None,
     replay: Callable[[int], int] | None = None,
     product: Callable[[Product], int] | None = None,
+    aten: Callable[[str], int] | None = None,
 ) -> None:
     """Python computes what the device would, from now on; without arguments nothing does.
 
@@ -274,7 +276,8 @@ def set_executor(
     through the driver; ``parameters`` is the address of the array of pointers to the kernel's
     arguments, valid during the call. It returns 0, or while capturing a node's number above 0,
     which ``replay`` gets at each replay. ``product`` gets every matrix product when it has to be
-    computed, replays included. All return 0; an exception makes the launch fail.
+    computed, replays included. ``aten`` gets the name of every kernel that is launched through the
+    runtime, also while capturing. All return 0; an exception makes the launch fail.
     """
 
     def on_launch(
@@ -294,10 +297,15 @@ def set_executor(
         assert product is not None
         return product(described.contents)  # type: ignore[attr-defined]
 
+    def on_aten(name: bytes) -> int:
+        assert aten is not None
+        return aten(_demangled(name))
+
     executor = _Executor(
         _LAUNCH(_guarded(on_launch)) if launch else _LAUNCH(),
         _PRODUCT(_guarded(on_product)) if product else _PRODUCT(),
         _REPLAY(_guarded(replay)) if replay else _REPLAY(),
+        _ATEN(_guarded(on_aten)) if aten else _ATEN(),
     )
     _kept.append(executor)  # C holds the pointers
     _library().rehearsal_set_executor(executor)

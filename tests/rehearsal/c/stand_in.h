@@ -192,6 +192,7 @@ typedef struct {
                       unsigned shared_bytes, void **parameters, int capturing);
     int64_t (*product)(const product_work *product);
     int64_t (*replay)(int64_t node);
+    int64_t (*aten)(const char *name); /* a kernel of ATen's, which nothing executes */
 } executor;
 extern executor rehearsal_executor;
 

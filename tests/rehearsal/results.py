@@ -1,0 +1,74 @@
+"""Results in a rehearsal: everything that the device would compute is computed on the CPU.
+
+As a plugin of pytest (`-p tests.rehearsal.results`) it works for all tests of the process.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import torch
+
+from . import aten, stand_in
+from .kernels import prepared
+from .products import multiply
+
+# Of ATen's kernels those that are launched outside ops, and compute nothing.
+COMPUTE_NOTHING = ("spin_kernel",)  # torch.cuda._sleep
+
+_numbers = itertools.count(1)
+_works: dict[int, Callable[[], object]] = {}  # of the nodes in captured graphs
+
+
+def _keep(work: Callable[[], object]) -> int:
+    number = next(_numbers)
+    _works[number] = work
+    return number
+
+
+def _launch(
+    ptx: bytes,
+    name: str,
+    grid: tuple[int, ...],
+    block: tuple[int, ...],
+    shared_bytes: int,
+    parameters: int,
+    capturing: bool,
+) -> int:
+    work = prepared(ptx, name, grid, shared_bytes, parameters)
+    if capturing:
+        return _keep(work)
+    work()
+    return 0
+
+
+def _replay(number: int) -> int:
+    _works[number]()
+    return 0
+
+
+def _product(product: stand_in.Product) -> int:
+    multiply(product)
+    return 0
+
+
+def _aten(name: str) -> int:
+    if not aten.launched() and not any(known in name for known in COMPUTE_NOTHING):
+        raise NotImplementedError(f"the rehearsal cannot compute ATen's kernel {name}")
+    return 0
+
+
+def _append(work: Callable[[], None]) -> None:
+    stand_in.append_node(torch.cuda.current_stream().cuda_stream, _keep(work))
+
+
+def install() -> None:
+    """Compute whatever this process launches from now on."""
+    torch.cuda.init()
+    stand_in.set_executor(_launch, _replay, _product, _aten)
+    aten.install(_append)
+
+
+def pytest_configure() -> None:
+    install()

@@ -12,6 +12,7 @@ from . import (
     approximate,
     atomics,
     bits,
+    control,
     conversions,
     copies,
     floats,
@@ -27,11 +28,21 @@ from .source import Entry, Statement, entry_of
 from .types import TYPES
 
 Decoder = Callable[[Form], Run]
-TABLES: tuple[dict[str, Decoder], ...] = tuple(
-    module.DECODERS
-    for module in (integers, bits, moves, conversions, accesses, atomics, copies, warps, matrix)
+MODULES = (
+    integers,
+    bits,
+    moves,
+    conversions,
+    accesses,
+    atomics,
+    copies,
+    warps,
+    matrix,
+    control,
 )
-DECODERS: dict[str, Decoder] = {name: one for table in TABLES for name, one in table.items()}
+DECODERS: dict[str, Decoder] = {
+    name: decode for module in MODULES for name, decode in module.DECODERS.items()
+}
 
 
 class Parameter(NamedTuple):

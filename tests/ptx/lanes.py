@@ -49,6 +49,7 @@ class Lanes:
         self.origin: dict[int, str] = {}  # of registers computed from one that was never set
         self._unset_from = ""
         self.copies = Copies(self.size)
+        self.everyone = np.ones(self.size, bool)
         self.exited: Mask | None = None
         self.instruction: Instruction
         self.thread = np.tile(np.arange(self.threads, dtype=np.uint32), self.blocks)
@@ -79,7 +80,7 @@ class Lanes:
         old, written = self.values[slot], self.written[slot]
         if old is None:
             old, written = np.zeros(self.size, value.dtype), np.zeros(self.size, bool)
-        here = np.ones(self.size, bool) if active is None else active
+        here = self.everyone if active is None else active
         self.values[slot] = np.where(here, value, old)
         if self.unset is not None:
             written = (written | here) & ~(here & self.unset)
@@ -118,10 +119,11 @@ class Lanes:
     def whole_warps(self, active: Mask | None) -> None:
         """Refuse an instruction that a warp executes together, where a part of it does."""
         if active is not None:
-            by_warp = active.reshape(-1, WARP)
-            torn = by_warp.any(1) & ~by_warp.all(1)
+            by_warp: Mask = active.reshape(-1, WARP)
+            some, every = (np.asarray(find(1)) for find in (by_warp.any, by_warp.all))
+            torn = (some & ~every)[:, None]
             if torn.any():
-                missing = (torn[:, None] & ~by_warp).ravel()
+                missing = (torn & ~by_warp).ravel()
                 self.fault(InactiveLane, missing, "does not take part with the rest of its warp")
 
     def whole_blocks(self, active: Mask | None) -> Array | None:
@@ -130,8 +132,8 @@ class Lanes:
             return None
         live = active if self.exited is None else active | self.exited
         by_block = active.reshape(self.blocks, -1)
-        waiting = by_block.any(1)
-        missing = (waiting[:, None] & ~live.reshape(self.blocks, -1)).ravel()
+        waiting = by_block.any(axis=1, keepdims=True)
+        missing = (waiting & ~live.reshape(self.blocks, -1)).ravel()
         if missing.any():
             self.fault(DivergentBarrier, missing, "does not reach the barrier with its block")
         return np.flatnonzero(waiting)

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .errors import Trap
 from .lanes import WARP, Lanes
 from .memory import GlobalMemory
 from .program import Parameter, Program, Step
@@ -123,9 +122,8 @@ def _run_group(
             _join(groups, at, active, lanes)
             return
     _count(lanes, active, at - first)
-    everyone = np.ones(lanes.size, bool)
-    leaving = everyone if chosen is None else chosen
-    staying = (everyone if active is None else active) & ~leaving
+    leaving = lanes.everyone if chosen is None else chosen
+    staying = (lanes.everyone if active is None else active) & ~leaving
     if step.target is not None:
         _join(groups, step.target, leaving, lanes)
     elif leaving.any():
@@ -150,6 +148,3 @@ def _count(lanes: Lanes, active: Mask | None, instructions: int) -> None:
         warps = int(by_warp.any(1).sum())
         lanes.traffic.divergent += instructions * int((by_warp.any(1) & ~live.all(1)).sum())
     lanes.traffic.instructions += instructions * warps
-
-
-__all__ = ["GlobalMemory", "Trap", "Units", "execute", "packed"]

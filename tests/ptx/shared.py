@@ -69,7 +69,7 @@ class SharedMemory:
         written = access.of(self._written)
         if written.min(initial=1) == 0:
             access.fault(UnwrittenShared, written == 0, "which nobody has written")
-        if written.max(initial=0) >= self._warp_time.min():
+        if written.max(initial=0) >= self._block_time.min():
             self._check_written(access, written)
         self._note_reading(access)
         rows = self._data.view(f"u{width}").reshape(-1, count)
@@ -145,7 +145,7 @@ class SharedMemory:
     def _check_writing(self, access: Access, differs: object) -> None:
         since_block = self._block_time[access.blocks]
         written = access.of(self._written)
-        if written.max(initial=0) >= self._warp_time.min():
+        if written.max(initial=0) >= self._block_time.min():
             if (under_way := written == UNDER_WAY).any():
                 access.fault(
                     EarlyRead, under_way, self._writers(access, under_way, "is copied to by")
@@ -158,7 +158,7 @@ class SharedMemory:
             if racing.any():
                 access.fault(SharedRace, racing, self._writers(access, racing, "was written by"))
         read = access.of(self._read)  # (lanes, granules, warps)
-        if read.max(initial=0) < self._warp_time.min():
+        if read.max(initial=0) < self._block_time.min():
             return
         own = np.arange(self.warps) == access.warp[:, None, None]
         since = np.where(own, self._warp_time[access.warps][..., None], since_block[..., None])
@@ -181,12 +181,12 @@ class SharedMemory:
             several = np.nonzero(clash)
             reader[access.at[several[0]], several[1], access.warp[several[0]]] = SEVERAL
         read[at] = self._time
-        access.of_writable(self._read_by)[access.at] = access.lanes.instruction.index
+        access.of_writable(self._read_by)[access.at] = access.lanes.instruction.number
 
     def _note_writing(self, access: Access, time: int, order: slice = slice(None)) -> None:
         access.of_writable(self._written)[access.at] = time
         access.of_writable(self._writer)[access.at[order]] = access.thread[order, None]
-        access.of_writable(self._written_by)[access.at] = access.lanes.instruction.index
+        access.of_writable(self._written_by)[access.at] = access.lanes.instruction.number
 
     def _writers(self, access: Access, chosen: Mask, verb: str) -> str:
         writer = int(access.of(self._writer)[chosen][0])

@@ -56,6 +56,7 @@ __all__ = [
     "same_backend",
     "tl",
     "triton",
+    "undecorated",
     "use_backend",
     "uses_triton",
     "without_autocast",
@@ -71,6 +72,15 @@ _forced: ContextVar[str | None] = ContextVar("vaez_backend", default=None)
 def jit(function: _F) -> _F:
     """`triton.jit` where triton is installed; elsewhere the function itself, never to be run."""
     return triton.jit(function) if triton is not None else function
+
+
+def undecorated(function: _F) -> _F:
+    """The Python function that `jit` was given: for a formula of one body, what the twin calls.
+
+    The decorated one must be defined under the name by which kernels call it, since inductor
+    writes a helper down as its `def` says: kernels would not find it under an alias.
+    """
+    return getattr(function, "fn", function)  # type: ignore[return-value]
 
 
 def interpreting() -> bool:

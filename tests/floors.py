@@ -9,7 +9,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from bench.traffic import mixture_log_prob_moved
 from tests.helpers import MODES
+from vaez_kernels import mixture as kernels
 
 
 class Floor(NamedTuple):
@@ -40,3 +42,23 @@ def bernoulli(logits: Tensor, x: Tensor) -> tuple[Floor, Floor]:
     results = 4 * logits.shape[0] * logits.shape[1]
     backward = Floor(of_logits + of_x + results, of_logits + (of_x if x.requires_grad else 0))
     return Floor(of_logits + of_x, results), backward
+
+
+def mixture(draws: int, components: int, D: int, leave_out: bool) -> tuple[Floor, Floor]:
+    """What the forward and the backward kernel move: more than their inputs, as bench/traffic says.
+
+    In addition each program reads which component each of its draws leaves out.
+    """
+    forward, both = (mixture_log_prob_moved(draws, components, D, back) for back in (False, True))
+    tiles = -(-components // kernels.BLOCK_N)
+    splits = kernels.splits_of(draws, tiles)
+    d_blocks = -(-D // kernels.block_d_of(D))
+    left = 8 * leave_out * splits * draws
+    of_tops = 4 * 2 * splits * draws
+    blocks = -(-draws // kernels.BLOCK_M)
+    weights = 4 * blocks * tiles * d_blocks * kernels.BLOCK_M * kernels.BLOCK_N
+    of_sums = 4 * draws * D * tiles
+    return (
+        Floor(forward - of_tops + left, of_tops),
+        Floor(both - forward - weights - of_sums + d_blocks * left, weights + of_sums),
+    )

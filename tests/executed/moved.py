@@ -20,6 +20,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
+from tests.executed.handover import Handover
 from tests.ptx.lanes import Lanes
 from tests.ptx.memory import GlobalMemory
 from tests.ptx.types import Array
@@ -44,7 +45,11 @@ class Moved:
 
 @contextmanager
 def counted(arguments: tuple[Any, ...]) -> Iterator[Moved]:
-    """What kernels given these arguments move meanwhile."""
+    """What a kernel given these arguments moves meanwhile.
+
+    Raises:
+        GlobalRace: see handover.py.
+    """
     keys = [
         range(t.data_ptr(), t.data_ptr() + 16)
         for t in arguments
@@ -52,11 +57,12 @@ def counted(arguments: tuple[Any, ...]) -> Iterator[Moved]:
     ]
     moved = Moved()
     load, store = GlobalMemory.load, GlobalMemory.store
-    stretch = _Stretch()
+    stretch, handover = _Stretch(), Handover()
 
     def noted_load(
         self: GlobalMemory, lanes: Lanes, where: Array | None, at: Array, width: int, count: int
     ) -> Array:
+        handover.load(lanes, where, at, width * count)
         size = 0 if stretch.repeats(lanes, at) else _bytes(lanes, where, at, width * count)
         if len(at) > 0 and any(int(at[0]) in key for key in keys):
             moved.key += size
@@ -69,6 +75,7 @@ def counted(arguments: tuple[Any, ...]) -> Iterator[Moved]:
     ) -> None:
         stretch.loads.clear()
         width = values.dtype.itemsize * len(values)
+        handover.store(lanes, where, at, width)
         moved.stores[width] += _bytes(lanes, where, at, width)
         store(self, lanes, where, at, values)
 

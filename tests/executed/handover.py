@@ -49,7 +49,10 @@ class Handover:
         """
         self._forget(lanes)
         words, users = _words(lanes, where, at, width)
-        _refuse(lanes, "writes", "wrote", *self._written.others(words, users))
+        here = _Users()
+        here.add(words, users)
+        for table in (here, self._written):
+            _refuse(lanes, "writes", "wrote", *table.others(words, users))
         _refuse(lanes, "writes", "read", *self._read.others(words, users))
         for table in (self._written, self._ever):
             table.add(words, users)

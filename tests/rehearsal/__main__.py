@@ -71,9 +71,9 @@ def page(found: dict[str, Any]) -> Iterator[str]:
     yield "# What a CUDA run asks of the device"
     yield ""
     yield (
-        f"Counted without a GPU, on the stand-in for the CUDA libraries (tests/rehearsal), which says "
-        f"that it is an {where['device']}: the host's code is real, kernels do nothing and take no "
-        f"time. Host times are those of one core of this machine ({where['cpu']}) with torch "
+        f"Counted without a GPU, on the stand-in for the CUDA libraries (tests/rehearsal), which "
+        f"says that it is an {where['device']}: the host's code is real, kernels do nothing and take "
+        f"no time. Host times are those of one core of this machine ({where['cpu']}) with torch "
         f"{where['torch']} and triton {where['triton']}; a GPU's host has others, and the share of "
         "the real driver, some microseconds a launch, is missing. Repeat with "
         "`python -m tests.rehearsal --out DIR`."
@@ -82,8 +82,8 @@ def page(found: dict[str, Any]) -> Iterator[str]:
     yield "## A training step"
     yield ""
     yield (
-        "The altosaar VAE, batches of 128. A replay is 32 steps in one graph; its host time is for one "
-        "step of it."
+        "The altosaar VAE, batches of 128. A replay is 32 steps in one graph; its host time is for "
+        "one step of it."
     )
     yield ""
     yield (
@@ -101,8 +101,8 @@ def page(found: dict[str, Any]) -> Iterator[str]:
     yield "## A call of each op"
     yield ""
     yield (
-        "128 rows, 20 latents, 784 pixels, 512 hidden units, 1,024 components. The last column is the "
-        "host's time over that of `torch.add`, called in turn with it."
+        "128 rows, 20 latents, 784 pixels, 512 hidden units, 1,024 components. The last column is "
+        "the host's time over that of `torch.add`, called in turn with it."
     )
     yield ""
     yield "| op | launches | ours | waits | host µs | × torch.add |"

@@ -76,7 +76,7 @@ def scores_jit(  # type: ignore[no-untyped-def]
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):  # rows, skip (BLOCK_M, 1), columns (1, BLOCK_N) → (BLOCK_M, BLOCK_N); D is looped over
-    z_stride, n_stride = z_stride.to(tl.int64), n_stride.to(tl.int64)
+    z_stride, n_stride = tl.cast(z_stride, tl.int64), tl.cast(n_stride, tl.int64)
     squares = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for start in range(0, D, SEGMENT):
         segment = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
@@ -295,7 +295,7 @@ def _launch_forward(
     top = tops.amax(0)
     finite = torch.where(top == -torch.inf, 0.0, top)
     total = (totals * torch.exp(tops - finite)).sum(0)
-    components = len_of(mu) - (leave_out is not None)
+    components = len_of(mu) - (0 if leave_out is None else 1)
     return log_density(top, total, prepared.shift, components, D), top, total
 
 
@@ -503,7 +503,7 @@ def _twin_forward(
             top[m : m + plan.draws] = tops.flatten()
             total[m : m + plan.draws] = totals.flatten()
     top, total = top[: len(z)], total[: len(z)]
-    components = len(mu) - (leave_out is not None)
+    components = len(mu) - (0 if leave_out is None else 1)
     return log_density(top, total, shift, components, z.shape[1]), top, total
 
 

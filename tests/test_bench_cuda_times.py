@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -115,7 +117,7 @@ def test_rivals_are_timed_in_turn_and_each_starts_a_round(gpu: FakeGPU) -> None:
         order.append(name)
         gpu.launch(LOOP_SECONDS)  # a loop is one call
 
-    interleave({name: lambda name=name: work(name) for name in "abc"}, CUDA, budget=0.0)
+    interleave({name: partial(work, name) for name in "abc"}, CUDA, budget=0.0)
     rounds = ["".join(order[-66:][i : i + 6]) for i in range(0, 66, 6)]
     assert rounds[:4] == ["aabbcc", "bbccaa", "ccaabb", "aabbcc"]
 

@@ -57,7 +57,7 @@ def test_importance(benchmark: Any, bench: Bench, provider: str) -> None:
     bench.record(benchmark, group, provider)
 
 
-class _Contest:
+class ImportanceContest:
     """The model, a few images, and the truth about the first of them."""
 
     def __init__(self, bench: Bench) -> None:
@@ -90,7 +90,7 @@ class _Contest:
 
     def ours(self, precision: str) -> Rival:
         args = (self.vae.decoder, self.mu, self.logvar, self.x, self.noise, self.samples, precision)
-        return self._rival(
+        return self.rival(
             partial(importance_log_likelihood, *args),
             importance_log_likelihood(*args)[:CHECKED],
             precision,
@@ -108,7 +108,7 @@ class _Contest:
 
         found = by_layers()
         assert isinstance(found, Tensor)
-        return self._rival(by_layers, found[:CHECKED], precision)
+        return self.rival(by_layers, found[:CHECKED], precision)
 
     def theirs(self, compiled: bool) -> Rival:
         rows = importance.LOGITS[self.device.type] // 784
@@ -120,9 +120,9 @@ class _Contest:
         of_first = (self.mu[:CHECKED], self.logvar[:CHECKED], self.x[:CHECKED])
         found = run(*of_first, self.samples, rows, draw=drawn)
         work = partial(run, self.mu, self.logvar, self.x, self.samples, rows)
-        return self._rival(work, found, "float32")
+        return self.rival(work, found, "float32")
 
-    def _rival(self, work: Callable[[], object], found: Tensor, precision: str) -> Rival:
+    def rival(self, work: Callable[[], object], found: Tensor, precision: str) -> Rival:
         error = (found.double().cpu() - self.truth).abs() / TOLERANCE[precision]
         check = Check(worst(error.tolist()), "float64 reference, the same eps")
         return Rival(work, check, {"images": self.images, "samples": self.samples})
@@ -135,7 +135,7 @@ def _exact(layer: torch.nn.Linear) -> torch.nn.Linear:
 
 
 def _group(bench: Bench) -> Group:
-    contest = _Contest(bench)
+    contest = ImportanceContest(bench)
     makers: dict[str, Maker | str] = {"eager": partial(contest.theirs, compiled=False)}
     cuda = bench.device.type == "cuda"
     can_compile = cuda or has_cpu_compiler()

@@ -81,8 +81,8 @@ def _group(case: str, images: Tensor, device: torch.device) -> Group:
             makers |= {engine_row: NO_BFLOAT16, products_row: NO_BFLOAT16}
             continue
         products[engine_row] = products_row
-        engine = cache(partial(_engine, model, trains, images, dtype))  # both rows are of one
-        makers[engine_row] = lambda engine=engine: _steps(engine(), model, trains)
+        engine = cache(partial(engine_of, model, trains, images, dtype))  # both rows are of one
+        makers[engine_row] = lambda engine=engine: steps(engine(), model, trains)
         makers[products_row] = lambda engine=engine: _products(engine(), device)
     built = build(makers, lambda name: name == "compiled")
     title = f"training step, {case}, batch {BATCH_SIZE}"
@@ -125,7 +125,7 @@ def _baselines(
     return {"textbook": checked(half, trains)}
 
 
-def _engine(model: str, trains: str, images: Tensor, dtype: torch.dtype) -> Engine:
+def engine_of(model: str, trains: str, images: Tensor, dtype: torch.dtype) -> Engine:
     vae = VAE(model).to(images.device)
     make = partial(
         Engine,
@@ -140,7 +140,7 @@ def _engine(model: str, trains: str, images: Tensor, dtype: torch.dtype) -> Engi
     return make(OBJECTIVES[trains](vae), encoder=encoder)
 
 
-def _steps(engine: Engine, model: str, trains: str) -> Rival:
+def steps(engine: Engine, model: str, trains: str) -> Rival:
     check = check_first_step(engine, model, trains)
     if engine.batches.images.device.type == "cpu":
         return Rival(engine.step, check)

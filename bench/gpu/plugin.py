@@ -18,11 +18,10 @@ import pytest
 from bench import accuracy, building, rows
 from bench.gpu.journal import CRASHED, DRY, FAILED, PASSED, SKIPPED, Journal, settled, this_run
 from bench.gpu.parts import PARTS, group_of, in_order
+from bench.gpu.processes import LOST
 from bench.measure import Work, interleave
 from bench.rivals import AUTOTUNED
 
-# The exit status of a process whose CUDA device is lost.
-LOST = 86
 # Not compiled ahead: max-autotune times candidates, which needs the machine alone, and JAX keeps
 # nothing on the disk.
 NOT_AHEAD = (AUTOTUNED, "jax", "jax bfloat16")

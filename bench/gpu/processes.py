@@ -18,6 +18,8 @@ from bench.gpu.journal import Journal
 ROOT = Path(__file__).parents[2]
 # pytest's for "all passed", "some failed" and "no rows to run": it came to its end.
 FINISHED = (0, 1, 5)
+# A worker's whose CUDA device is lost: it has recorded what it took with it.
+LOST = 86
 # A process that is told to stop may say so in its log; its rows are on the disk already.
 GRACE_SECONDS = 5.0
 # A kernel that never ends, or a compiler: no row takes so long without a line in its log.
@@ -132,7 +134,7 @@ def workers(
                 return None
             if outcome.at_the_limit:
                 return outcome.why
-            if not journal.crash(worker, outcome.why):
+            if outcome.status != LOST and not journal.crash(worker, outcome.why):
                 return f"{worker}: {outcome.why}; see {worker}.txt"
 
     with ThreadPoolExecutor(max_workers=len(names)) as pool:

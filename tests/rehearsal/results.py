@@ -6,7 +6,8 @@ As a plugin of pytest (`-p tests.rehearsal.results`) it works for all tests of t
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -19,6 +20,9 @@ COMPUTE_NOTHING = ("spin_kernel",)  # torch.cuda._sleep
 
 _numbers = itertools.count(1)
 _works: dict[int, Callable[[], object]] = {}  # of the nodes in captured graphs
+
+
+_idle: dict[str, list[str]] = {}
 
 
 def _keep(work: Callable[[], object]) -> int:
@@ -37,6 +41,9 @@ def _launch(
     capturing: bool,
 ) -> int:
     work = prepared(ptx, name, grid, shared_bytes, parameters)
+    if name in _idle:
+        _idle[name].append(name)
+        return 0
     if capturing:
         return _keep(work)
     work()
@@ -61,6 +68,16 @@ def _aten(name: str) -> int:
 
 def _append(work: Callable[[], None]) -> None:
     stand_in.append_node(torch.cuda.current_stream().cuda_stream, _keep(work))
+
+
+@contextmanager
+def idle(kernel: str) -> Iterator[list[str]]:
+    """This kernel computes nothing meanwhile; its launches are listed."""
+    _idle[kernel] = []
+    try:
+        yield _idle[kernel]
+    finally:
+        del _idle[kernel]
 
 
 def install() -> None:

@@ -16,6 +16,7 @@ from . import (
     integers,
     matrix,
     moves,
+    traps,
     warps,
 )
 from .errors import UnsupportedPtx
@@ -25,7 +26,8 @@ from .types import TYPES
 
 Decoder = Callable[[Form], Run]
 TABLES: tuple[dict[str, Decoder], ...] = tuple(
-    module.DECODERS for module in (integers, moves, conversions, accesses, copies, warps, matrix)
+    module.DECODERS
+    for module in (integers, moves, conversions, accesses, copies, warps, matrix, traps)
 )
 DECODERS: dict[str, Decoder] = {name: one for table in TABLES for name, one in table.items()}
 # Opcodes that take a type of either kind.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import ctypes
-import re
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from typing import NamedTuple
@@ -15,6 +14,7 @@ import torch
 from tests.ptx.machine import execute
 from tests.ptx.memory import GlobalMemory
 from tests.ptx.program import Program, parse
+from tests.ptx.traps import without_calls
 
 POINTER = "u64"
 
@@ -50,19 +50,9 @@ def prepared(
     return partial(execute, program, grid, arguments, memory, shared_bytes)
 
 
-# A device-side assertion calls the only function there is, and then traps: the trap is enough.
-ASSERTIONS = (
-    r"^\.extern \.func __assertfail\b.*?\.noreturn;$",
-    r"\{ // callseq \d+, \d+$(?:(?!callseq).)*?\bcall\.uni __assertfail,.*?\} // callseq \d+$",
-)
-
-
 @cache
 def _parsed(ptx: bytes) -> Program:
-    text = ptx.decode()
-    for pattern in ASSERTIONS:  # as many lines as before, for messages
-        text = re.sub(pattern, lambda m: "\n" * m[0].count("\n"), text, flags=re.M | re.S)
-    return parse(text)
+    return parse(without_calls(ptx.decode()))
 
 
 def _arguments(program: Program, parameters: int) -> Iterator[bytes]:

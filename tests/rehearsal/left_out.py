@@ -1,18 +1,14 @@
-"""Which tests of tests/cuda do not run in a rehearsal, or not with all of their parameters, and why.
-
-A plugin of pytest: it takes them out of what was collected.
-"""
+"""Which tests of tests/cuda a rehearsal leaves out, and why."""
 
 from __future__ import annotations
 
-import pytest
-
+# Tests that do not run, and why.
 LEFT_OUT = {
     "test_numbers::test_ten_million_normals_stay_within_their_promise_and_look_normal": (
-        "executing the kernel for so many takes minutes"
+        "to execute the kernel for so many takes minutes"
     ),
 }
-# They find it out themselves, and give this reason.
+# Tests that find out themselves that they cannot run, and their reasons.
 SKIPPED = {
     "test_numbers::test_elements_beyond_2_to_the_31_are_the_streams": (
         "needs 12 GiB of free GPU memory"
@@ -22,13 +18,8 @@ SKIPPED = {
     ),
     "test_launches::test_no_access_is_out_of_bounds": "compute-sanitizer is not installed",
 }
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    kept, left = [], []
-    for item in items:
-        name = f"{item.path.stem}::{item.name}"
-        out = name.split("[")[0] in LEFT_OUT
-        (left if out else kept).append(item)
-    config.hook.pytest_deselected(items=left)
-    items[:] = kept
+# Tests of memory, which read no results: their kernels are launched and not executed.
+NOT_EXECUTED = (
+    "test_products::test_five_thousand_samples_of_a_thousand_images_take_little_memory",
+    "test_products::test_of_the_last_layer_no_logits_are_in_memory",
+)

@@ -40,14 +40,18 @@ def _launch(
     parameters: int,
     capturing: bool,
 ) -> int:
-    work = prepared(ptx, name, grid, shared_bytes, parameters)
+    work: Callable[[], object] = prepared(ptx, name, grid, shared_bytes, parameters)
     if name in _idle:
         _idle[name].append(name)
-        return 0
+        work = _nothing
     if capturing:
         return _keep(work)
     work()
     return 0
+
+
+def _nothing() -> None:
+    """What an idle kernel computes."""
 
 
 def _replay(number: int) -> int:
@@ -80,10 +84,24 @@ def idle(kernel: str) -> Iterator[list[str]]:
         del _idle[kernel]
 
 
+@contextmanager
+def nothing_executed() -> Iterator[None]:
+    """No kernel and no product of matrices computes anything meanwhile."""
+    stand_in.set_executor(aten=_aten)
+    try:
+        yield
+    finally:
+        _compute_all()
+
+
+def _compute_all() -> None:
+    stand_in.set_executor(_launch, _replay, _product, _aten)
+
+
 def install() -> None:
     """Compute whatever this process launches from now on."""
     torch.cuda.init()
-    stand_in.set_executor(_launch, _replay, _product, _aten)
+    _compute_all()
     aten.install(_append)
 
 

@@ -47,12 +47,10 @@ class Outcome(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def outcomes(
-    stand_in_folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Outcome]:
+def outcomes(stand_in_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     report = tmp_path_factory.mktemp("cuda_tests") / "report.xml"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    plugins = ["-p", "tests.rehearsal.results", "-p", "tests.rehearsal.left_out"]
+    plugins = ["-p", "tests.rehearsal.results", "-p", "tests.rehearsal.shortened"]
     # sm_80, whose matrix products the executor of PTX knows.
     variables = environment(stand_in_folder, device="a100")
     done = subprocess.run(

@@ -18,7 +18,7 @@ import numpy as np
 from .floats import flush
 from .form import Form, Run
 from .lanes import Lanes
-from .types import TYPES, Array, Mask
+from .types import Array, Mask
 from .units import Units
 
 DIV_ULPS = 2  # 9.7.3.8: div.full everywhere, div.approx for 2^-126 <= |b| <= 2^126
@@ -43,8 +43,7 @@ def within(exact: Any, error: Any, units: Units) -> Array:
 
     At least the nearest float32, which every correctly rounded unit returns.
     """
-    with np.errstate(over="ignore"):
-        nearest = exact.astype(np.float32)
+    nearest = exact.astype(np.float32)
     if units is Units.NEAREST:
         return nearest
     sign = 1.0 if units is Units.UP else -1.0
@@ -57,38 +56,25 @@ def within(exact: Any, error: Any, units: Units) -> Array:
 
 
 def ulps(exact: Any, count: int) -> Any:
-    """So many units in the last place of the float32 nearest to `exact`, as a distance from it."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        nearest = np.minimum(np.abs(exact), LARGEST).astype(np.float32)
-        return count * np.spacing(nearest).astype(np.float64) + np.abs(
-            np.where(np.isfinite(exact), nearest.astype(np.float64) - np.abs(exact), 0)
-        )
+    """So many units in the last place of the float32 nearest to `exact`; no change of its sign."""
+    nearest = np.minimum(np.abs(exact), LARGEST).astype(np.float32)
+    error = np.minimum(count * np.spacing(nearest).astype(np.float64), np.abs(exact))
+    return np.where(np.isfinite(exact), error, 0.0)
 
 
 def ex2_error(exact: Any, a: Any) -> Any:
-    return np.where(a == 0, 0.0, np.minimum(ulps(exact, EX2_ULPS), _to_zero(exact)))
-
-
-def _to_zero(exact: Any) -> Any:
-    # A result that is positive stays so, or becomes zero.
-    return np.abs(exact)
-
-
-def rcp_error(exact: Any, a: Any) -> Any:
-    return np.minimum(ulps(exact, RCP_ULPS), _to_zero(exact))
-
-
-def div_error(exact: Any, a: Any, b: Any) -> Any:
-    return np.where(np.isfinite(exact), np.minimum(ulps(exact, DIV_ULPS), _to_zero(exact)), 0.0)
+    rounded = np.minimum(exact, LARGEST).astype(np.float32).astype(np.float64)
+    return np.where((a == 0) | ~np.isfinite(a), 0.0, ulps(rounded, EX2_ULPS) + rounded - exact)
 
 
 def lg2_error(exact: Any, a: Any) -> Any:
-    return np.where((a > 0.5) & (a < 2), LG2_ABSOLUTE, LG2_RELATIVE * np.abs(exact))
+    error = np.where((a > 0.5) & (a < 2), LG2_ABSOLUTE, LG2_RELATIVE * np.abs(exact))
+    return np.where(np.isfinite(exact), error, 0.0)
 
 
 def sine_error(exact: Any, a: Any) -> Any:
     near = np.abs(a) <= 2 * np.pi
-    return np.where(near, SINE_ABSOLUTE, FAR_SINE_ABSOLUTE) * ((a != 0) | (exact == 0))
+    return np.where(a == 0, 0.0, np.where(near, SINE_ABSOLUTE, FAR_SINE_ABSOLUTE))
 
 
 def relative(bound: float) -> Error:
@@ -122,25 +108,25 @@ def approximate(
     return decode
 
 
-def decode_div(form: Form) -> Run:
-    if "full" in form.modifiers:
-        return divide_full(form)
-    return divide_approx(form)
+def divide(a: Any, b: Any) -> Any:
+    return a / b
 
 
-def _divide_approx(a: Any, b: Any) -> Any:
+def divide_approx(a: Any, b: Any) -> Any:
     far = (np.abs(b) > 2.0**126) & np.isfinite(b)
     beyond = np.where(np.isinf(a), np.nan, np.copysign(0.0, a) * np.sign(b))
     return np.where(far, beyond, a / b)
 
 
-divide_full = approximate(lambda a, b: a / b, div_error, 2)
-divide_approx = approximate(_divide_approx, div_error, 2)
+def decode_div(form: Form) -> Run:
+    function = divide if "full" in form.modifiers else divide_approx
+    return approximate(function, lambda exact, a, b: ulps(exact, DIV_ULPS), 2)(form)
+
 
 DECODERS: dict[str, Callable[[Form], Run]] = {
     "ex2": approximate(np.exp2, ex2_error),
     "lg2": approximate(np.log2, lg2_error),
-    "rcp": approximate(lambda a: 1.0 / a, rcp_error),
+    "rcp": approximate(lambda a: 1.0 / a, lambda exact, a: ulps(exact, RCP_ULPS)),
     "sqrt": approximate(np.sqrt, relative(SQRT_RELATIVE)),
     "rsqrt": approximate(lambda a: 1.0 / np.sqrt(a), relative(RSQRT_RELATIVE)),
     "sin": approximate(np.sin, sine_error),
@@ -148,5 +134,3 @@ DECODERS: dict[str, Callable[[Form], Run]] = {
     "tanh": approximate(np.tanh, relative(TANH_RELATIVE)),
     "div": decode_div,
 }
-
-__all__ = ["DECODERS", "TYPES", "within"]

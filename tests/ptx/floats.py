@@ -140,7 +140,6 @@ def decode_fma(form: Form) -> Run:
     if type.name == "f32":
         function: Callable[..., Any] = flushing(fused) if form.flag("ftz") else fused
         return elementwise(form, [type] * 3, type, function)
-    # In float32 the product is exact, and the sum is not: float64 holds it, but for far exponents.
     one = TYPES[type.name.removesuffix("x2")]
     narrow = _fma_bfloat16 if one.name == "bf16" else _fma_float16
     function = narrow if one is type else halves(narrow, one)
@@ -148,7 +147,8 @@ def decode_fma(form: Form) -> Run:
 
 
 def _fma_float16(a: Any, b: Any, c: Any) -> Any:
-    return (a.astype(np.float64) * b + c).astype(np.float16)
+    product = a.astype(np.float64) * b
+    return _to_odd(product, c.astype(np.float64), product + c).astype(np.float16)
 
 
 def _fma_bfloat16(a: Any, b: Any, c: Any) -> Any:

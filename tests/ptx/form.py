@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from .errors import UnsupportedPtx
+from .names import Names
 from .types import B32, PRED, TYPES, U32, Array, Mask, Type
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ INSTRUCTION = re.compile(r"(?:@(!?)\s*(\S+)\s+)?([a-z][\w.:]*)\s*(.*)")
 class Instruction(NamedTuple):
     """Where an instruction stands, for messages."""
 
-    index: int
+    number: int  # in the program
     line: int
     text: str
     source: str
@@ -39,44 +40,6 @@ class Instruction(NamedTuple):
     def __str__(self) -> str:
         place = f" ({self.source})" if self.source else ""
         return f"line {self.line}{place}: {self.text}"
-
-
-class Names:
-    """Registers and variables by name; those of inner scopes hide outer ones."""
-
-    def __init__(self) -> None:
-        self.widths: list[int] = []  # of each register, in bits
-        self.names: list[str] = []
-        self.variables: dict[str, int] = {}  # address in shared memory
-        self.granule = 16  # bytes of the smallest access to shared memory
-        self._scopes: list[dict[str, int]] = [{}]
-
-    def open(self) -> None:
-        self._scopes.append({})
-
-    def close(self) -> None:
-        self._scopes.pop()
-
-    def declare(self, text: str) -> None:
-        """`.reg .b32 %r<8>, %x;` makes the registers %r0 to %r7, and %x."""
-        found = re.fullmatch(r"\.reg\s+\.(\w+)\s+(.*)", text)
-        if not found or found[1] not in TYPES:
-            raise UnsupportedPtx(f"cannot declare: {text}")
-        for word in found[2].split(","):
-            name = re.fullmatch(r"\s*([\w$%]+)(?:<(\d+)>)?\s*", word)
-            if not name:
-                raise UnsupportedPtx(f"cannot declare: {text}")
-            several = [f"{name[1]}{k}" for k in range(int(name[2]))] if name[2] else [name[1]]
-            for one in several:
-                self._scopes[-1][one] = len(self.widths)
-                self.widths.append(TYPES[found[1]].bits)
-                self.names.append(one)
-
-    def register(self, name: str) -> int | None:
-        for scope in reversed(self._scopes):
-            if name in scope:
-                return scope[name]
-        return None
 
 
 class Form:
@@ -88,7 +51,9 @@ class Form:
             raise UnsupportedPtx(f"{instruction}: no instruction")
         self.instruction, self.names, self.parameters = instruction, names, parameters
         self.guard = (found[2], bool(found[1])) if found[2] else None
-        self.opcode, *self.modifiers = found[3].split(".")
+        words = found[3].split(".")
+        self.opcode: str = words[0]
+        self.modifiers: list[str] = words[1:]
         self.operands = split(found[4])
 
     def refuse(self, why: str) -> UnsupportedPtx:

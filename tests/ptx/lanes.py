@@ -118,10 +118,11 @@ class Lanes:
     def whole_warps(self, active: Mask | None) -> None:
         """Refuse an instruction that a warp executes together, where a part of it does."""
         if active is not None:
-            by_warp = active.reshape(-1, WARP)
-            torn = by_warp.any(1) & ~by_warp.all(1)
+            by_warp: Mask = active.reshape(-1, WARP)
+            some, every = (np.asarray(find(1)) for find in (by_warp.any, by_warp.all))
+            torn = (some & ~every)[:, None]
             if torn.any():
-                missing = (torn[:, None] & ~by_warp).ravel()
+                missing = (torn & ~by_warp).ravel()
                 self.fault(InactiveLane, missing, "does not take part with the rest of its warp")
 
     def whole_blocks(self, active: Mask | None) -> Array | None:
@@ -130,8 +131,8 @@ class Lanes:
             return None
         live = active if self.exited is None else active | self.exited
         by_block = active.reshape(self.blocks, -1)
-        waiting = by_block.any(1)
-        missing = (waiting[:, None] & ~live.reshape(self.blocks, -1)).ravel()
+        waiting = by_block.any(axis=1, keepdims=True)
+        missing = (waiting & ~live.reshape(self.blocks, -1)).ravel()
         if missing.any():
             self.fault(DivergentBarrier, missing, "does not reach the barrier with its block")
         return np.flatnonzero(waiting)

@@ -70,12 +70,11 @@ class PtxKernel:
         )
         program, metadata = self._program(parsed, signature, constexprs, attributes)
         values = [bound[name] for name, type in signature.items() if type != "constexpr"]
-        tensors = [value for value in values if isinstance(value, Tensor)]
         numbers = [_argument(value) for value in values]
         # Triton appends pointers to scratch memory, which kernels without such use do not read.
         numbers += [0] * (len(program.parameters) - len(numbers))
         sizes = tuple(int(size) for size in (grid(bound) if callable(grid) else grid))
-        traffic = execute(program, sizes, numbers, memory_of(tensors), metadata.shared, self.units)
+        traffic = execute(program, sizes, numbers, memory_of(bound), metadata.shared, self.units)
         run = Run(sizes, traffic, metadata, program)
         self.runs.append(run)
         return run
@@ -99,25 +98,30 @@ def _argument(value: Any) -> int | float:
     raise UnsupportedPtx(f"expected a tensor or a number as argument, got {type(value).__name__}")
 
 
-def memory_of(tensors: Sequence[Tensor]) -> GlobalMemory:
-    """The memory between the first and the last element of each CPU tensor, and no more."""
-    spans: list[list[int]] = []
-    for tensor in sorted(tensors, key=Tensor.data_ptr):
+def memory_of(arguments: dict[str, Any]) -> GlobalMemory:
+    """The memory between the first and the last element of each CPU tensor, and no more.
+
+    Raises:
+        ValueError: a tensor is not on the CPU.
+    """
+    spans: list[tuple[int, int, str]] = []
+    tensors = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
+    for name, tensor in sorted(tensors.items(), key=lambda item: item[1].data_ptr()):
         if tensor.device.type != "cpu":
-            raise ValueError(f"expected tensors on the CPU, got one on {tensor.device}")
+            raise ValueError(f"expected {name} on the CPU, got {tensor.device}")
         if tensor.numel() == 0:
             continue
-        elements = 1 + sum(
-            (n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True)
-        )
+        steps = zip(tensor.shape, tensor.stride(), strict=True)
+        elements = 1 + sum((length - 1) * step for length, step in steps)
         start = tensor.data_ptr()
         end = start + elements * tensor.element_size()
         if spans and start < spans[-1][1]:
-            spans[-1][1] = max(spans[-1][1], end)
+            first, last, names = spans.pop()
+            spans.append((first, max(last, end), f"{names} and {name}"))
         else:
-            spans.append([start, end])
+            spans.append((start, end, name))
     memory = GlobalMemory()
-    for start, end in spans:
+    for start, end, name in spans:
         data = (ctypes.c_uint8 * (end - start)).from_address(start)
-        memory.add(start, np.frombuffer(data, np.uint8), "a tensor")
+        memory.add(start, np.ctypeslib.as_array(data), name)
     return memory

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .errors import Trap
 from .lanes import WARP, Lanes
 from .memory import GlobalMemory
 from .program import Parameter, Program, Step
@@ -150,6 +149,3 @@ def _count(lanes: Lanes, active: Mask | None, instructions: int) -> None:
         warps = int(by_warp.any(1).sum())
         lanes.traffic.divergent += instructions * int((by_warp.any(1) & ~live.all(1)).sum())
     lanes.traffic.instructions += instructions * warps
-
-
-__all__ = ["GlobalMemory", "Trap", "Units", "execute", "packed"]

@@ -10,6 +10,8 @@ from typing import NamedTuple
 from . import (
     accesses,
     approximate,
+    atomics,
+    bits,
     conversions,
     copies,
     floats,
@@ -20,18 +22,15 @@ from . import (
     warps,
 )
 from .errors import UnsupportedPtx
-from .form import Form, Instruction, Names, Run, Source
+from .form import Form, Instruction, Run, Source
+from .names import Names
 from .source import Entry, Statement, entry_of
 from .types import TYPES
 
 Decoder = Callable[[Form], Run]
-TABLES: tuple[dict[str, Decoder], ...] = tuple(
-    module.DECODERS
-    for module in (integers, moves, conversions, accesses, copies, warps, matrix, traps)
-)
+MODULES = (integers, bits, moves, conversions, accesses, atomics, copies, warps, matrix, traps)
+TABLES: tuple[dict[str, Decoder], ...] = tuple(module.DECODERS for module in MODULES)
 DECODERS: dict[str, Decoder] = {name: one for table in TABLES for name, one in table.items()}
-# Opcodes that take a type of either kind.
-APPROXIMATE = ("approx", "full")
 
 
 class Parameter(NamedTuple):
@@ -127,7 +126,7 @@ def _step(form: Form) -> Step:
 
 def _decoder(form: Form) -> Decoder:
     kind = form.modifiers[-1] if form.modifiers else ""
-    if any(flag in form.modifiers for flag in APPROXIMATE):
+    if "approx" in form.modifiers or "full" in form.modifiers:
         table = approximate.DECODERS
     elif kind in TYPES and TYPES[kind].kind == "f" and form.opcode in floats.DECODERS:
         table = floats.DECODERS
@@ -166,10 +165,10 @@ def _block(entry: Entry) -> tuple[int, int, int]:
     if not found:
         raise UnsupportedPtx("expected .reqntid or .maxntid, the number of threads of a block")
     sizes = [int(size) for size in found[1].split(",")]
-    block = (*sizes, 1, 1)[:3]
-    if math.prod(block) % 32:
+    if math.prod(sizes) % 32:
         raise UnsupportedPtx(f"expected whole warps of 32 threads, got a block of {sizes}")
-    return block
+    x, y, z = (*sizes, 1, 1)[:3]
+    return x, y, z
 
 
 def _declare_shared(entry: Entry, names: Names) -> int:

@@ -181,12 +181,12 @@ class SharedMemory:
             several = np.nonzero(clash)
             reader[access.at[several[0]], several[1], access.warp[several[0]]] = SEVERAL
         read[at] = self._time
-        access.of_writable(self._read_by)[access.at] = access.lanes.instruction.index
+        access.of_writable(self._read_by)[access.at] = access.lanes.instruction.number
 
     def _note_writing(self, access: Access, time: int, order: slice = slice(None)) -> None:
         access.of_writable(self._written)[access.at] = time
         access.of_writable(self._writer)[access.at[order]] = access.thread[order, None]
-        access.of_writable(self._written_by)[access.at] = access.lanes.instruction.index
+        access.of_writable(self._written_by)[access.at] = access.lanes.instruction.number
 
     def _writers(self, access: Access, chosen: Mask, verb: str) -> str:
         writer = int(access.of(self._writer)[chosen][0])

@@ -10,7 +10,7 @@ import numpy as np
 from .errors import InactiveLane
 from .form import Form, Run
 from .lanes import WARP, Lanes
-from .types import B32, PRED, TYPES, U32, Array, Mask
+from .types import PRED, U32, Array, Mask
 
 FULL = np.uint32(0xFFFFFFFF)
 
@@ -164,7 +164,7 @@ def decode_bar(form: Form) -> Run:
         def sync_warp(lanes: Lanes, active: Mask | None) -> None:
             if (members(lanes, active, mask(lanes, active)) != FULL).any():
                 raise form.refuse("a part of a warp cannot be synchronised")
-            warps = None if active is None else active.reshape(-1, WARP).any(1).nonzero()[0]
+            warps = None if active is None else np.flatnonzero(active.reshape(-1, WARP).any(1))
             lanes.shared.sync_warps(warps)
 
         return sync_warp
@@ -194,5 +194,3 @@ DECODERS: dict[str, Callable[[Form], Run]] = {
     "bar": decode_bar,
     "barrier": decode_bar,
 }
-
-__all__ = ["B32", "DECODERS", "TYPES"]

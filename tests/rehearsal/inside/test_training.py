@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
+import vaez_kernels
+from tests.rehearsal import stand_in
 from tests.rehearsal.ops import calls, rehearse, with_backward
 from tests.rehearsal.stand_in import Kind
 from tests.rehearsal.steps import Step, rehearse_step
@@ -43,8 +46,6 @@ def test_a_replay_is_one_launch(step: Step) -> None:
     ("op", "launches"), [("rsample_kl", 1), ("bernoulli_log_prob", 1), ("normal", 1)]
 )
 def test_an_op_is_one_launch_and_never_waits(op: str, launches: int) -> None:
-    import torch
-
     with torch.no_grad():
         counts = rehearse(calls()[op]).counts
     assert {h.kind for h in counts.happened} == {Kind.DRIVER_LAUNCH}
@@ -56,3 +57,16 @@ def test_backward_is_one_launch_more(op: str) -> None:
     counts = rehearse(with_backward(calls()[op])).counts
     assert counts.triton.total() == 2
     assert counts.synchronisations == {}
+
+
+def test_a_monte_carlo_kl_compiles_and_keeps_its_kernels() -> None:
+    mu, logvar = (torch.zeros(8, 20, device="cuda").requires_grad_() for _ in range(2))
+    noise = vaez_kernels.noise_key(0, "train", device=torch.device("cuda"))
+    compiled = torch.compile(
+        lambda: vaez_kernels.kl_standard_normal_mc(mu, logvar, noise, 4).sum(), fullgraph=True
+    )
+    compiled().backward()
+    with stand_in.counting() as counts:
+        compiled().backward()
+    assert counts.triton["latent_forward_kernel"] == 1
+    assert counts.triton["latent_backward_kernel"] == 1

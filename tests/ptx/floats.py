@@ -63,12 +63,12 @@ def _to_odd(a: Any, b: Any, total: Any) -> Any:
 
 
 def largest(a: Any, b: Any) -> Any:
-    """Of a number and a NaN the number; of zeros the positive one."""
-    return _of_zeros(np.fmax(a, b), a, b, np.bitwise_and)
+    """Of a number and a NaN the number (np.fmax keeps a signalling NaN); of zeros the positive."""
+    return _of_zeros(np.where((a > b) | np.isnan(b), a, b), a, b, np.bitwise_and)
 
 
 def smallest(a: Any, b: Any) -> Any:
-    return _of_zeros(np.fmin(a, b), a, b, np.bitwise_or)
+    return _of_zeros(np.where((a < b) | np.isnan(b), a, b), a, b, np.bitwise_or)
 
 
 def _of_zeros(chosen: Any, a: Any, b: Any, combine: Any) -> Any:

@@ -49,6 +49,7 @@ class Lanes:
         self.origin: dict[int, str] = {}  # of registers computed from one that was never set
         self._unset_from = ""
         self.copies = Copies(self.size)
+        self.everyone = np.ones(self.size, bool)
         self.exited: Mask | None = None
         self.instruction: Instruction
         self.thread = np.tile(np.arange(self.threads, dtype=np.uint32), self.blocks)
@@ -79,7 +80,7 @@ class Lanes:
         old, written = self.values[slot], self.written[slot]
         if old is None:
             old, written = np.zeros(self.size, value.dtype), np.zeros(self.size, bool)
-        here = np.ones(self.size, bool) if active is None else active
+        here = self.everyone if active is None else active
         self.values[slot] = np.where(here, value, old)
         if self.unset is not None:
             written = (written | here) & ~(here & self.unset)

@@ -122,9 +122,8 @@ def _run_group(
             _join(groups, at, active, lanes)
             return
     _count(lanes, active, at - first)
-    everyone = np.ones(lanes.size, bool)
-    leaving = everyone if chosen is None else chosen
-    staying = (everyone if active is None else active) & ~leaving
+    leaving = lanes.everyone if chosen is None else chosen
+    staying = (lanes.everyone if active is None else active) & ~leaving
     if step.target is not None:
         _join(groups, step.target, leaving, lanes)
     elif leaving.any():

@@ -12,13 +12,13 @@ from . import (
     approximate,
     atomics,
     bits,
+    control,
     conversions,
     copies,
     floats,
     integers,
     matrix,
     moves,
-    traps,
     warps,
 )
 from .errors import UnsupportedPtx
@@ -28,9 +28,21 @@ from .source import Entry, Statement, entry_of
 from .types import TYPES
 
 Decoder = Callable[[Form], Run]
-MODULES = (integers, bits, moves, conversions, accesses, atomics, copies, warps, matrix, traps)
-TABLES: tuple[dict[str, Decoder], ...] = tuple(module.DECODERS for module in MODULES)
-DECODERS: dict[str, Decoder] = {name: one for table in TABLES for name, one in table.items()}
+MODULES = (
+    integers,
+    bits,
+    moves,
+    conversions,
+    accesses,
+    atomics,
+    copies,
+    warps,
+    matrix,
+    control,
+)
+DECODERS: dict[str, Decoder] = {
+    name: decode for module in MODULES for name, decode in module.DECODERS.items()
+}
 
 
 class Parameter(NamedTuple):

@@ -69,7 +69,7 @@ class SharedMemory:
         written = access.of(self._written)
         if written.min(initial=1) == 0:
             access.fault(UnwrittenShared, written == 0, "which nobody has written")
-        if written.max(initial=0) >= self._warp_time.min():
+        if written.max(initial=0) >= self._block_time.min():
             self._check_written(access, written)
         self._note_reading(access)
         rows = self._data.view(f"u{width}").reshape(-1, count)
@@ -145,7 +145,7 @@ class SharedMemory:
     def _check_writing(self, access: Access, differs: object) -> None:
         since_block = self._block_time[access.blocks]
         written = access.of(self._written)
-        if written.max(initial=0) >= self._warp_time.min():
+        if written.max(initial=0) >= self._block_time.min():
             if (under_way := written == UNDER_WAY).any():
                 access.fault(
                     EarlyRead, under_way, self._writers(access, under_way, "is copied to by")
@@ -158,7 +158,7 @@ class SharedMemory:
             if racing.any():
                 access.fault(SharedRace, racing, self._writers(access, racing, "was written by"))
         read = access.of(self._read)  # (lanes, granules, warps)
-        if read.max(initial=0) < self._warp_time.min():
+        if read.max(initial=0) < self._block_time.min():
             return
         own = np.arange(self.warps) == access.warp[:, None, None]
         since = np.where(own, self._warp_time[access.warps][..., None], since_block[..., None])

@@ -21,10 +21,10 @@ def members(lanes: Lanes, active: Mask | None, mask: Any) -> Array:
     if active is None and (mask == FULL).all():
         return mask
     own = (mask >> lanes.lane & np.uint32(1)).astype(bool)
-    here = np.ones(lanes.size, bool) if active is None else active
+    here = lanes.everyone if active is None else active
     if (here & ~own).any():
         lanes.fault(InactiveLane, here & ~own, "is not in the member mask that it names")
-    live = np.ones(lanes.size, bool) if lanes.exited is None else ~lanes.exited
+    live = lanes.everyone if lanes.exited is None else ~lanes.exited
     weights = np.uint32(1) << np.arange(WARP, dtype=np.uint32)
     present = ((here.reshape(-1, WARP)) * weights).sum(1, dtype=np.uint32)
     alive = ((live.reshape(-1, WARP)) * weights).sum(1, dtype=np.uint32)
@@ -93,7 +93,7 @@ def decode_vote(form: Form) -> Run:
     def run(lanes: Lanes, active: Mask | None) -> None:
         members(lanes, active, mask(lanes, active))
         holds = np.broadcast_to(read(lanes, active), lanes.size) ^ negated
-        here = np.ones(lanes.size, bool) if active is None else active
+        here = lanes.everyone if active is None else active
         yes, no = (holds & here).reshape(-1, WARP), (~holds & here).reshape(-1, WARP)
         if mode == "ballot":
             weights = np.uint32(1) << np.arange(WARP, dtype=np.uint32)
@@ -146,7 +146,7 @@ def decode_activemask(form: Form) -> Run:
     write = form.target(0, type)
 
     def run(lanes: Lanes, active: Mask | None) -> None:
-        here = np.ones(lanes.size, bool) if active is None else active
+        here = lanes.everyone if active is None else active
         weights = np.uint32(1) << np.arange(WARP, dtype=np.uint32)
         of_warp = (here.reshape(-1, WARP) * weights).sum(1, dtype=np.uint32)
         write(lanes, active, np.repeat(of_warp, WARP))

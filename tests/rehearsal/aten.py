@@ -8,7 +8,6 @@ the rehearsal does not execute, the CPU computes the whole op. Autograd works ab
 
 from __future__ import annotations
 
-import itertools
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -61,7 +60,9 @@ class _Op:
         self.original = torch.library.get_kernel(name, "CUDA")
         arguments = self.op._schema.arguments
         self.is_random = any(argument.name == "generator" for argument in arguments)
-        self.takes_tensor = [str(argument.type) == "Tensor" for argument in arguments]
+        # Whether a number may stand for a tensor; it is then not rounded to the tensors' dtype.
+        short = self.op._schema.name.removeprefix("aten::")
+        self.takes_numbers = torch._C._should_allow_numbers_as_tensors(short)
 
     def __call__(self, keyset: Any, *args: Any, **kwargs: Any) -> Any:
         if _thread.inside:
@@ -95,18 +96,20 @@ class _Op:
         return result
 
     def _call_original(self, keyset: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        # A Python number arrives where a tensor is expected; here its value does not matter.
+        return self.original.call_boxed(keyset, *self._without_numbers(args), **kwargs)
+
+    def _without_numbers(self, args: tuple[Any, ...]) -> Iterator[Any]:
+        """Tensors of no dimension for the Python numbers that arrive where a tensor is expected."""
         like = next(_tensors(args), None)
-
-        def tensor(arg: Any, expected: bool) -> Any:
-            if expected and isinstance(arg, (bool, int, float)) and like is not None:
-                return torch.tensor(arg, dtype=torch.result_type(like, arg))
-            return arg
-
-        converted = map(tensor, args, itertools.chain(self.takes_tensor, itertools.repeat(False)))
-        return self.original.call_boxed(keyset, *converted, **kwargs)
+        for arg, expected in zip(args, self.op._schema.arguments, strict=False):
+            if str(expected.type) == "Tensor" and isinstance(arg, (bool, int, float)):
+                yield torch.tensor(arg, dtype=torch.result_type(like, arg))
+            else:
+                yield arg
 
     def _compute(self, args: Any, kwargs: Any) -> Any:
+        if not self.takes_numbers:
+            args = self._without_numbers(args)
         try:
             return self.op(*args, **kwargs)
         except NotImplementedError as error:

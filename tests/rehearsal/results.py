@@ -6,7 +6,8 @@ As a plugin of pytest (`-p tests.rehearsal.results`) it works for all tests of t
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -19,6 +20,9 @@ COMPUTE_NOTHING = ("spin_kernel",)  # torch.cuda._sleep
 
 _numbers = itertools.count(1)
 _works: dict[int, Callable[[], object]] = {}  # of the nodes in captured graphs
+
+
+_idle: dict[str, list[str]] = {}
 
 
 def _keep(work: Callable[[], object]) -> int:
@@ -36,11 +40,18 @@ def _launch(
     parameters: int,
     capturing: bool,
 ) -> int:
-    work = prepared(ptx, name, grid, shared_bytes, parameters)
+    work: Callable[[], object] = prepared(ptx, name, grid, shared_bytes, parameters)
+    if name in _idle:
+        _idle[name].append(name)
+        work = _nothing
     if capturing:
         return _keep(work)
     work()
     return 0
+
+
+def _nothing() -> None:
+    """What an idle kernel computes."""
 
 
 def _replay(number: int) -> int:
@@ -63,10 +74,34 @@ def _append(work: Callable[[], None]) -> None:
     stand_in.append_node(torch.cuda.current_stream().cuda_stream, _keep(work))
 
 
+@contextmanager
+def idle(kernel: str) -> Iterator[list[str]]:
+    """This kernel computes nothing meanwhile; its launches are listed."""
+    _idle[kernel] = []
+    try:
+        yield _idle[kernel]
+    finally:
+        del _idle[kernel]
+
+
+@contextmanager
+def nothing_executed() -> Iterator[None]:
+    """No kernel and no product of matrices computes anything meanwhile."""
+    stand_in.set_executor(aten=_aten)
+    try:
+        yield
+    finally:
+        _compute_all()
+
+
+def _compute_all() -> None:
+    stand_in.set_executor(_launch, _replay, _product, _aten)
+
+
 def install() -> None:
     """Compute whatever this process launches from now on."""
     torch.cuda.init()
-    stand_in.set_executor(_launch, _replay, _product, _aten)
+    _compute_all()
     aten.install(_append)
 
 

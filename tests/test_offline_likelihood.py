@@ -4,7 +4,7 @@ A program is one warp with a tile of 1024 logits: 128-bit accesses for all of th
 one thread would have to tell another before the sum at the end.
 
 Ceilings are what Triton 3.8 gave, named beside them, with a margin of eight registers (one step of
-their allocation) and a tenth of the instructions.
+their allocation) and a tenth of the instructions. AMD's older LLVMs unroll other loops.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from tests import offline
-from tests.offline import assert_lean, built
+from tests.offline import assert_lean, built, by_triton
 from vaez_kernels import interpreting, launch, likelihood
 from vaez_kernels.backend import triton
 
@@ -120,7 +120,7 @@ def test_amd_moves_128_bits_too(samples: int) -> None:
     assert_lean(back, "gfx942", 72)  # 58
     # The loop over three samples' tiles is unrolled, seven times the instructions: 865 and 1388.
     assert to.length <= (950 if samples == 3 else 485)  # 440
-    assert back.length <= (1530 if samples == 3 else 665)  # 604
+    assert back.length <= (1530 if samples == 3 else by_triton(665, before_3_8=735))  # 604 and 668
     vectors = r"(global|buffer)_(load|store)_dwordx4"
     assert to.count(vectors) > 0
     assert back.count(vectors.replace("(load|store)", "load")) > 0
@@ -135,12 +135,18 @@ def test_an_odd_width_stays_in_registers(samples: int, gpu: str) -> None:
     """Rows that start at any byte are read one number at a time, each with its own address."""
     case = Case(samples, pixels=785)
     to, back = forward(case, gpu), backward(case, gpu)
-    # NVIDIA's 106 and 101; of AMD's 512 registers, 166 and 47.
+    # NVIDIA's 106 and 101; of AMD's 512 registers, 166 and 47 (57 by an older LLVM).
     assert_lean(to, gpu, 176 if gpu == "gfx942" else 112)
     # Stores of one number each are jumped over where they lie beyond the end: 23.
-    assert_lean(back, gpu, 56 if gpu == "gfx942" else 112, branches=28)
-    assert to.length <= (2360 if gpu == "gfx942" else 1030)  # 2145 and 936
-    assert back.length <= (1610 if gpu == "gfx942" else 970)  # 1464 and 883
+    of_back = by_triton(56, before_3_8=64) if gpu == "gfx942" else 112
+    assert_lean(back, gpu, of_back, branches=28)
+    # 2145 and 936; 1464 and 883. Before: 2399, 2564 and 999.
+    if gpu == "gfx942":
+        assert to.length <= by_triton(2360, before_3_8=2640)
+        assert back.length <= by_triton(1610, before_3_8=2820)
+    else:
+        assert to.length <= 1030
+        assert back.length <= by_triton(970, before_3_8=1100)
 
 
 @pytest.mark.parametrize(

@@ -34,12 +34,12 @@ class Tile(NamedTuple):
 TILES: dict[str, dict[tuple[str, bool], Tile]] = {
     "sm_80": {
         ("bfloat16", False): Tile(32, 32, 64, 8),
-        ("bfloat16", True): Tile(64, 64, 64, 8),
-        ("tf32", False): Tile(32, 32, 32, 8),
+        ("bfloat16", True): Tile(64, 16, 64, 8),
+        ("tf32", False): Tile(32, 16, 32, 8),
         ("tf32", True): Tile(32, 32, 32, 8),
     },
     "sm_90": {
-        ("bfloat16", False): Tile(128, 64, 64, 8),
+        ("bfloat16", False): Tile(128, 32, 64, 8),
         ("bfloat16", True): Tile(64, 32, 64, 8),
         ("tf32", False): Tile(64, 32, 32, 8),
         ("tf32", True): Tile(32, 32, 32, 8),
@@ -51,7 +51,7 @@ TILES: dict[str, dict[tuple[str, bool], Tile]] = {
         ("tf32", True): Tile(32, 16, 32, 8),
     },
     "gfx942": {
-        ("bfloat16", False): Tile(64, 32, 64, 8),
+        ("bfloat16", False): Tile(64, 16, 64, 8),
         ("bfloat16", True): Tile(64, 32, 64, 8),
     },
 }

@@ -11,6 +11,8 @@ INSTALLED := $(VENV)/.installed
 TEST_FLAGS ?= -n 2 --dist loadfile --no-loadscope-reorder -p no:benchmark
 BENCH_FLAGS ?=
 GPU_OUT ?= runs/gpu
+GPU_PART ?=
+GPU_FLAGS ?=
 SOAK_OUT ?= runs/soak
 MUTANTS_OUT ?= runs/mutants
 DATA_ROOT ?= data
@@ -27,9 +29,10 @@ bench: $(INSTALLED)
 compare: $(INSTALLED)
 	$(BIN)/vaez-fast compare
 
-# Eight minutes on a CUDA machine; without make: PYTHONPATH=.:kernels python -m bench.gpu --out DIR
+# On a CUDA machine, at most eight minutes a part; make gpu GPU_PART=ops for one of correctness, ops,
+# training and rivals. Without make: PYTHONPATH=.:kernels python -m bench.gpu [PART] --out DIR
 gpu: $(INSTALLED)
-	$(BIN)/python -m bench.gpu --out $(GPU_OUT)
+	$(BIN)/python -m bench.gpu $(GPU_PART) --out $(GPU_OUT) --data-root $(DATA_ROOT) $(GPU_FLAGS)
 
 # A quarter of an hour: 20,000 steps with an eye on memory, and 20 runs killed and resumed.
 soak: $(INSTALLED)

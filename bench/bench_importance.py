@@ -17,6 +17,7 @@ from torch import Tensor
 
 from bench.accuracy import Check, worst
 from bench.baselines import importance_log_likelihood as textbook
+from bench.building import Maker, build
 from bench.measure import CLOCK, available_device
 from bench.rivals import NO_BFLOAT16, NO_COMPILER, NO_GPU
 from bench.rows import Bench, Group, Rival
@@ -56,7 +57,7 @@ def test_importance(benchmark: Any, bench: Bench, provider: str) -> None:
     bench.record(benchmark, group, provider)
 
 
-class _Contest:
+class ImportanceContest:
     """The model, a few images, and the truth about the first of them."""
 
     def __init__(self, bench: Bench) -> None:
@@ -89,7 +90,7 @@ class _Contest:
 
     def ours(self, precision: str) -> Rival:
         args = (self.vae.decoder, self.mu, self.logvar, self.x, self.noise, self.samples, precision)
-        return self._rival(
+        return self.rival(
             partial(importance_log_likelihood, *args),
             importance_log_likelihood(*args)[:CHECKED],
             precision,
@@ -107,7 +108,7 @@ class _Contest:
 
         found = by_layers()
         assert isinstance(found, Tensor)
-        return self._rival(by_layers, found[:CHECKED], precision)
+        return self.rival(by_layers, found[:CHECKED], precision)
 
     def theirs(self, compiled: bool) -> Rival:
         rows = importance.LOGITS[self.device.type] // 784
@@ -119,9 +120,9 @@ class _Contest:
         of_first = (self.mu[:CHECKED], self.logvar[:CHECKED], self.x[:CHECKED])
         found = run(*of_first, self.samples, rows, draw=drawn)
         work = partial(run, self.mu, self.logvar, self.x, self.samples, rows)
-        return self._rival(work, found, "float32")
+        return self.rival(work, found, "float32")
 
-    def _rival(self, work: Callable[[], object], found: Tensor, precision: str) -> Rival:
+    def rival(self, work: Callable[[], object], found: Tensor, precision: str) -> Rival:
         error = (found.double().cpu() - self.truth).abs() / TOLERANCE[precision]
         check = Check(worst(error.tolist()), "float64 reference, the same eps")
         return Rival(work, check, {"images": self.images, "samples": self.samples})
@@ -134,23 +135,19 @@ def _exact(layer: torch.nn.Linear) -> torch.nn.Linear:
 
 
 def _group(bench: Bench) -> Group:
-    contest = _Contest(bench)
-    rivals: dict[str, Rival] = {"eager": contest.theirs(compiled=False)}
-    unavailable: dict[str, str] = {}
+    contest = ImportanceContest(bench)
+    makers: dict[str, Maker | str] = {"eager": partial(contest.theirs, compiled=False)}
     cuda = bench.device.type == "cuda"
-    if cuda or has_cpu_compiler():
-        rivals["compiled"] = contest.theirs(compiled=True)
-    else:
-        unavailable["compiled"] = NO_COMPILER
+    can_compile = cuda or has_cpu_compiler()
+    makers["compiled"] = partial(contest.theirs, compiled=True) if can_compile else NO_COMPILER
     if cuda:
-        rivals |= {f"layers {p}": contest.layers(p) for p in ("float32", "bfloat16")}
-        rivals |= {f"kernel {p}": contest.ours(p) for p in ("tf32", "bfloat16")}
+        makers |= {f"layers {p}": partial(contest.layers, p) for p in ("float32", "bfloat16")}
+        makers |= {f"kernel {p}": partial(contest.ours, p) for p in ("tf32", "bfloat16")}
     else:
-        rivals["float32"] = contest.ours("float32")
-        unavailable["kernel bfloat16"] = NO_GPU
-        if has_fast_bfloat16(bench.device):
-            rivals["bfloat16"] = contest.ours("bfloat16")
-        else:
-            unavailable["bfloat16"] = NO_BFLOAT16
+        fast = has_fast_bfloat16(bench.device)
+        makers["float32"] = partial(contest.ours, "float32")
+        makers["bfloat16"] = partial(contest.ours, "bfloat16") if fast else NO_BFLOAT16
+        makers["kernel bfloat16"] = NO_GPU
+    built = build(makers, lambda name: name == "compiled")
     title = f"importance sampling, altosaar, {contest.samples:,} samples of {contest.images} images"
-    return Group(title, rivals, unavailable, None)
+    return Group(title, built.rivals, built.unavailable, None, broken=built.broken)

@@ -46,7 +46,7 @@ def test_latent(
     bench.record(benchmark, group, provider)
 
 
-def _case(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> LatentCase:
+def case_of(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> LatentCase:
     generator = torch.Generator().manual_seed(0)
 
     def draw(*size: int, scale: float = 1.0) -> Tensor:
@@ -62,7 +62,7 @@ def _case(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> L
 
 
 def _group(shape: tuple[int, int], dtype: str, direction: str, device: torch.device) -> Group:
-    case = _case(shape, DTYPES[dtype], device)
+    case = case_of(shape, DTYPES[dtype], device)
     backward = direction == "forward+backward"
     return Contest(
         title=f"latent op, {direction}, {shape[0]:,} × {shape[1]}, {dtype}",

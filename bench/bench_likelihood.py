@@ -43,7 +43,7 @@ def test_likelihood(
     bench.record(benchmark, group, provider)
 
 
-def _case(shape: Shape, dtype: torch.dtype, device: torch.device) -> LikelihoodCase:
+def case_of(shape: Shape, dtype: torch.dtype, device: torch.device) -> LikelihoodCase:
     generator = torch.Generator().manual_seed(0)
     logits = (3 * torch.randn(shape, generator=generator)).to(device, dtype)
     x = torch.randint(2, shape[1:], generator=generator, dtype=torch.uint8)
@@ -56,7 +56,7 @@ def _group(shape: Shape, dtype: str, direction: str, device: torch.device) -> Gr
     samples, rows, pixels = shape
     return Contest(
         title=f"likelihood op, {direction}, {samples} × {rows:,} × {pixels}, {dtype}",
-        case=_case(shape, DTYPES[dtype], device),
+        case=case_of(shape, DTYPES[dtype], device),
         ours=bernoulli_log_prob,
         textbook=textbook,
         backward=backward,

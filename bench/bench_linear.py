@@ -67,6 +67,11 @@ def _case(shape: Shape, dtype: torch.dtype, device: torch.device) -> LastLayerCa
 
 
 def _group(shape: Shape, dtype: str, direction: str, device: torch.device) -> Group:
+    return contest(shape, dtype, direction, device).group()
+
+
+def contest(shape: Shape, dtype: str, direction: str, device: torch.device) -> Contest:
+    """The providers of the last layer at a size, which `bench_autotuned` times, too."""
     backward = direction == "forward+backward"
     sizes = " × ".join(f"{n:,}" for n in shape)
     return Contest(
@@ -79,4 +84,4 @@ def _group(shape: Shape, dtype: str, direction: str, device: torch.device) -> Gr
         floor_bytes=linear_bernoulli_log_prob_floor(*shape, DTYPES[dtype].itemsize, backward),
         launch_bound=shape == SMALL,
         tiled=True,
-    ).group()
+    )

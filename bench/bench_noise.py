@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bench.accuracy import Check
+from bench.building import build
 from bench.measure import CLOCK, available_device
 from bench.rows import Bench, Group, Rival
 from vaez_kernels import noise_key, normal, reference
@@ -40,13 +41,17 @@ def _group(size: int, device: torch.device) -> Group:
         "torch.randn": lambda: torch.randn(rows, COLUMNS, device=device),
         "normal": lambda: normal(noise, 1, rows, COLUMNS),
     }
-    rivals = {
-        "torch.randn": Rival(works["torch.randn"], _looks_normal(works["torch.randn"]())),
-        "normal": Rival(works["normal"], _is_the_stream(works["normal"]()[0], noise)),
+    checks: dict[str, Callable[[Tensor], Check]] = {
+        "torch.randn": _looks_normal,
+        "normal": lambda n: _is_the_stream(n[0], noise),
     }
-    for rival in rivals.values():
-        rival.moved_bytes = 4 * size
-    return Group(f"noise, {size:,} normals, float32", rivals, {}, floor_bytes=4 * size)
+
+    def rival(name: str) -> Rival:
+        return Rival(works[name], checks[name](works[name]()), moved_bytes=4 * size)
+
+    built = build({name: partial(rival, name) for name in PROVIDERS}, lambda _: False)
+    title = f"noise, {size:,} normals, float32"
+    return Group(title, built.rivals, {}, floor_bytes=4 * size, broken=built.broken)
 
 
 def _looks_normal(n: Tensor) -> Check:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bench.baselines import CarefulTraining, TextbookTraining, TextbookVAE, compiled_training
+from bench.building import Maker, build
 from bench.graphs import captured
 from bench.measure import CLOCK
 from bench.products import products_of, replay
@@ -27,6 +28,7 @@ from vaez_fast.regime import STEPS_PER_REPLAY, Phase
 from vaez_kernels.backend import has_fast_bfloat16
 
 BATCH_SIZE = 128
+STEPS = {"cpu": 100_000, "cuda": 1_000_000}  # more than are timed
 
 # What is trained: the model, and which of the losses of the engine and of the textbook.
 CASES = {
@@ -71,29 +73,36 @@ def images(bench: Bench, data_root: str) -> Tensor:
 
 def _group(case: str, images: Tensor, device: torch.device) -> Group:
     model, trains = CASES[case]
-    rivals = _baselines(model, trains, images, device)
-    unavailable: dict[str, str] = {}
+    makers = _baselines(model, trains, images, device)
     products: dict[str, str] = {}
     for dtype in (torch.float32, torch.bfloat16):
         engine_row, products_row = (f"{what} {dtype}".replace("torch.", "") for what in ROWS)
         if dtype == torch.bfloat16 and not has_fast_bfloat16(device):
-            unavailable |= {engine_row: NO_BFLOAT16, products_row: NO_BFLOAT16}
+            makers |= {engine_row: NO_BFLOAT16, products_row: NO_BFLOAT16}
             continue
         products[engine_row] = products_row
-        engine = _engine(model, trains, images, dtype)
-        rivals[engine_row] = _steps(engine, model, trains)
-        rivals[products_row] = _products(engine, device)
+        engine = cache(partial(engine_of, model, trains, images, dtype))  # both rows are of one
+        makers[engine_row] = lambda engine=engine: steps(engine(), model, trains)
+        makers[products_row] = lambda engine=engine: _products(engine(), device)
+    built = build(makers, lambda name: name == "compiled")
     title = f"training step, {case}, batch {BATCH_SIZE}"
-    return Group(title, rivals, unavailable, floor_bytes=None, products=products)
+    return Group(
+        title, built.rivals, built.unavailable, None, broken=built.broken, products=products
+    )
 
 
 ROWS = ("engine", "products")
 
 
-def _baselines(model: str, trains: str, images: Tensor, device: torch.device) -> dict[str, Rival]:
-    def checked(training: TextbookTraining | CarefulTraining, loss: str) -> Rival:
-        x = images[:BATCH_SIZE].float()
-        return Rival(training.step, check_loss(training.loss, training.vae, x, loss))
+def _baselines(
+    model: str, trains: str, images: Tensor, device: torch.device
+) -> dict[str, Maker | str]:
+    def checked(make: Callable[[], TextbookTraining | CarefulTraining], loss: str) -> Maker:
+        def rival() -> Rival:
+            training, x = make(), images[:BATCH_SIZE].float()
+            return Rival(training.step, check_loss(training.loss, training.vae, x, loss))
+
+        return rival
 
     def vae() -> TextbookVAE:
         return TextbookVAE(model).to(device)
@@ -101,24 +110,28 @@ def _baselines(model: str, trains: str, images: Tensor, device: torch.device) ->
     on_cpu = images.cpu()
     if trains == "elbo":
         return {
-            "textbook": checked(TextbookTraining(vae(), on_cpu, BATCH_SIZE), "elbo"),
-            "compiled": checked(compiled_training(vae(), on_cpu, BATCH_SIZE), "elbo"),
-            "careful": checked(CarefulTraining(vae(), images, BATCH_SIZE), "analytic elbo"),
+            "textbook": checked(lambda: TextbookTraining(vae(), on_cpu, BATCH_SIZE), "elbo"),
+            "compiled": checked(lambda: compiled_training(vae(), on_cpu, BATCH_SIZE), "elbo"),
+            "careful": checked(lambda: CarefulTraining(vae(), images, BATCH_SIZE), "analytic elbo"),
         }
-    one = vae()
-    loss, half = (
-        (one.monte_carlo_kl, one.encoder) if trains == "kl" else (one.distortion, one.decoder)
-    )
-    return {"textbook": checked(TextbookTraining(one, on_cpu, BATCH_SIZE, loss, half), trains)}
+
+    def half() -> TextbookTraining:
+        one = vae()
+        loss, trained = (
+            (one.monte_carlo_kl, one.encoder) if trains == "kl" else (one.distortion, one.decoder)
+        )
+        return TextbookTraining(one, on_cpu, BATCH_SIZE, loss, trained)
+
+    return {"textbook": checked(half, trains)}
 
 
-def _engine(model: str, trains: str, images: Tensor, dtype: torch.dtype) -> Engine:
+def engine_of(model: str, trains: str, images: Tensor, dtype: torch.dtype) -> Engine:
     vae = VAE(model).to(images.device)
     make = partial(
         Engine,
         batches=Batches(images, BATCH_SIZE),
         optimizer=Adam(),
-        learning_rates=constant(1e-3, 100_000),  # more steps than are timed
+        learning_rates=constant(1e-3, STEPS[images.device.type]),
         seed=0,
         precision=dtype,
         pixel_scale=1.0,
@@ -127,7 +140,7 @@ def _engine(model: str, trains: str, images: Tensor, dtype: torch.dtype) -> Engi
     return make(OBJECTIVES[trains](vae), encoder=encoder)
 
 
-def _steps(engine: Engine, model: str, trains: str) -> Rival:
+def steps(engine: Engine, model: str, trains: str) -> Rival:
     check = check_first_step(engine, model, trains)
     if engine.batches.images.device.type == "cpu":
         return Rival(engine.step, check)
@@ -142,11 +155,5 @@ def _products(engine: Engine, device: torch.device) -> Rival:
     check = check_product(products[0], device)
     if device.type == "cpu":
         return Rival(run, check, notes)
-
-    def several() -> tuple[Tensor, ...]:
-        for _ in range(STEPS_PER_REPLAY):
-            run()
-        return ()
-
-    graph, _ = captured(several)
-    return Rival(graph, check, notes, own_memory=False, calls=STEPS_PER_REPLAY)
+    graph = captured([run] * STEPS_PER_REPLAY)
+    return Rival(graph.replay, check, notes, own_memory=False, calls=STEPS_PER_REPLAY)

@@ -81,8 +81,9 @@ class Watch:
     def record(self) -> dict[str, Any]:
         """What it did since then, as JSON values.
 
-        `seconds` have passed; `others` is the share of all usable processors that other processes
-        took (None where unknown), `own` the share of the time that the timing thread had one.
+        `seconds` have passed until `ended`, in seconds since 1970; `others` is the share of all
+        usable processors that other processes took (None where unknown), `own` the share of the
+        time that the timing thread had one.
         """
         begin, end = self._begin, self._read()
         wall = max(end.wall - begin.wall, 1e-9)
@@ -92,6 +93,7 @@ class Watch:
             others = max(0.0, seconds / (wall * self._processors))  # ticks may fall behind
         return {
             "seconds": wall,
+            "ended": time.time(),
             "own": (end.thread - begin.thread) / wall,
             "others": others,
             "load_average": end.load_average,

@@ -72,7 +72,7 @@ def roofline(rows: Sequence[Row], copy: float, title: str) -> bytes:
     """
     with style.figure(width=WIDTH, height=5.6) as (drawn, (ax,)):
         sizes = [float(row.info["floor_bytes"]) for row in rows]
-        speeds = [size / row.median / 1e9 for size, row in zip(sizes, rows, strict=True)]
+        speeds = [size / row.own_time / 1e9 for size, row in zip(sizes, rows, strict=True)]
         _points(ax, rows, sizes, speeds)
         ax.axhline(copy, color=style.BLACK)
         left, right = min(sizes) / 3, max(sizes) * 3
@@ -99,7 +99,7 @@ def traffic(rows: Sequence[Row], copy: float, title: str) -> bytes:
     """
     with style.figure(width=WIDTH, height=5.6) as (drawn, (ax,)):
         parts = [row.info["floor_bytes"] / row.info["moved_bytes"] for row in rows]
-        speeds = [row.info["floor_bytes"] / row.median / 1e9 for row in rows]
+        speeds = [row.info["floor_bytes"] / row.own_time / 1e9 for row in rows]
         _points(ax, rows, parts, speeds)
         left, right = min(parts) / 1.5, 1.5
         ax.plot([left, 1.0], [copy * left, copy], color=style.BLACK)

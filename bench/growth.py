@@ -78,7 +78,7 @@ def measure(size: Size, images: Tensor, budget: float) -> dict[str, Any]:
         works[name] = training.step
     works = {name: work for name, work in works.items() if checks[name].passed}
     works["products"] = replay(products, device)
-    seconds = interleave(works, device, budget, fewest=5)
+    times = interleave(works, device, budget, fewest=5)
     return {
         "batch": size.batch,
         "hidden": size.hidden,
@@ -86,7 +86,7 @@ def measure(size: Size, images: Tensor, budget: float) -> dict[str, Any]:
         "precision": str(precision).removeprefix("torch."),
         "operations": sum(product.operations for product in products),
         "failed": [name for name, check in checks.items() if not check.passed],
-        "seconds": {name: median(taken) for name, taken in seconds.items()},
+        "seconds": {name: median(taken.of_the_device) for name, taken in times.items()},
     }
 
 

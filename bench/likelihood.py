@@ -131,8 +131,8 @@ def measure_mixture(vae: VAE, config: Record, dataset: Dataset) -> Record:
         fewest=5,
     )
     each = {
-        "textbook": median(times["textbook"]) / len(few),
-        "ours": median(times["ours"]) / len(several),
+        "textbook": median(times["textbook"].of_the_device) / len(few),
+        "ours": median(times["ours"].of_the_device) / len(several),
     }
     truth = reference.mixture_log_prob(z[:CHECKED_DRAWS].cpu(), mu.cpu(), logvar.cpu())
     error = (log_q[:CHECKED_DRAWS].cpu().double() - truth).abs()

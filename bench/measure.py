@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
 import torch
 
+from bench.cuda_times import CudaClock, Flush, Sample
+
 Work = Callable[[], object]
 
 WARMUP_CALLS = 3
 FEWEST_ROUNDS, MOST_ROUNDS = 11, 501
-# Zeroed before each timed call on a GPU, so that it starts with a cold L2 cache (50 MB on an H100).
-FLUSH_BYTES = 256 << 20
 
 
 def available_device() -> torch.device:
@@ -50,59 +52,78 @@ def replay(benchmark: Any, seconds: list[float]) -> None:
     benchmark.pedantic(lambda: CLOCK.advance(next(rounds)), rounds=len(seconds))
 
 
+@dataclass(frozen=True)
+class Times:
+    """Seconds of a call, one for each round.
+
+    `wall` is what a caller waits for. `device` is what the GPU takes by itself; None on a CPU, and
+    where the host's time cannot be kept out: bench.cuda_times says how both are taken.
+    """
+
+    wall: list[float]
+    device: list[float] | None = None
+
+    @property
+    def of_the_device(self) -> list[float]:
+        """`device` where it is known, else `wall`: on a CPU they are the same."""
+        return self.wall if self.device is None else self.device
+
+
 def interleave(
     rivals: Mapping[str, Work], device: torch.device, budget: float, fewest: int = FEWEST_ROUNDS
-) -> dict[str, list[float]]:
-    """Seconds of each rival, in rounds that call every rival once and start with another each time.
+) -> dict[str, Times]:
+    """Times of each rival, in rounds that time every rival once and start with another each time.
 
     In turn, because clocks and neighbours drift: a ratio within one round sees the same machine.
 
     Args:
         rivals: functions to time; each is warmed up first.
-        device: CUDA takes events and a flushed L2 cache, the CPU the wall clock.
+        device: where they work.
         budget: about how many seconds the rounds may take.
         fewest: rounds, whatever they take; there are never more than 501.
     """
-    timed = _cuda_timer(device) if device.type == "cuda" else _wall_timer
     for work in rivals.values():
         for _ in range(WARMUP_CALLS):
             work()
-    # On CUDA without waiting, `once` would be the time to submit: far less than a round takes.
-    once = sum(_wall_timer(lambda: timed(work)) for work in rivals.values())  # noqa: B023
+    clocks = _clocks(rivals, device)
+    # Not the times themselves: on CUDA a round takes many calls.
+    once = sum(_wall_seconds(clock) for clock in clocks.values())
     rounds = max(fewest, min(MOST_ROUNDS, int(budget / once)))
     names = list(rivals)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
+    samples: dict[str, list[Sample]] = {name: [] for name in names}
     for i in range(rounds):
         for name in names[i % len(names) :] + names[: i % len(names)]:
-            seconds[name].append(timed(rivals[name]))
-    return seconds
+            samples[name].append(clocks[name]())
+    return {name: _times(of_one) for name, of_one in samples.items()}
 
 
-def _wall_timer(work: Work) -> float:
+def _clocks(rivals: Mapping[str, Work], device: torch.device) -> dict[str, Callable[[], Sample]]:
+    if device.type == "cuda":
+        flush = Flush(device)
+        return {name: CudaClock(work, device, flush) for name, work in rivals.items()}
+    return {name: partial(_cpu_sample, work) for name, work in rivals.items()}
+
+
+def _cpu_sample(work: Work) -> Sample:
+    return Sample(_wall_seconds(work), None)
+
+
+def _wall_seconds(work: Work) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
 
 
-def _cuda_timer(device: torch.device) -> Callable[[Work], float]:
-    flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device=device)
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-
-    def timed(work: Work) -> float:
-        # No synchronisation between flush and start: on an idle GPU the start event would fire
-        # while Python is still submitting, and host time would land in the interval.
-        flush.zero_()
-        start.record()
-        work()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) * 1e-3
-
-    return timed
+def _times(samples: list[Sample]) -> Times:
+    known = [sample.device for sample in samples if sample.device is not None]
+    wall = [sample.wall for sample in samples]
+    return Times(wall, known if len(known) == len(samples) else None)
 
 
 def how_timed(device: torch.device) -> str:
-    return "CUDA events, cold L2" if device.type == "cuda" else "wall clock"
+    if device.type == "cuda":
+        return "wall clock of calls back to back; device: CUDA events, cold L2"
+    return "wall clock"
 
 
 def copy_bandwidth(device: torch.device, quick: bool) -> float:
@@ -110,8 +131,8 @@ def copy_bandwidth(device: torch.device, quick: bool) -> float:
     size = (64 if quick else 256) << 20
     source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    seconds = interleave({"copy": lambda: target.copy_(source)}, device, 0.5)["copy"]
-    return 2 * size / median(seconds)
+    times = interleave({"copy": lambda: target.copy_(source)}, device, 0.5)["copy"]
+    return 2 * size / median(times.of_the_device)
 
 
 def peak_memory(work: Work, device: torch.device) -> int | None:

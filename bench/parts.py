@@ -100,7 +100,8 @@ def profile(images: Tensor, precision: torch.dtype, budget: float) -> dict[str, 
     engine = ordinary_engine(MODEL, images, BATCH_SIZE, precision)
     works = {"step": engine.step} | parts_of(engine, precision)
     seconds = {
-        name: median(taken) for name, taken in interleave(works, images.device, budget).items()
+        name: median(times.of_the_device)
+        for name, times in interleave(works, images.device, budget).items()
     }
     return seconds | {REST: seconds["step"] - sum(seconds[part] for part in PARTS)}
 

@@ -6,8 +6,9 @@ import json
 import math
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from vaez_fast.errors import first_line, shown
@@ -36,6 +37,12 @@ class Row:
     def error(self) -> float:
         """The largest that its check found, in units of its tolerance."""
         return float(self.info["check_error_over_tolerance"])
+
+    @property
+    def own_time(self) -> float:
+        """Median seconds of the device, without the host's where they are told apart."""
+        times = self.info.get("device_seconds")
+        return median(times) if times else self.median
 
     @property
     def ours(self) -> bool:
@@ -106,6 +113,17 @@ def part_of_name(family: str) -> str:
 def reference_of(group: dict[str, Row]) -> Row:
     """The first row, of which the others' speed-ups are."""
     return next(iter(group.values()))
+
+
+def on_device(group: dict[str, Row]) -> dict[str, Row]:
+    """The rows with the device's times for rounds; empty where the first row has none."""
+    if not reference_of(group).info.get("device_seconds"):
+        return {}
+    return {
+        name: replace(row, seconds=tuple(row.info["device_seconds"]), median=row.own_time)
+        for name, row in group.items()
+        if row.info.get("device_seconds")
+    }
 
 
 def read(path: Path) -> Record:
@@ -179,15 +197,15 @@ def parse(path: Path, content: Any) -> Record:
 def _row(benchmark: dict[str, Any]) -> Row:
     info, stats = benchmark["extra_info"], benchmark["stats"]
     seconds = tuple(float(value) for value in stats["data"])
-    median, iqr = float(stats["median"]), float(stats["iqr"])
-    if not seconds or not all(0 < value < math.inf for value in (*seconds, median)):
+    middle, iqr = float(stats["median"]), float(stats["iqr"])
+    if not seconds or not all(0 < value < math.inf for value in (*seconds, middle)):
         raise ValueError(f"no positive times in {benchmark['group']}, {info['provider']}")
     if not 0 <= iqr < math.inf:
         raise ValueError(f"no spread of times in {benchmark['group']}, {info['provider']}")
     _check_info(info)
     for name, text in (("group", benchmark["group"]), ("provider", info["provider"])):
         _check_text(name, text)
-    return Row(benchmark["group"], info["provider"], seconds, median, iqr, info)
+    return Row(benchmark["group"], info["provider"], seconds, middle, iqr, info)
 
 
 # What the tables and figures take from a row where it has a floor, where it trained, and what may
@@ -209,6 +227,11 @@ def _check_info(info: dict[str, Any]) -> None:
     for name in MAYBE:
         if info.get(name) is not None:
             _check_number(name, info[name], least=1e-12)
+    if info.get("device_seconds") is not None:
+        if not isinstance(info["device_seconds"], list) or not info["device_seconds"]:
+            raise ValueError(f"its device_seconds are {shown(info['device_seconds'])}")
+        for value in info["device_seconds"]:
+            _check_number("device_seconds", value, least=1e-12)
     if info.get("load") is not None:
         for name in LOAD:
             if not (name in LOAD_MAYBE and info["load"][name] is None):

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from bench import figures
 from bench.busy import busy_line
-from bench.records import Record, RecordError, family, part_of_name, read
-from bench.summary import NOTES, tables
+from bench.records import Record, RecordError, Row, family, on_device, part_of_name, read
+from bench.summary import notes, tables
 from vaez_fast.errors import printable
 from vaez_fast.files import OutputError, prepare_files, write_atomically
 from vaez_fast.page import Block, Figure, Heading, Table, Text, html, markdown
@@ -46,7 +46,8 @@ def draw(records: Sequence[Record]) -> tuple[list[Block], dict[str, bytes]]:
     for i, record in enumerate(records):
         suffix = f"-{i + 1}" if i else ""
         blocks += _of_record(record, suffix, pictures)
-    blocks.append(Text(" ".join(NOTES)))
+    infos = [row.info for record in records for row in record.rows]
+    blocks.append(Text(" ".join(notes(infos))))
     return blocks, pictures
 
 
@@ -70,14 +71,26 @@ def _of_record(record: Record, suffix: str, pictures: dict[str, bytes]) -> Itera
     for name, titles in families.items():
         yield Heading(3, name.capitalize())
         groups = [record.groups[title] for title in titles]
-        if any(len(group) > 1 for group in groups):
-            file = f"providers-{part_of_name(name)}{suffix}.png"
-            pictures[file] = figures.providers(groups, f"{name}, {device}")
-            yield Figure(file, f"{name.capitalize()}: times as fast as the first row.")
+        yield from _providers(groups, name, device, suffix, pictures)
+        by_device = [rows for rows in map(on_device, groups) if rows]
+        yield from _providers(by_device, f"{name} by device time", device, suffix, pictures)
         for table in listed:
             if table.title.startswith(tuple(titles)):
                 yield Heading(4, table.title)
                 yield Table(tuple(column for column, _ in table.columns), table.rows)
+
+
+def _providers(
+    groups: Sequence[dict[str, Row]],
+    name: str,
+    device: str,
+    suffix: str,
+    pictures: dict[str, bytes],
+) -> Iterator[Block]:
+    if any(len(group) > 1 for group in groups):
+        file = f"providers-{part_of_name(name)}{suffix}.png"
+        pictures[file] = figures.providers(groups, f"{name}, {device}")
+        yield Figure(file, f"{name.capitalize()}: times as fast as the first row.")
 
 
 def _rooflines(record: Record, suffix: str, pictures: dict[str, bytes]) -> Iterator[Block]:

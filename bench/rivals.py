@@ -8,9 +8,11 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from bench.accuracy import Case, Op
-from bench.graphs import captured
+from bench.accuracy import Case, Check, Op, worst
+from bench.building import build
+from bench.graphs import bytes_of, captured, sets_of
 from bench.rows import Group, Rival
 from bench.traffic import aten_bytes, inductor_bytes
 from vaez_kernels import use_backend
@@ -19,7 +21,8 @@ from vaez_kernels.compiler import has_cpu_compiler
 # eager stays first: ratios are its, and torch.distributions fills a table at its first call that
 # a compiled call could not.
 CPU_PROVIDERS = ("eager", "compiled", "fallback", "triton")
-CUDA_PROVIDERS = ("eager", "compiled", "compiled max-autotune", "fallback", "triton")
+CUDA_PROVIDERS = ("eager", "compiled", "fallback", "triton")
+AUTOTUNED = "compiled max-autotune"
 GRAPHS = ("eager graph", "compiled graph", "triton graph")
 
 Count = Callable[[Callable[[], object]], int | None]  # work → the bytes that it moves
@@ -50,6 +53,8 @@ class Contest:
     # Tiles read operands again. The fallback compiles one and runs many, so that nobody counts its
     # bytes; the kernels' are known where `kernel_bytes` says them.
     tiled: bool = False
+    # Also with max-autotune, which tries templates of products for a minute or so.
+    autotuned: bool = False
     cpu_options: dict[str, Any] = field(default_factory=dict)  # the best for torch.compile there
 
     def group(self) -> Group:
@@ -58,21 +63,11 @@ class Contest:
         One that torch cannot compile or capture is unavailable; one of ours that fails is broken.
         """
         torch._dynamo.reset()  # bytes are counted as graphs are compiled: here, and once
-        rivals: dict[str, Rival] = {}
-        unavailable: dict[str, str] = {}
-        broken: dict[str, str] = {}
-        for name, make in self._makers().items():
-            if isinstance(make, str):
-                unavailable[name] = make
-                continue
-            try:
-                rivals[name] = make()
-            except Exception as error:
-                others = name.startswith("compiled") or name in GRAPHS
-                (unavailable if others else broken)[name] = _reason(error)
+        built = build(self._makers(), lambda name: name.startswith("compiled") or name in GRAPHS)
+        rivals = built.rivals
         if "compiled graph" in rivals and "compiled" in rivals:  # the same kernels
             rivals["compiled graph"].moved_bytes = rivals["compiled"].moved_bytes
-        return Group(self.title, rivals, unavailable, self.floor_bytes, broken=broken)
+        return Group(self.title, rivals, built.unavailable, self.floor_bytes, broken=built.broken)
 
     def _makers(self) -> dict[str, Callable[[], Rival] | str]:
         # provider → how to build it, or why it is not here
@@ -93,7 +88,8 @@ class Contest:
             makers["triton"] = NO_GPU
             return makers
         makers["compiled"] = self._compiled
-        makers["compiled max-autotune"] = partial(self._compiled, mode="max-autotune-no-cudagraphs")
+        if self.autotuned:
+            makers[AUTOTUNED] = partial(self._compiled, mode="max-autotune-no-cudagraphs")
         makers["fallback"] = partial(self._rival, self._fallback, self._aten, ours=True)
         makers["triton"] = partial(self._rival, self.ours, self._kernels, ours=True)
         if self.launch_bound:
@@ -136,24 +132,28 @@ class Contest:
         return Rival(work, check, notes or {}, moved)
 
     def _replayed(self, forward: Op, count: Count, ours: bool) -> Rival:
-        work = partial(self.case.run, forward, self.backward)
-        moved = count(work)
+        moved = count(partial(self.case.run, forward, self.backward))
+        cases = sets_of(self.case, self.device)
 
-        def step() -> tuple[Any, ...]:
-            if ours:
-                self.case.advance()
-            return work()
+        def call(case: Case) -> tuple[Tensor, ...]:
+            if ours and case is cases[0]:
+                case.advance()
+            # An autograd graph that lives on would bind the leaves to the stream of the capture.
+            return tuple(out.detach() for out in case.run(forward, self.backward))
 
-        replay, outputs = captured(step)
-        replay()
+        graph = captured([partial(call, case) for case in cases])
+        graph.replay()
         torch.cuda.synchronize(self.device)
-        return Rival(replay, self.case.check(outputs, ours), moved_bytes=moved, own_memory=False)
+        checks = [cases[i].check(graph.outputs[i], ours) for i in (0, -1)]
+        return Rival(
+            graph.replay,
+            Check(worst([check.error for check in checks]), checks[0].against),
+            {"graph_calls": len(cases), "graph_bytes": len(cases) * bytes_of(self.case)},
+            moved_bytes=moved,
+            own_memory=False,
+            calls=len(cases),
+        )
 
 
 def _unknown(_: Callable[[], object]) -> None:
     return None
-
-
-def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"

@@ -40,8 +40,14 @@ class Group:
     broken: Mapping[str, str] = field(default_factory=dict)  # of ours, provider → its error
     timing: str | None = None  # how it was timed, where not by `interleave`
     products: Mapping[str, str] = field(default_factory=dict)  # provider → the row of its products
-    seconds: dict[str, list[float]] = field(default_factory=dict)
+    seconds: dict[str, list[float]] = field(default_factory=dict)  # what a caller waits for
+    # What the GPU takes by itself, where that is known: see bench.cuda_times.
+    device_seconds: dict[str, list[float]] = field(default_factory=dict)
     load: dict[str, Any] | None = None  # what the machine did meanwhile: see bench.busy
+
+    def own_time(self, provider: str) -> float:
+        """Median seconds that the device takes, without the host's where they are told apart."""
+        return median(self.device_seconds.get(provider, self.seconds[provider]))
 
 
 class Bench:
@@ -68,10 +74,11 @@ class Bench:
                 watch = Watch()
                 times = interleave(works, self.device, seconds, fewest)
                 group.load = watch.record()
-                group.seconds = {
-                    name: [t / group.rivals[name].calls for t in taken]
-                    for name, taken in times.items()
-                }
+                for name, taken in times.items():
+                    calls = group.rivals[name].calls
+                    group.seconds[name] = [t / calls for t in taken.wall]
+                    if taken.device is not None:
+                        group.device_seconds[name] = [t / calls for t in taken.device]
             self._measured = (key, group)
         return self._measured[1]
 
@@ -101,13 +108,15 @@ class Bench:
             load=group.load,
             **rival.notes,
         )
-        products = group.seconds.get(group.products.get(provider, ""))
-        if products is not None:  # they are there, and passed their own check
-            info["step_over_products"] = median(seconds) / median(products)
+        products = group.products.get(provider)
+        if products in group.seconds:  # they are there, and passed their own check
+            info["step_over_products"] = group.own_time(provider) / group.own_time(products)
+        if self.device.type == "cuda":
+            info["device_seconds"] = group.device_seconds.get(provider)
         if group.floor_bytes is None:
             info.update(floor_bytes=None, gb_per_second=None, percent_of_copy=None)
         else:
-            rate = group.floor_bytes / median(seconds)
+            rate = group.floor_bytes / group.own_time(provider)
             info.update(
                 floor_bytes=group.floor_bytes,
                 gb_per_second=rate / 1e9,

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from bench.busy import busy_line
@@ -23,6 +24,14 @@ NOTES = (
     "times as many the provider loads and stores. Every row passed its check against float64",
     "before it was timed (error: in units of the tolerance). step/products: a training step over",
     "its matrix products alone, the same shapes and dtype, timed in the same run.",
+)
+
+GPU_NOTES = (
+    "On a GPU, wall is the time of calls back to back: what a caller waits for, be it the host",
+    "that launches or the GPU that works. Device is what the GPU takes by itself for a call that",
+    "starts with a cold L2 cache; none where the work waits for the GPU. Each × is of the time",
+    "before it. GB/s and step/products are of the device's time. A graph row is one of the calls",
+    "of a graph, each on tensors of its own.",
 )
 
 
@@ -68,11 +77,16 @@ def summary(rows: list[Row], machine: dict[str, Any], markdown: bool = False) ->
     for table in tables(rows):
         yield from table.markdown() if markdown else table.text()
     yield ""
-    yield from NOTES
+    yield from notes(info for _, info, *_ in rows)
     busy = busy_line(info for _, info, *_ in rows)
     if busy:
         yield ""
         yield busy
+
+
+def notes(infos: Iterable[dict[str, Any]]) -> Sequence[str]:
+    """What the tables' columns mean, for rows with such `extra_info`."""
+    return NOTES + GPU_NOTES * any("device_seconds" in info for info in infos)
 
 
 def tables(rows: list[Row]) -> Iterator[Table]:
@@ -86,8 +100,10 @@ def tables(rows: list[Row]) -> Iterator[Table]:
 
 def _rivals(title: str, rows: list[Row]) -> Table:
     floor = rows[0][1]["floor_bytes"]
-    first = rows[0][2]
-    columns = [("provider", 21), ("median", 10), ("±IQR/2", 10), ("×", 7)]
+    on_gpu = any("device_seconds" in info for _, info, *_ in rows)
+    firsts = rows[0][2], _device_time(rows[0][1])
+    columns = [("provider", 21), ("wall" if on_gpu else "median", 10), ("±IQR/2", 10), ("×", 7)]
+    columns += [("device", 10), ("×", 7)] * on_gpu
     if floor:
         title += f" ({size_text(floor)} at the floor)"
         columns += [("GB/s", 8), ("of copy", 9), ("bytes/floor", 13)]
@@ -96,8 +112,13 @@ def _rivals(title: str, rows: list[Row]) -> Table:
     columns += [("step/products", 15)] * trains + [("images/s", 10)] * images
     columns += [("peak", 11), ("error", 7)]
     lines = []
-    for _, info, median, iqr in rows:
-        cells = [info["provider"], time_text(median), time_text(iqr / 2), f"{first / median:.2f}"]
+    for _, info, wall, iqr in rows:
+        cells = [info["provider"], time_text(wall), time_text(iqr / 2)]
+        cells.append(_times_as_fast(firsts[0], wall))
+        if on_gpu:
+            device = _device_time(info)
+            cells.append("–" if device is None else time_text(device))
+            cells.append(_times_as_fast(firsts[1], device))
         if floor:
             cells += [f"{info['gb_per_second']:.1f}", f"{info['percent_of_copy']:.0f}%"]
             moved = info.get("moved_bytes")
@@ -106,11 +127,20 @@ def _rivals(title: str, rows: list[Row]) -> Table:
             ratio = info.get("step_over_products")
             cells.append("–" if ratio is None else f"{ratio:.2f}")
         if images:
-            cells.append(f"{info['images'] / median:.1f}")
+            cells.append(f"{info['images'] / wall:.1f}")
         peak = info["peak_memory_bytes"]
         cells.append("–" if peak is None else size_text(peak))
         lines.append((*cells, f"{info['check_error_over_tolerance']:.2f}"))
     return Table(title, tuple(columns), lines)
+
+
+def _device_time(info: dict[str, Any]) -> float | None:
+    times = info.get("device_seconds")
+    return median(times) if times else None
+
+
+def _times_as_fast(first: float | None, time: float | None) -> str:
+    return "–" if first is None or time is None else f"{first / time:.2f}"
 
 
 def _metrics(rows: list[Row]) -> Table:
@@ -121,13 +151,13 @@ def _metrics(rows: list[Row]) -> Table:
         *(("KL", 8), ("ELBO", 9), ("log p(x)", 10)),
     )
     lines = []
-    for _, info, median, _ in rows:
+    for _, info, wall, _ in rows:
         metrics = [f"{info['metrics'][name]:.2f}" for name in ("rate", "elbo", "log_px")]
         speed = f"{info['images_per_second']:,.0f}"
         # Files of before the engine's floor have none.
         over = info.get("step_over_products")
         ratio = "–" if over is None else f"{over:.2f}"
-        lines.append((info["provider"], time_text(median), speed, ratio, *metrics))
+        lines.append((info["provider"], time_text(wall), speed, ratio, *metrics))
     title = f"{title}: {info['data']}, nats per image, {samples} samples"
     return Table(title, columns, lines)
 

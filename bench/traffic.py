@@ -100,12 +100,10 @@ def mixture_log_prob_moved(draws: int, components: int, D: int, backward: bool) 
         return forward
     block_d = mixture.block_d_of(D)
     d_blocks = -(-D // block_d)
-    of_tile = 2 * m * n + m * block_d + 2 * n * block_d
+    of_tile = m + 2 * m * n + m * block_d + 2 * n * block_d
     # The sums are read again by all tiles of a split but its first.
-    sums = draws * D * (tiles + tiles - splits)
-    of_draws = d_blocks * splits * draws
-    weighted = 4 * (blocks * tiles * d_blocks * of_tile + sums + of_draws)
-    return forward + d_blocks * scores + weighted
+    sums = m * block_d * (tiles + tiles - splits)
+    return forward + d_blocks * (scores + 4 * blocks * (tiles * of_tile + sums))
 
 
 def aten_bytes(work: Callable[[], object], device: torch.device) -> int:
@@ -143,6 +141,10 @@ class _AtenTraffic(TorchDispatchMode):
             # kernels): those are what moves bytes, unless it is one kernel after all (copy_).
             with self:
                 result = func.redispatch(torch._C.DispatchKeySet(self.key), *args, **kwargs)
+        elif _has_number_for_tensor(func, args):
+            # C++ makes a tensor of a scalar before it goes on to the kernel (tensor & 5), and what
+            # comes here is a number again: the packet finds the overload that takes it.
+            result = func.overloadpacket(*args, **kwargs)
         else:
             result = func(*args, **kwargs)
         if self.bytes == before:
@@ -155,6 +157,13 @@ class _AtenTraffic(TorchDispatchMode):
 
         composite = has("CompositeExplicitAutograd") or has("CompositeImplicitAutograd")
         return composite and not has(self.key)
+
+
+def _has_number_for_tensor(func: Any, args: tuple[Any, ...]) -> bool:
+    return any(
+        isinstance(value, (int, float, complex)) and isinstance(argument.type, torch.TensorType)
+        for argument, value in zip(func._schema.arguments, args, strict=False)
+    )
 
 
 def _is_view(func: Any) -> bool:

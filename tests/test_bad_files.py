@@ -261,6 +261,8 @@ BENCH: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
     ("words as floor", lambda run: with_info(run, floor_bytes="3"), "its floor_bytes is '3'"),
     ("no memory", lambda run: without_info(run, "peak_memory_bytes"), "it lacks 'peak_memory"),
     ("no speed", lambda run: without_info(run, "gb_per_second"), "it lacks 'gb_per_second'"),
+    ("no rounds of a GPU", lambda run: with_info(run, device_seconds=[]), "device_seconds are []"),
+    ("a round of 0 s", lambda run: with_info(run, device_seconds=[1e-6, 0]), "device_seconds is 0"),
     ("half a metric", lambda run: with_info(run, metrics={}), "it lacks 'images_per_second'"),
     ("a median of zero", lambda run: with_stats(run, median=0.0), "no positive times"),
     ("a spread of NaN", lambda run: with_stats(run, iqr=float("nan")), "no spread of times"),

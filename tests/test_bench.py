@@ -136,7 +136,7 @@ def test_rivals_are_called_in_turn_and_each_starts_a_round() -> None:
     calls: list[str] = []
     rivals = {name: (lambda name=name: calls.append(name)) for name in "abc"}
     seconds = interleave(rivals, CPU, budget=0.0)
-    assert {name: len(times) for name, times in seconds.items()} == {"a": 11, "b": 11, "c": 11}
+    assert {name: len(times.wall) for name, times in seconds.items()} == {"a": 11, "b": 11, "c": 11}
     rounds = [calls[-33:][i : i + 3] for i in range(0, 33, 3)]
     assert rounds[:4] == [list("abc"), list("bca"), list("cab"), list("abc")]
 

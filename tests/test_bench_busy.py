@@ -47,6 +47,7 @@ def load(
 
 def test_a_record_has_the_shares_of_the_time_between_its_readings() -> None:
     found = load(seconds=4.0, own=0.75, threads=1.25, others=0.5)
+    assert found.pop("ended") == pytest.approx(time.time(), abs=60)
     assert found == pytest.approx(
         {"seconds": 4.0, "own": 0.75, "others": 0.25, "load_average": 3.14, "processors": CORES}
     )

@@ -14,6 +14,7 @@ from torch import Tensor
 from bench import growth, parts
 from bench.accuracy import Check
 from bench.growth import AXES, Size, points
+from bench.measure import Times
 from vaez_fast import style
 from vaez_fast.data import binarized, load
 
@@ -102,9 +103,9 @@ def test_a_points_times_are_medians_of_those_that_passed(
 ) -> None:
     asked: list[tuple[list[str], float]] = []
 
-    def timed(works: Works, _: object, budget: float, fewest: int) -> dict[str, list[float]]:
+    def timed(works: Works, _: object, budget: float, fewest: int) -> dict[str, Times]:
         asked.append((list(works), budget))
-        return {name: TAKEN[name] for name in works}
+        return {name: Times(TAKEN[name]) for name in works}
 
     monkeypatch.setattr(growth, "interleave", timed)
     monkeypatch.setattr(growth, "check_loss", lambda *_: Check(0.5, "the truth"))
@@ -180,10 +181,10 @@ def timed_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps and parts whose times are known: 10 ms, and 3, 2, 1.5, 1, 0.5 and 0.25 ms."""
     parts_ms = dict(zip(parts.PARTS, (3.0, 2.0, 1.5, 1.0, 0.5, 0.25), strict=True))
 
-    def timed(works: Works, *_: object) -> dict[str, list[float]]:
+    def timed(works: Works, *_: object) -> dict[str, Times]:
         known = parts_ms | {"step": 10.0}
         assert set(works) == set(known)
-        return {name: [1e-3 * known[name] * f for f in (0.5, 1.0, 4.0)] for name in works}
+        return {name: Times([1e-3 * known[name] * f for f in (0.5, 1.0, 4.0)]) for name in works}
 
     monkeypatch.setattr(parts, "interleave", timed)
     monkeypatch.setattr(parts, "parts_of", lambda *_: dict.fromkeys(parts.PARTS))

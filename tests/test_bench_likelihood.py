@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bench import likelihood
 from bench.likelihood import main
+from bench.measure import Times
 from tests.digits import first
 from vaez_fast.config import TrainConfig
 from vaez_fast.data import Dataset, binarized, load
@@ -151,9 +152,9 @@ def test_the_mixtures_times_are_of_a_draw_and_its_error_in_units_of_the_bound(
 ) -> None:
     sizes: dict[str, int] = {}
 
-    def timed(works: dict[str, Any], *_: Any, **__: Any) -> dict[str, list[float]]:
+    def timed(works: dict[str, Any], *_: Any, **__: Any) -> dict[str, Times]:
         sizes.update({name: len(work()) for name, work in works.items()})
-        return {"textbook": [1.0, 8.0, 90.0], "ours": [1.0, 4.0, 90.0]}
+        return {"textbook": Times([1.0, 8.0, 90.0]), "ours": Times([1.0, 4.0, 90.0])}
 
     def off(z: Tensor, *posteriors: Tensor) -> Tensor:
         truth = reference.mixture_log_prob(z, *posteriors)

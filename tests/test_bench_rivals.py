@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,12 +14,12 @@ import torch
 from torch import Tensor
 
 from bench import graphs, rivals
-from bench.accuracy import LikelihoodCase
+from bench.accuracy import LatentCase, LikelihoodCase
 from bench.baselines import bernoulli_log_prob as textbook
 from bench.rivals import GRAPHS, Contest, providers
 from bench.rows import Bench
 from bench.traffic import bernoulli_log_prob_floor
-from vaez_kernels import bernoulli_log_prob
+from vaez_kernels import bernoulli_log_prob, noise_key
 from vaez_kernels.compiler import has_cpu_compiler
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -96,8 +98,11 @@ def test_a_capture_that_fails_is_unavailable(
         return {"triton graph": lambda: self._replayed(self.ours, lambda _: 1, ours=True)}
 
     monkeypatch.setattr(Contest, "_makers", makers)
-    monkeypatch.setattr(torch.cuda, "Stream", refuse)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", refuse)
     assert contest.group().unavailable == {"triton graph": "RuntimeError: no such thing here"}
+
+
+CACHE = 50 << 20  # an H100's
 
 
 @pytest.fixture
@@ -129,32 +134,65 @@ def cuda_log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(torch.cuda, "stream", inside)
     monkeypatch.setattr(torch.cuda, "graph", inside)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: log.append("synchronize"))
+    properties = SimpleNamespace(L2_cache_size=CACHE)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
     return log
 
 
 def test_a_graph_is_warmed_up_beside_captured_once_then_replayed(cuda_log: list[str]) -> None:
-    out = torch.ones(1)
+    def call(name: str) -> str:
+        cuda_log.append(name)
+        return name.upper()
 
-    def work() -> tuple[Tensor, ...]:
-        cuda_log.append("work")
-        return (out,)
-
-    replay, outputs = graphs.captured(work)
-    replay()
-    assert outputs == (out,)
+    graph = graphs.captured([partial(call, name) for name in "abcde"])
+    assert graph.outputs == list("ABCDE")
+    graph.replay()
     assert cuda_log == [
-        *("side waits for main", "begin side", "work", "work", "work", "end side"),
-        *("main waits for side", "begin capture", "work", "end capture", "replay"),
+        *("side waits for main", "begin side", "a", "b", "c", "end side", "main waits for side"),
+        *("begin capture", "a", "b", "c", "d", "e", "end capture", "replay"),
     ]
 
 
-def test_a_replayed_step_of_ours_begins_by_advancing_the_noise(
+def latent(rows: int, dtype: torch.dtype) -> LatentCase:
+    mu, logvar = (torch.rand(rows, 128).to(dtype).requires_grad_() for _ in range(2))
+    noise = noise_key(0, "train")
+    return LatentCase(mu, logvar, noise, torch.rand(1, rows, 128).to(dtype), torch.rand(rows))
+
+
+@pytest.mark.usefixtures("cuda_log")
+@pytest.mark.parametrize(("rows", "dtype"), [(128, torch.float32), (256, torch.bfloat16)])
+def test_the_sets_of_a_graph_do_not_fit_the_cache(rows: int, dtype: torch.dtype) -> None:
+    case = latent(rows, dtype)
+    sets = graphs.sets_of(case, CUDA)
+    tensors = [(s.mu, s.logvar, s.grad_z, s.grad_kl) for s in sets]
+    size = 3 * rows * 128 * dtype.itemsize + 4 * rows
+    assert graphs.bytes_of(case) == size
+    assert CACHE < len(sets) * size < 1.01 * CACHE
+    assert len({tensor.data_ptr() for of_one in tensors for tensor in of_one}) == 4 * len(sets)
+    assert case.mu.data_ptr() not in {copy.mu.data_ptr() for copy in sets}
+    for copy in sets:
+        assert torch.equal(copy.mu, case.mu)
+        assert (copy.mu.is_leaf, copy.mu.requires_grad) == (True, True)
+        assert copy.noise is case.noise
+
+
+@pytest.mark.parametrize(("cache", "count"), [(CACHE, 512), (1 << 10, 32)])
+def test_a_graph_has_from_32_to_512_calls(
+    cache: int, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    properties = SimpleNamespace(L2_cache_size=cache)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    assert len(graphs.sets_of(latent(1, torch.float32), CUDA)) == count
+
+
+def test_a_replayed_call_of_ours_is_on_every_set_and_the_noise_advances_once(
     contest: Contest, cuda_log: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(LikelihoodCase, "advance", lambda _: cuda_log.append("advance"))
+    monkeypatch.setattr(graphs, "MOST_CALLS", 33)
 
     def forward(logits: Tensor, x: Tensor) -> Tensor:
-        cuda_log.append("forward")
+        cuda_log.append(f"forward {logits.data_ptr()} {x.data_ptr()}")
         return textbook(logits, x)
 
     def captured_part() -> list[str]:
@@ -162,9 +200,30 @@ def test_a_replayed_step_of_ours_begins_by_advancing_the_noise(
         return cuda_log[begin + 1 : end]
 
     rival = contest._replayed(forward, lambda _: 7, ours=True)
-    assert captured_part() == ["advance", "forward"]
+    first, *calls = captured_part()
+    assert first == "advance"
+    assert len(set(calls)) == len(calls) == rival.calls == 33
     assert rival.check.passed
     assert (rival.moved_bytes, rival.own_memory) == (7, False)
+    size = S * B * P * 4 + B * P + S * B * 4
+    assert rival.notes == {"graph_calls": 33, "graph_bytes": 33 * size}
     cuda_log.clear()
     contest._replayed(forward, lambda _: 7, ours=False)
-    assert captured_part() == ["forward"]
+    assert len(captured_part()) == 33
+    assert "advance" not in captured_part()
+
+
+@pytest.mark.usefixtures("cuda_log")
+@pytest.mark.parametrize("wrong", ["first", "last"])
+def test_the_first_and_the_last_call_of_a_graph_are_checked(
+    contest: Contest, wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphs, "MOST_CALLS", 32)
+    sets: list[int] = []
+
+    def forward(logits: Tensor, x: Tensor) -> Tensor:
+        sets.append(logits.data_ptr())
+        at = sets[3:].index(logits.data_ptr()) if len(sets) > 3 else None  # three warm up
+        return textbook(logits, x) + (at == {"first": 0, "last": 31}[wrong])
+
+    assert not contest._replayed(forward, lambda _: 7, ours=False).check.passed

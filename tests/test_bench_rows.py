@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,8 +10,11 @@ import torch
 
 from bench import measure
 from bench.accuracy import Check
-from bench.measure import CLOCK, Work, copy_bandwidth, interleave, peak_memory
+from bench.measure import CLOCK, Times, Work, copy_bandwidth, interleave, peak_memory
 from bench.rows import Bench, Group, Rival
+from tests.fake_gpu import FakeGPU, gpu
+
+__all__ = ["gpu"]  # a fixture
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 PASSED, FAILED = Check(0.25, "the truth"), Check(1.5, "the truth")
@@ -67,7 +69,7 @@ class TestInterleave:
     ) -> None:
         work = fake.work("cold", [90.0, 90.0, 90.0, 2.0])
         seconds = interleave({"cold": work}, CPU, budget=0.0)
-        assert seconds["cold"] == [2.0] * 11
+        assert seconds["cold"] == Times([2.0] * 11)
 
     @pytest.mark.parametrize(
         ("budget", "rounds"),
@@ -78,10 +80,10 @@ class TestInterleave:
     ) -> None:
         works = {"one": fake.work("one", [1.0]), "three": fake.work("three", [3.0])}
         seconds = interleave(works, CPU, budget)  # a round takes 4 s
-        assert seconds == {"one": [1.0] * rounds, "three": [3.0] * rounds}
+        assert seconds == {"one": Times([1.0] * rounds), "three": Times([3.0] * rounds)}
 
     def test_the_fewest_rounds_can_be_said(self, fake: FakeTime) -> None:
-        assert len(interleave({"a": fake.work("a", [9.0])}, CPU, 1.0, fewest=5)["a"]) == 5
+        assert interleave({"a": fake.work("a", [9.0])}, CPU, 1.0, fewest=5)["a"].wall == [9.0] * 5
 
     def test_seconds_go_to_the_work_that_took_them_in_the_order_they_were_taken(
         self, fake: FakeTime
@@ -89,75 +91,20 @@ class TestInterleave:
         # Three calls warm up, and one finds out how long a round takes.
         first = [float(n) for n in range(4 + 11)]
         works = {"a": fake.work("a", first), "b": fake.work("b", [100.0])}
-        assert interleave(works, CPU, 0.0) == {"a": first[4:], "b": [100.0] * 11}
+        times = interleave(works, CPU, 0.0)
+        assert times == {"a": Times(first[4:]), "b": Times([100.0] * 11)}
+        assert times["a"].of_the_device == first[4:]
 
 
-class FakeGPU:
-    """Stands for torch: events on a device clock, in milliseconds, and allocated bytes."""
-
-    uint8 = torch.uint8
-
-    def __init__(self) -> None:
-        self.now, self.log = 0.0, list[str]()
-        self.allocated, self.most = 1_000, 9_999
-        self.cuda = SimpleNamespace(
-            Event=self.event,
-            synchronize=lambda *_: self.log.append("synchronize"),
-            memory_allocated=lambda _: self.allocated,
-            max_memory_allocated=lambda _: self.most,
-            reset_peak_memory_stats=self.reset,
-        )
-
-    def reset(self, _: torch.device) -> None:
-        self.most = self.allocated
-
-    def empty(self, size: int, **_: Any) -> Any:
-        def flush() -> None:
-            self.now += 1e-7 * size
-            self.log.append("flush")
-
-        return SimpleNamespace(zero_=flush)
-
-    def event(self, enable_timing: bool) -> Any:
-        gpu = self
-
-        class Event:
-            at = 0.0
-
-            def record(self) -> None:
-                self.at = gpu.now
-
-            def synchronize(self) -> None:
-                gpu.log.append("wait")
-
-            def elapsed_time(self, end: Event) -> float:
-                return end.at - self.at
-
-        assert enable_timing
-        return Event()
-
-    def work(self) -> None:
-        self.now += 250.0  # ms
-        self.log.append("work")
-
-
-class TestGPU:
-    @pytest.fixture
-    def gpu(self, monkeypatch: pytest.MonkeyPatch) -> FakeGPU:
-        gpu = FakeGPU()
-        monkeypatch.setattr(measure, "torch", gpu)
-        return gpu
-
-    def test_a_work_is_timed_in_seconds_after_the_cache_was_flushed(self, gpu: FakeGPU) -> None:
-        assert interleave({"a": gpu.work}, CUDA, 0.0)["a"] == pytest.approx([0.25] * 11)
-        assert gpu.log[-3:] == ["flush", "work", "wait"]
-        assert measure.FLUSH_BYTES > 50 << 20  # the L2 cache of an H100
-
-    def test_peak_memory_is_what_is_allocated_on_top_of_what_was_held(self, gpu: FakeGPU) -> None:
-        def work() -> None:
-            gpu.most = max(gpu.most, gpu.allocated + 300)
-
-        assert peak_memory(work, CUDA) == 300
+def test_peak_memory_on_a_gpu_is_what_is_allocated_on_top_of_what_was_held(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    held, most = 1_000, [9_999]
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: held)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: most[-1])
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: most.append(held))
+    assert peak_memory(lambda: most.append(max(most[-1], held + 300)), CUDA) == 300
 
 
 @pytest.mark.parametrize(("quick", "size"), [(True, 64 << 20), (False, 256 << 20)])
@@ -166,9 +113,9 @@ def test_a_copy_counts_what_it_reads_and_what_it_writes(
 ) -> None:
     copied: list[int] = []
 
-    def timed(works: dict[str, Callable[[], Any]], *_: Any) -> dict[str, list[float]]:
+    def timed(works: dict[str, Callable[[], Any]], *_: Any) -> dict[str, Times]:
         copied.append(works["copy"]().nbytes)
-        return {"copy": [0.5, 2.0, 9.0]}  # the median is 2 s
+        return {"copy": Times([0.5, 2.0, 9.0])}  # the median is 2 s
 
     monkeypatch.setattr(measure, "interleave", timed)
     assert copy_bandwidth(CPU, quick) == size  # (size read + size written) / 2 s
@@ -216,6 +163,31 @@ class TestMeasured:
         group.rivals["graph"].calls = 32
         found = Bench(CPU, False, 1e9).measured(0, lambda: group, 0.0)
         assert found.seconds == {"graph": [0.25] * 11, "step": [3.0] * 11}
+
+    def test_a_gpus_two_times_are_kept_apart(self, gpu: FakeGPU) -> None:
+        def graph() -> None:  # of 32 calls
+            gpu.launch(device=64e-6, host=320e-6)
+
+        def waiting() -> None:
+            gpu.launch(device=500e-6)
+            gpu.wait()
+
+        rivals = {
+            "eager": Rival(lambda: gpu.launch(device=3e-6, host=50e-6), PASSED),
+            "graph": Rival(graph, PASSED, calls=32),
+            "waiting": Rival(waiting, PASSED),
+        }
+        group = Bench(CUDA, False, 1e9).measured(0, lambda: Group("g", rivals, {}, None), 0.0)
+        assert group.device_seconds == {
+            "eager": pytest.approx([3e-6] * 11),
+            "graph": pytest.approx([2e-6] * 11),
+        }
+        # A loop of 5 ms ends with the last call's time on the GPU: 64 µs are 1.3 % of it.
+        assert group.seconds == {
+            "eager": pytest.approx([50e-6] * 11, rel=0.02),
+            "graph": pytest.approx([10e-6] * 11, rel=0.02),
+            "waiting": pytest.approx([507e-6] * 11, rel=0.02),
+        }
 
     @pytest.mark.parametrize(("quick", "rounds"), [(False, 90), (True, 30)])
     def test_a_quick_run_takes_a_third_of_the_budget(
@@ -293,6 +265,39 @@ class TestRecord:
             "copy_gb_per_second": pytest.approx(12.0),
             "percent_of_copy": pytest.approx(25.0),
         }
+
+    def on_a_gpu(self, monkeypatch: pytest.MonkeyPatch, provider: str) -> FakeBenchmark:
+        monkeypatch.setattr("bench.rows.peak_memory", lambda *_: 4096)
+        work: Callable[[], object] = lambda: None  # noqa: E731
+        rivals = {name: Rival(work, PASSED) for name in ("eager", "ours", "products")}
+        group = Group("g", rivals, {}, 3_000_000_000, products={"ours": "products"})
+        group.seconds = {"eager": [50.0, 60.0], "ours": [5.0, 6.0, 7.0], "products": [9.0]}
+        group.device_seconds = {"ours": [0.5, 1.0, 4.0], "products": [0.5]}
+        benchmark = FakeBenchmark()
+        Bench(CUDA, False, 12e9).record(benchmark, group, provider)
+        return benchmark
+
+    def test_a_gpus_row_has_the_callers_time_and_its_speeds_are_the_gpus(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        benchmark = self.on_a_gpu(monkeypatch, "ours")
+        assert benchmark.seconds == pytest.approx([5.0, 6.0, 7.0])
+        info = benchmark.extra_info
+        assert info["device_seconds"] == [0.5, 1.0, 4.0]
+        assert info["device"] == "cuda"
+        assert "back to back" in info["timing"]
+        assert "cold L2" in info["timing"]
+        assert info["gb_per_second"] == pytest.approx(3.0)  # the median is 1 s
+        assert info["percent_of_copy"] == pytest.approx(25.0)
+        assert info["step_over_products"] == pytest.approx(2.0)
+
+    def test_a_gpus_row_without_a_device_time_says_so_and_has_the_callers_speed(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        benchmark = self.on_a_gpu(monkeypatch, "eager")
+        assert benchmark.seconds == pytest.approx([50.0, 60.0])
+        assert benchmark.extra_info["device_seconds"] is None
+        assert benchmark.extra_info["gb_per_second"] == pytest.approx(3 / 55)
 
     def test_without_a_floor_there_is_no_speed_in_bytes(self) -> None:
         info = self.recorded(floor_bytes=None).extra_info

@@ -57,3 +57,30 @@ def test_markdown_has_the_cells_of_the_text() -> None:
     ]
     assert table[1] == "| --- |" + " ---: |" * 8
     assert len({line.count("|") for line in table}) == 1
+
+
+# The host takes 300 µs to launch; the GPU takes less, and the textbook waits for it.
+ON_A_GPU = [
+    row("eager", 300e-6, device_seconds=[90e-6, 40e-6, 39e-6]),
+    row("triton", 20e-6, device_seconds=[5e-6, 4e-6]),
+    row("textbook", 600e-6, device_seconds=None),
+]
+
+
+def test_a_gpus_table_has_the_callers_time_and_the_devices() -> None:
+    lines = list(summary(ON_A_GPU, MACHINE))
+    at = lines.index("an op (1000 B at the floor)")
+    header, eager, triton, textbook = (line.split() for line in lines[at + 1 : at + 5])
+    assert header[:6] == ["provider", "wall", "±IQR/2", "×", "device", "×"]
+    assert " ".join(eager[:9]) == "eager 300.0 µs 15.0 µs 1.00 40.0 µs 1.00"
+    assert " ".join(triton[:9]) == "triton 20.0 µs 1.0 µs 15.00 4.5 µs 8.89"
+    assert " ".join(textbook[:8]) == "textbook 600.0 µs 30.0 µs 0.50 – –"
+    assert len({len(line) for line in lines[at + 1 : at + 5]}) == 1
+    assert any("wall is the time of calls back to back" in line for line in lines)
+    assert not any("wall is" in line for line in lines_of(markdown=False))
+
+
+def test_where_the_first_row_has_no_device_time_none_is_set_against_it() -> None:
+    lines = list(summary(ON_A_GPU[::-1], MACHINE))
+    at = lines.index("an op (1000 B at the floor)")
+    assert lines[at + 3].split()[5:9] == ["30.00", "4.5", "µs", "–"]

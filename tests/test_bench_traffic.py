@@ -17,7 +17,7 @@ from bench.traffic import (
     mixture_log_prob_floor,
     rsample_kl_floor,
 )
-from vaez_kernels import noise, noise_key, rsample_kl
+from vaez_kernels import compiler, noise, noise_key, normal, rsample_kl, uniform
 from vaez_kernels.compiler import has_cpu_compiler, isolated
 
 CPU = torch.device("cpu")
@@ -165,6 +165,45 @@ def test_an_operator_made_of_others_counts_their_kernels(a: Tensor) -> None:
     # times l (12), minus log σ (12).
     x = torch.ones_like(a)
     assert eager(lambda: binary_cross_entropy_with_logits(a, x, reduction="none")) == 52 * N
+
+
+SCALAR_OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "and": lambda n: n & 5,
+    "number & tensor": lambda n: 5 & n,
+    "or": lambda n: n | 5,
+    "xor": lambda n: n ^ 5,
+    "shift left": lambda n: n << 3,
+    "shift right": lambda n: n >> 3,
+    "remainder": lambda n: n % 5,
+    "number % tensor": lambda n: 5 % n,
+    "floor": lambda n: n // 5,
+    "number - tensor": lambda n: 5 - n,
+    "in place": lambda n: n.bitwise_and_(5),
+}
+
+
+@pytest.mark.parametrize("name", SCALAR_OPERATIONS)
+def test_integers_and_a_number_move_16_bytes_an_element(name: str) -> None:
+    # As int64 tensors: C++ makes a tensor of the number and calls the operator for two tensors.
+    n = torch.arange(1, N + 1).view(ROWS, COLUMNS)
+    expected = SCALAR_OPERATIONS[name](n.clone())
+    found: list[Tensor] = []
+    assert eager(lambda: found.append(SCALAR_OPERATIONS[name](n))) == 16 * N
+    assert torch.equal(found[0], expected)
+
+
+@pytest.mark.parametrize("kind", [normal, uniform])
+def test_eager_noise_is_counted(
+    kind: Callable[[Tensor, int, int, int], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What the fallback runs on a GPU: ten rounds with two products of int64 words each, of which a
+    # product reads 8 bytes and writes 8; four words make four numbers.
+    monkeypatch.setitem(compiler.failures, "cpu", "the test wants eager code")
+    key = noise_key(0, "train")
+    drawn: list[Tensor] = []
+    moved = eager(lambda: drawn.append(kind(key, 1, ROWS, COLUMNS)))
+    assert moved > 10 * 2 * 16 * N // 4
+    assert torch.equal(drawn[0], kind(key, 1, ROWS, COLUMNS))
 
 
 def test_the_backward_is_counted_with_its_forward(a: Tensor) -> None:

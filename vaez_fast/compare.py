@@ -115,6 +115,21 @@ def compare(
             results[name] = _run_interpreter(ops, show_progress)
         elif name != "fallback":
             results[name] = run(grid, name, show_progress)
+    return _compared(grid, backends, results, show_progress)
+
+
+def compare_on_cuda(case: Case) -> list[Row]:
+    """The rows of one case, of the fallback and of CUDA."""
+    backends = ("fallback", "cuda")
+    return _compared([case], backends, {name: run([case], name) for name in backends})
+
+
+def _compared(
+    grid: list[Case],
+    backends: Sequence[str],
+    results: dict[str, list[Tensors]],
+    show_progress: bool = False,
+) -> list[Row]:
     rows: list[Row] = []
     with Progress(len(grid), "reference", show=show_progress) as progress:
         for i, case in enumerate(grid):

@@ -56,6 +56,7 @@ __all__ = [
     "same_backend",
     "tl",
     "triton",
+    "undecorated",
     "use_backend",
     "uses_triton",
     "without_autocast",
@@ -73,6 +74,15 @@ def jit(function: _F) -> _F:
     return triton.jit(function) if triton is not None else function
 
 
+def undecorated(function: _F) -> _F:
+    """The Python function that `jit` was given: for a formula of one body, what the twin calls.
+
+    The decorated one must be defined under the name by which kernels call it, since inductor
+    writes a helper down as its `def` says: kernels would not find it under an alias.
+    """
+    return getattr(function, "fn", function)  # type: ignore[return-value]
+
+
 def interpreting() -> bool:
     """Whether kernels run in Triton's interpreter (TRITON_INTERPRET=1 at the first import)."""
     return triton is not None and not isinstance(_probe, triton.runtime.JITFunction)
@@ -81,6 +91,24 @@ def interpreting() -> bool:
 @jit
 def _probe() -> None:
     pass
+
+
+def _mend_interpreter() -> None:
+    # The bound of a loop is an array of one element, of which triton 3.6 takes int(): numpy 2.5
+    # refuses that of an array with dimensions.
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def patch_and_mend(tensor: Any, scope: Any) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = patch_and_mend
+
+
+if interpreting() and triton.__version__.startswith("3.6."):
+    _mend_interpreter()
 
 
 def launcher(kernel: Any) -> Any:

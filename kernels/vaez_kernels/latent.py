@@ -20,6 +20,7 @@ from .backend import (
     no_second_derivative,
     same_backend,
     tl,
+    undecorated,
     uses_triton,
 )
 from .checks import check_choice, check_count, check_latent, check_noise
@@ -33,7 +34,8 @@ KLS = ("none", "analytic", *MONTE_CARLO)  # the kernels' KL flag is the index he
 SAMPLES_PER_PROGRAM = 8
 
 
-def excess_tail(logvar):  # type: ignore[no-untyped-def]
+@jit
+def excess_tail_jit(logvar):  # type: ignore[no-untyped-def]
     """(exp(l) − 1 − l) / l² for |l| ≤ ½: degree-4 minimax, relative error 9.3e-7 in float32.
 
     One body for Triton and PyTorch. The KL's variance term is exp(l) − 1 − l; as expm1(l) − l it
@@ -46,7 +48,7 @@ def excess_tail(logvar):  # type: ignore[no-untyped-def]
     return p * logvar + 0.499999959737
 
 
-excess_tail_jit = jit(excess_tail)
+excess_tail = undecorated(excess_tail_jit)
 
 
 # The Triton kernels.
@@ -93,6 +95,7 @@ def latent_forward_kernel(  # type: ignore[no-untyped-def]
     BLOCK_D: tl.constexpr,
 ):
     QUADS: tl.constexpr = (D + 3) // 4
+    scale = tl.cast(scale, tl.float32)  # inductor passes Python's floats as float64
     # Samples vary fastest: with one of them Triton knows, and all this arithmetic folds away.
     sample_blocks = tl.cdiv(num_samples, SAMPLES)
     sample_block = (tl.program_id(0) % sample_blocks).to(tl.int64)
@@ -119,7 +122,7 @@ def latent_forward_kernel(  # type: ignore[no-untyped-def]
             if KL > 1:
                 terms = (first - last).to(tl.float32) * logvar
             for s in range(first, last):
-                sample = tl.to_tensor(s).to(tl.int64)
+                sample = tl.cast(s, tl.int64)
                 eps = normal_jit(key, step, sample + sample_offset, quad, BLOCK_ROWS, BLOCK_D)
                 z = mu + sigma * eps
                 if WRITE_Z:
@@ -161,6 +164,7 @@ def latent_backward_kernel(  # type: ignore[no-untyped-def]
     BLOCK_D: tl.constexpr,
 ):
     QUADS: tl.constexpr = (D + 3) // 4
+    scale = tl.cast(scale, tl.float32)
     rows = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     READ_MU: tl.constexpr = KL > 1 or (KL == 1 and NEED_MU)
     READ_LOGVAR: tl.constexpr = KL > 1 or NEED_LOGVAR
@@ -188,7 +192,7 @@ def latent_backward_kernel(  # type: ignore[no-untyped-def]
             slope = sigma - 1.0 / sigma
         if GRAD_Z or KL > 1:
             for s in range(num_samples):
-                sample = tl.to_tensor(s).to(tl.int64)
+                sample = tl.cast(s, tl.int64)
                 along_z = tl.zeros((BLOCK_ROWS, BLOCK_D), tl.float32)
                 if GRAD_Z:
                     row_at = (sample * n_rows + rows)[:, None] * D

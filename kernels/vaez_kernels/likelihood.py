@@ -19,6 +19,7 @@ from .backend import (
     no_second_derivative,
     same_backend,
     tl,
+    undecorated,
     uses_triton,
 )
 from .checks import check_pixels
@@ -31,7 +32,8 @@ SAMPLES_PER_PROGRAM = 8
 COMPILE_FROM = 1 << 10
 
 
-def log1p_unit(t):  # type: ignore[no-untyped-def]
+@jit
+def log1p_unit_jit(t):  # type: ignore[no-untyped-def]
     """ln(1 + t) for 0 ≤ t ≤ 1: t + t²·q(t), degree-7 minimax, relative error 1.7e-7 in float32.
 
     One body for Triton, which has no log1p, and PyTorch. log(1 + t) loses a small t's digits and is
@@ -48,9 +50,10 @@ def log1p_unit(t):  # type: ignore[no-untyped-def]
     return t + t * t * q
 
 
-# The Triton kernels.
+log1p_unit = undecorated(log1p_unit_jit)
 
-log1p_unit_jit = jit(log1p_unit)
+
+# The Triton kernels.
 
 
 @jit

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.library import triton_op
 
-from .backend import is_plain, jit, launcher, tl, uses_triton
+from .backend import is_plain, jit, launcher, tl, undecorated, uses_triton
 from .checks import check_choice, check_count, check_noise, check_transforms
 from .compiler import compiled_once, compiled_without_guards, example, has_cpu_compiler
 from .launch import launch
@@ -62,7 +62,8 @@ def noise_key(
 # hints, since Triton's compiler would evaluate them).
 
 
-def log_tail(f):  # type: ignore[no-untyped-def]
+@jit
+def log_tail_jit(f):  # type: ignore[no-untyped-def]
     """(ln(1 + f) − f + f²/2) / f³ for √½ − 1 ≤ f ≤ √2 − 1."""
     p = 7.0376836292e-2
     p = p * f - 1.1514610310e-1
@@ -75,20 +76,22 @@ def log_tail(f):  # type: ignore[no-untyped-def]
     return p * f + 3.3333331174e-1
 
 
-def cosine(a):  # type: ignore[no-untyped-def]
+@jit
+def cosine_jit(a):  # type: ignore[no-untyped-def]
     """cos a for |a| ≤ π/4."""
     b = a * a
     tail = 4.166664568298827e-2 + b * (-1.388731625493765e-3 + b * 2.443315711809948e-5)
     return 1.0 - 0.5 * b + b * b * tail
 
 
-def sine(a):  # type: ignore[no-untyped-def]
+@jit
+def sine_jit(a):  # type: ignore[no-untyped-def]
     """sin a for |a| ≤ π/4."""
     b = a * a
     return a + a * b * (-1.6666654611e-1 + b * (8.3321608736e-3 + b * -1.9515295891e-4))
 
 
-log_tail_jit, cosine_jit, sine_jit = jit(log_tail), jit(cosine), jit(sine)
+log_tail, cosine, sine = (undecorated(f) for f in (log_tail_jit, cosine_jit, sine_jit))
 
 
 # The Triton kernel.

@@ -53,9 +53,18 @@ def high(a: Any, b: Any) -> Any:
     if bits < 64:
         double = np.dtype(f"{a.dtype.kind}{bits // 4}")
         return (a.astype(double) * b.astype(double) >> double.type(bits)).astype(a.dtype)
-    signed = a.dtype.kind == "i"
-    product = np.asarray(a, object) * np.asarray(b, object) >> 64
-    return (product & (2**64 - 1)).astype(np.uint64).view("i8" if signed else "u8")
+    return _high_of_64(a, b)
+
+
+def _high_of_64(a: Any, b: Any) -> Any:
+    low, half = np.uint64(0xFFFFFFFF), np.uint64(32)
+    x, y = a.view("u8"), b.view("u8")
+    x0, x1, y0, y1 = x & low, x >> half, y & low, y >> half
+    middle = x1 * y0 + (x0 * y0 >> half)
+    product = x1 * y1 + (middle >> half) + (((middle & low) + x0 * y1) >> half)
+    if a.dtype.kind == "i":  # of a negative number 2⁶⁴ too much was multiplied
+        product = product - (a < 0) * y - (b < 0) * x
+    return product.view(a.dtype)
 
 
 def decode_mul(form: Form) -> Run:

@@ -1,0 +1,118 @@
+"""The GPU's clocks, power, temperature and throttling, sampled while rows are timed."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+EVERY_MS = 100
+FIELDS = "timestamp,clocks.sm,clocks.mem,power.draw,temperature.gpu,clocks_event_reasons.active"
+# Of nvidia-smi's reasons why a clock is not at its highest, those that slow a benchmark down. An
+# idle GPU (0x1) and clocks that somebody has set (0x2, 0x100) are none.
+THROTTLING = {
+    0x4: "power cap",
+    0x8: "hardware slowdown",
+    0x20: "temperature, by software",
+    0x40: "temperature, by hardware",
+    0x80: "power brake",
+}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One line of nvidia-smi; None for what this GPU does not tell."""
+
+    time: float  # seconds since 1970
+    sm_mhz: float | None
+    memory_mhz: float | None
+    watts: float | None
+    celsius: float | None
+    reasons: int
+
+
+@contextmanager
+def sampled(file: Path) -> Iterator[None]:
+    """The block during which nvidia-smi appends a line to `file` every 100 ms, if it is here."""
+    command = ["nvidia-smi", f"--query-gpu={FIELDS}", "--format=csv,noheader,nounits"]
+    command += ["--id=0", f"--loop-ms={EVERY_MS}"]
+    with file.open("ab") as lines:
+        try:
+            process = subprocess.Popen(command, stdout=lines, stderr=subprocess.DEVNULL)
+        except OSError:
+            yield
+            return
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def read(file: Path) -> list[Sample]:
+    """The samples of a file that `sampled` wrote; lines that are none are left out."""
+    if not file.exists():
+        return []
+    with file.open(errors="replace", newline="") as lines:
+        return [s for line in csv.reader(lines, skipinitialspace=True) if (s := _sample(line))]
+
+
+def _sample(cells: Sequence[str]) -> Sample | None:
+    try:
+        at, *numbers, reasons = cells
+        time = datetime.strptime(at, "%Y/%m/%d %H:%M:%S.%f").timestamp()
+        return Sample(time, *map(_number, numbers), reasons=int(reasons, 16))  # type: ignore[misc]
+    except (ValueError, TypeError):
+        return None
+
+
+def _number(cell: str) -> float | None:
+    try:
+        return float(cell)
+    except ValueError:  # [N/A]
+        return None
+
+
+def during(samples: Sequence[Sample], begin: float, end: float) -> dict[str, Any] | None:
+    """What a row's record says of the GPU from `begin` to `end`, seconds since 1970.
+
+    One sample more on each side, for rows that are shorter than the time between two. None where
+    there are no samples.
+    """
+    margin = EVERY_MS * 1e-3
+    within = [s for s in samples if begin - margin <= s.time <= end + margin]
+    if not within:
+        return None
+    reasons = 0
+    for sample in within:
+        reasons |= sample.reasons
+    return {
+        "samples": len(within),
+        "sm_mhz": _spread([s.sm_mhz for s in within]),
+        "memory_mhz": _spread([s.memory_mhz for s in within]),
+        "watts": _spread([s.watts for s in within]),
+        "celsius": _spread([s.celsius for s in within]),
+        "throttled": [says for bit, says in THROTTLING.items() if reasons & bit],
+    }
+
+
+def _spread(values: Sequence[float | None]) -> dict[str, float] | None:
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    return {"min": min(known), "median": median(known), "max": max(known)}
+
+
+def gpu() -> str:
+    """Name, driver and power limit, as nvidia-smi tells; empty without it."""
+    command = ["nvidia-smi", "--query-gpu=name,driver_version,power.limit", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return ""

@@ -1,0 +1,101 @@
+"""DIR/PART.jsonl, what a part has found so far: a JSON line for each event, on the disk at once.
+
+Several processes append to it. The kinds of lines:
+
+- "run": a call of `bench.gpu` begins: its machine, its code, whether it is a dry run;
+- "plan": the rows that a worker has to do in this run;
+- "begin": the rows that are lost if the worker's process ends now;
+- "built": a group of rows whose kernels are compiled;
+- "row": how a row ended, and its numbers: the last line of a row counts;
+- "end": the run ended, and whether it was cut off.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+Line = dict[str, Any]
+
+PASSED, SKIPPED, FAILED, CRASHED, DRY = "passed", "skipped", "failed", "crashed", "dry run"
+# These hold in later runs, too; what failed or crashed is tried again by the next run.
+LASTING = (PASSED, SKIPPED, DRY)
+
+
+class Journal:
+    """The lines of one part."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def write(self, kind: str, **values: Any) -> None:
+        """Append a line and wait until it is on the disk; NaN and infinity become null."""
+        line = json.dumps(_finite({"kind": kind, "time": time.time()} | values)) + "\n"
+        # One write to a file opened for appending: lines of other processes stay whole.
+        handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            os.write(handle, line.encode())
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    def lines(self) -> list[Line]:
+        """All lines, oldest first; what a kill or a full disk left of a line is left out."""
+        lines = []
+        text_of_all = self.path.read_text(errors="replace") if self.path.exists() else ""
+        for text in text_of_all.splitlines():
+            try:
+                line = json.loads(text)
+            except ValueError:
+                continue
+            if isinstance(line, dict) and "kind" in line:
+                lines.append(line)
+        return lines
+
+    def crash(self, worker: str, why: str) -> list[str]:
+        """Record as crashed the rows that were at stake in a worker's process, and return them."""
+        lines = this_run(self.lines())
+        begun = [line for line in lines if line["kind"] == "begin" and line["worker"] == worker]
+        ended = {line["id"] for line in lines if line["kind"] == "row"}
+        lost = [row for row in begun[-1]["rows"] if row not in ended] if begun else []
+        for row in lost:
+            self.write("row", worker=worker, id=row, outcome=CRASHED, why=why)
+        return lost
+
+
+def _finite(value: Any) -> Any:
+    # JSON has neither NaN nor infinity
+    if isinstance(value, dict):
+        return {name: _finite(v) for name, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def this_run(lines: list[Line]) -> list[Line]:
+    """The lines since the latest "run", it included."""
+    starts = [i for i, line in enumerate(lines) if line["kind"] == "run"]
+    return lines[starts[-1] :] if starts else []
+
+
+def rows(lines: Iterable[Line]) -> dict[str, Line]:
+    """Each row's last line."""
+    return {line["id"]: line for line in lines if line["kind"] == "row"}
+
+
+def settled(lines: list[Line]) -> set[str]:
+    """The rows that this run need not do: they lasted, or were tried by it."""
+    lasting = {row for row, line in rows(lines).items() if line["outcome"] in LASTING}
+    return lasting | set(rows(this_run(lines)))
+
+
+def planned(lines: list[Line]) -> list[str]:
+    """The rows of all plans, in their order."""
+    return list(
+        dict.fromkeys(row for line in lines if line["kind"] == "plan" for row in line["rows"])
+    )

@@ -1,0 +1,162 @@
+"""DIR/README.md: what was found so far, and what is missing."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.gpu import clocks
+from bench.gpu.journal import DRY, PASSED, SKIPPED
+from bench.gpu.parts import PARTS
+from bench.gpu.results import Found, benchmarks, comparison, found
+from bench.summary import rows_of_json, summary
+from vaez_fast.compare import table
+from vaez_fast.files import write_atomically
+
+MOST_NAMED = 40  # rows; the journals have the others
+CLOCKS = "clocks.csv"
+
+
+def write(out: Path) -> list[Found]:
+    """Write README.md and the JSON files from the journals in `out`, and return what they say.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    parts = [found(out, part) for part in PARTS.values()]
+    samples = clocks.read(out / CLOCKS)
+    measured: dict[str, dict[str, Any]] = {}
+    for part in parts:
+        content = benchmarks(part, samples)
+        if content is not None:
+            measured[part.part.name] = content
+            _write_json(out / f"{part.part.name}.json", content)
+    compared = comparison(parts[0])
+    if compared is not None:
+        _write_json(out / "comparison.json", compared[1])
+    lines = _lines(parts, measured)
+    if compared is not None:
+        lines = [*lines, "", "## Comparison", "", "```text", *table(compared[0]), "```"]
+    write_atomically(out / "README.md", ("\n".join(lines) + "\n").encode())
+    return parts
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    write_atomically(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+
+
+def _lines(parts: Sequence[Found], measured: dict[str, dict[str, Any]]) -> list[str]:
+    runs = [part.run for part in parts if part.run is not None]
+    if not runs:
+        return ["# No part of bench.gpu was run here"]
+    run = max(runs, key=lambda run: float(run["time"]))
+    machine, dry = run["machine"], run["dry_run"]
+    title = f"# The ops on {machine['device']}"
+    if dry:
+        title = f"# DRY RUN on {machine['device']}: no times and no checks"
+    changes = " (with changes)" if machine["dirty"] else ""
+    when = time.strftime("%Y-%m-%d", time.gmtime(run["time"]))
+    lines = [
+        title,
+        "",
+        f"{when}, torch {machine['torch']}, triton {machine['triton']}, Python "
+        f"{machine['python']}, revision {machine['revision']}{changes}, code {run['code']}. "
+        "Repeat with `make gpu`.",
+        "",
+        *([f"`{run['gpu']}`", ""] if run["gpu"] else []),
+        *_states(parts),
+        *_trouble(parts),
+    ]
+    if dry:
+        return [*lines, *_host_seconds(parts)]
+    for name, content in measured.items():
+        lines += ["", f"## Speed: {name}"]
+        lines += summary(rows_of_json(content), content["machine_info"], markdown=True)
+    return [*lines, *_clocks(measured)]
+
+
+def _states(parts: Sequence[Found]) -> Iterator[str]:
+    yield "| part | result | rows | skipped | seconds |"
+    yield "| --- | --- | ---: | ---: | ---: |"
+    for of in parts:
+        seconds = "–" if of.seconds is None else f"{of.seconds:.0f}"
+        counts = of.counts
+        passed = f"{counts[PASSED] + counts[DRY]} of {len(of.rows) + len(of.missing)}"
+        yield f"| {of.part.name} | {of.state} | {passed} | {counts[SKIPPED]} | {seconds} |"
+
+
+def _trouble(parts: Sequence[Found]) -> Iterator[str]:
+    for of in parts:
+        for what, rows in (
+            ("failed or crashed", [f"`{row}`: {why}" for row, why in of.trouble().items()]),
+            ("missing: not run before the end", [f"`{row}`" for row in of.missing]),
+            ("skipped", [f"`{row}`: {why}" for row, why in _skipped(of).items()]),
+        ):
+            if rows:
+                yield ""
+                yield f"**{of.part.name}, {what}:**"
+                yield ""
+                yield from (f"- {row}" for row in rows[:MOST_NAMED])
+                if len(rows) > MOST_NAMED:
+                    yield f"- and {len(rows) - MOST_NAMED} more: see {of.part.name}.jsonl"
+
+
+def _skipped(of: Found) -> dict[str, str]:
+    # that launches are a small part at some sizes is no news
+    return {
+        row: line["why"].removeprefix("Skipped: ")
+        for row, line in of.rows.items()
+        if line["outcome"] == SKIPPED and "launches are a small part" not in line["why"]
+    }
+
+
+def _host_seconds(parts: Sequence[Found]) -> Iterator[str]:
+    yield ""
+    yield "## Seconds on the host"
+    for of in parts:
+        if of.rows:
+            ahead = sum(of.ahead_seconds.values())
+            yield ""
+            yield f"**{of.part.name}**" + (f", compiled ahead in {ahead:.1f} s" if ahead else "")
+            yield ""
+            yield "| row | seconds | of them to prepare |"
+            yield "| --- | ---: | ---: |"
+            for row, line in of.rows.items():
+                prepared = line.get("prepared_seconds")
+                cell = "–" if prepared is None else f"{prepared:.2f}"
+                yield f"| {row} | {line['seconds']:.2f} | {cell} |" if "seconds" in line else ""
+
+
+def _clocks(measured: dict[str, dict[str, Any]]) -> Iterator[str]:
+    groups: dict[str, dict[str, Any]] = {}
+    for content in measured.values():
+        for row in content["benchmarks"]:
+            groups.setdefault(row["group"], row["extra_info"].get("gpu"))
+    known = {group: values for group, values in groups.items() if values}
+    yield ""
+    yield "## Clocks while rows were timed"
+    yield ""
+    if not known:
+        yield "Not known: nvidia-smi was not at hand, or said nothing."
+        return
+    throttled = sum(bool(values["throttled"]) for values in known.values())
+    yield f"{throttled} of {len(known)} groups were timed on a throttled GPU."
+    yield ""
+    yield "| group | SM MHz, min | median | W, median | °C, max | throttled |"
+    yield "| --- | ---: | ---: | ---: | ---: | --- |"
+    for group, values in known.items():
+        cells = [
+            _cell(values, "sm_mhz", "min"),
+            _cell(values, "sm_mhz", "median"),
+            _cell(values, "watts", "median"),
+            _cell(values, "celsius", "max"),
+            "**" + ", ".join(values["throttled"]) + "**" if values["throttled"] else "no",
+        ]
+        yield f"| {group} | " + " | ".join(cells) + " |"
+
+
+def _cell(values: dict[str, Any], name: str, which: str) -> str:
+    return "–" if values[name] is None else f"{values[name][which]:.0f}"

@@ -1,0 +1,189 @@
+"""A pytest plugin that runs rows of one part, one process of perhaps several, and journals them.
+
+`bench.gpu.worker` starts pytest with it. A group of benchmark rows, which share a preparation and
+are timed in turn, stays in one process, and is done anew as long as one of its rows is missing.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Generator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import accuracy, building, rows
+from bench.gpu.journal import CRASHED, DRY, FAILED, PASSED, SKIPPED, Journal, settled, this_run
+from bench.gpu.parts import PARTS, group_of, in_order
+from bench.gpu.processes import LOST
+from bench.measure import Work, interleave
+from bench.rivals import AUTOTUNED
+
+# Not compiled ahead: max-autotune times candidates, which needs the machine alone, and JAX keeps
+# nothing on the disk.
+NOT_AHEAD = (AUTOTUNED, "jax", "jax bfloat16")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("bench.gpu")
+    group.addoption("--part", choices=sorted(PARTS))
+    group.addoption("--journal", type=Path)
+    group.addoption("--worker", default="0")
+    group.addoption("--share", default="0/1", help="which of how many shares of the groups")
+    group.addoption("--ahead", action="store_true", help="compile kernels, time nothing")
+    group.addoption("--dry-run", action="store_true", help="one round a row, no value judged")
+    group.addoption("--rows", action="append", default=[], help="rows with this text alone")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    options = config.option
+    if options.ahead:
+        import torch._inductor.config
+
+        # The other processes are at work on the GPU: what is fastest now says little.
+        torch._inductor.config.autotune_local_cache = False
+    if options.ahead or options.dry_run:
+        accuracy.Check.passed = property(lambda self: True)  # type: ignore[assignment,method-assign]
+        rows.interleave = _one_round
+    config.pluginmanager.register(Rows(options), "bench-gpu-rows")
+
+
+def _one_round(rivals: Mapping[str, Work], device: Any, *_: Any, **__: Any) -> Any:
+    return interleave(rivals, device, 0.0, 1)
+
+
+class Rows(building.Watcher):
+    """The rows of this process: which, in which order, and what becomes of each."""
+
+    def __init__(self, options: Any) -> None:
+        self.part = PARTS[options.part]
+        self.journal = Journal(options.journal)
+        self.worker, self.ahead, self.dry = options.worker, options.ahead, options.dry_run
+        self.share, self.shares = map(int, options.share.split("/"))
+        self.texts = options.rows
+        self.parent = os.getppid()
+        self.members: dict[str, list[str]] = {}  # group → its rows
+        self.provider: dict[str, str | None] = {}  # row → its provider, where it is a benchmark's
+        self.group = ""  # the one at work
+        self.crashed: dict[str, str] = {}  # row → why, in this run
+        self.prepared: dict[str, float] = {}  # row → seconds that its rival took to build
+        building.watcher = self
+
+    # Which rows.
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(
+        self, config: pytest.Config, items: list[pytest.Item]
+    ) -> None:
+        items_of: dict[str, list[pytest.Item]] = {}
+        for item in items:
+            params = item.callspec.params if hasattr(item, "callspec") else {}
+            provider = params.get("provider")
+            if not any(text in item.nodeid for text in self.texts or [""]):
+                continue
+            group = group_of(item.nodeid, provider)
+            self.provider[item.nodeid] = provider
+            self.members.setdefault(group, []).append(item.nodeid)
+            items_of.setdefault(group, []).append(item)
+        groups = in_order(self.members, self.part)[self.share :: self.shares]
+        lines = self.journal.lines()
+        now = this_run(lines)
+        if not any(line["kind"] == "plan" and line["worker"] == self.worker for line in now):
+            plan = [] if self.ahead else [row for group in groups for row in self.members[group]]
+            self.journal.write("plan", worker=self.worker, rows=plan)
+        ended = settled(lines)
+        built = {line["group"] for line in now if line["kind"] == "built"} if self.ahead else set()
+        self.crashed = {
+            line["id"]: line["why"]
+            for line in now
+            if line["kind"] == "row" and line["outcome"] == CRASHED
+        }
+        chosen: list[pytest.Item] = []
+        for group in groups:
+            if group in built or ended.issuperset(self.members[group]):
+                continue
+            todo = [item for item in items_of[group] if item.nodeid not in self.crashed]
+            chosen += todo[:1] if self.ahead else todo
+        config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
+        items[:] = chosen
+
+    # What becomes of them.
+
+    def at_stake(self, *rows: str) -> None:
+        print(f"\n{time.strftime('%H:%M:%S')} {rows[0]}", flush=True)  # a sign of life in the log
+        self.journal.write("begin", worker=self.worker, rows=rows)
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        if os.getppid() != self.parent:  # it was killed: nobody would stop this process
+            os._exit(LOST)
+        self.group = group_of(nodeid, self.provider[nodeid])
+        self.at_stake(*self.members[self.group])
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        report = yield
+        if call.excinfo is not None and not report.skipped and not building.device_answers():
+            why = building.reason_of(call.excinfo.value)
+            print(f"{item.nodeid}: the CUDA device is lost: {why}", file=sys.stderr)
+            sys.stdout.flush()
+            self.journal.crash(self.worker, why)
+            os._exit(LOST)  # whatever is taken down now would fail, or wait for ever
+        failed = report.failed or (report.skipped and report.when != "teardown")
+        if (report.when == "call" or failed) and not self.ahead:
+            self._record(item, call, report)
+        return report
+
+    def _record(
+        self, item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport
+    ) -> None:
+        why = "" if call.excinfo is None else building.reason_of(call.excinfo.value)
+        outcome = {"passed": PASSED, "skipped": SKIPPED, "failed": FAILED}[report.outcome]
+        if self.dry and (outcome == PASSED or _judged(call)):
+            outcome = DRY
+        values: dict[str, Any] = {"seconds": report.duration}
+        values |= dict(item.user_properties)
+        if item.nodeid in self.prepared:
+            values["prepared_seconds"] = self.prepared[item.nodeid]
+        fixture = getattr(item, "funcargs", {}).get("benchmark")
+        if fixture is not None and fixture.stats is not None:
+            values["benchmark"] = fixture.stats.as_dict(include_data=True)
+            if self.dry:
+                values["benchmark"]["extra_info"]["check"] = DRY
+        self.journal.write(
+            "row", worker=self.worker, id=item.nodeid, outcome=outcome, why=why, **values
+        )
+
+    # The group at work: see `bench.building`.
+
+    def begin(self, provider: str) -> str | None:
+        if self.ahead and provider in NOT_AHEAD:
+            return "is not compiled ahead"
+        row = self._row(provider)
+        if row in self.crashed:
+            return f"crashed: {self.crashed[row]}"
+        self.at_stake(row)
+        return None
+
+    def end(self, provider: str, seconds: float) -> None:
+        self.prepared[self._row(provider)] = seconds
+
+    def done(self) -> None:
+        self.at_stake(*self.members[self.group])
+        if self.ahead:
+            seconds = sum(self.prepared.get(row, 0.0) for row in self.members[self.group])
+            self.journal.write("built", worker=self.worker, group=self.group, seconds=seconds)
+            pytest.skip("compiled")
+
+    def _row(self, provider: str) -> str:
+        of_provider = (row for row in self.members[self.group] if self.provider[row] == provider)
+        return next(of_provider, f"{self.group}, {provider}")
+
+
+def _judged(call: pytest.CallInfo[None]) -> bool:
+    # Kernels of a rehearsal compute nothing: what compares values must fail.
+    return call.excinfo is not None and isinstance(call.excinfo.value, AssertionError)

@@ -1,0 +1,1 @@
+"""A stand-in for the CUDA libraries, under which the host code of a CUDA run is rehearsed."""

@@ -1,0 +1,215 @@
+/* What the files of the stand-in share. One lock guards all state; nothing calls Python while it holds it. */
+#pragma once
+#include <cuda_runtime_api.h>
+#include <library_types.h>
+#include <pthread.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* ---- errors.c: every refusal says on stderr what was refused, and cudaGetLastError returns it. */
+cudaError_t rehearsal_refuse(cudaError_t code, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
+
+/* ---- lock.c */
+void rehearsal_lock(void);
+void rehearsal_unlock(void);
+static inline void unlock_at_end(const int *unused) { (void)unused; rehearsal_unlock(); }
+/* Holds the lock until the enclosing block ends. */
+#define LOCKED                                                    \
+    __attribute__((cleanup(unlock_at_end), unused)) int held = 0; \
+    rehearsal_lock()
+
+/* ---- device.c */
+typedef struct {
+    const char *name;
+    int major, minor, processors, l2_bytes, clock_khz, memory_clock_khz;
+    int shared_per_block, shared_per_processor;
+    double bytes_per_ns, host_bytes_per_ns;
+} device_model;
+const device_model *rehearsal_device(void);
+
+/* ---- memory.c */
+typedef enum { NOT_OURS, DEVICE_MEMORY, HOST_MEMORY } memory_kind;
+/* What `bytes` bytes at `address` are: NOT_OURS also if they reach beyond their allocation. */
+memory_kind rehearsal_memory_kind(const void *address, size_t bytes);
+
+/* ---- clock.c: times are nanoseconds of CLOCK_MONOTONIC. */
+int64_t rehearsal_now(void);
+void rehearsal_wait_until(int64_t time);
+
+/* ---- work.c: what a stream can be given to do. */
+typedef enum {
+    KERNEL,       /* launched through the runtime (ATen's): does nothing */
+    DRIVER_LAUNCH, /* launched through the driver (Triton's, inductor's): the executor's */
+    PRODUCT,      /* a matrix product of cuBLAS or cuBLASLt: the executor's */
+    COPY,
+    FILL,
+    HOST_FUNCTION,
+    EVENT_RECORD,
+    CHILD_GRAPH,
+    PYTHON, /* a node that Python appended while it captured */
+    WORK_KINDS
+} work_kind;
+
+typedef struct {
+    void *to;
+    const void *from;
+    size_t to_pitch, from_pitch, width, height;
+    enum cudaMemcpyKind kind;
+} copy_work;
+
+typedef struct {
+    void *to;
+    size_t pitch, width, height;
+    int value;
+} fill_work;
+
+/* A matrix product, D = epilogue(alpha op(A) op(B) + beta C), columns contiguous as in BLAS. */
+typedef struct {
+    int64_t m, n, k;
+    int64_t ld_a, ld_b, ld_c, ld_d;
+    int64_t batch, stride_a, stride_b, stride_c, stride_d;
+    const void *a, *b, *c;
+    void *d;
+    const void *alpha, *beta; /* where they lie; see alpha_value once the product is performed */
+    const void *bias;
+    void *aux;
+    int64_t ld_aux;
+    double alpha_value, beta_value;
+    int transpose_a, transpose_b; /* cublasOperation_t */
+    int type_a, type_b, type_c, type_d, type_bias, type_scale; /* cudaDataType */
+    int compute;       /* cublasComputeType_t */
+    int epilogue;      /* cublasLtEpilogue_t */
+    int device_scalars; /* alpha and beta are read from device memory when the product runs */
+    int pointer_arrays; /* a, b, d (= c) are arrays of `batch` pointers */
+} product_work;
+
+typedef struct graph graph;
+typedef struct event event;
+
+typedef struct {
+    work_kind kind;
+    const char *name; /* static, or owned by a module */
+    unsigned grid[3], block[3], shared_bytes;
+    int64_t module;   /* of a DRIVER_LAUNCH, numbered by driver/modules.c */
+    void **parameters; /* of a DRIVER_LAUNCH: valid during the call alone */
+    int64_t node;     /* what the executor calls a captured launch, or Python its own node */
+    union {
+        copy_work copy;
+        fill_work fill;
+        product_work product;
+        struct { cudaHostFn_t call; void *argument; } host;
+        event *record;
+        graph *child;
+    };
+} work;
+
+/* Gives `what` to the stream: performs it now, or makes it a node while the stream captures. */
+cudaError_t rehearsal_submit(work *what, cudaStream_t stream);
+/* Performs what lies in a graph or is due at once; returns 0 or the executor's error. */
+int rehearsal_perform(work *what, bool replayed);
+/* How long the device is taken to need for it. */
+int64_t rehearsal_duration(const work *what);
+
+/* ---- streams.c */
+typedef struct {
+    int *nodes;
+    int count, capacity;
+} node_set; /* the nodes on which whatever comes next depends */
+
+enum { QUEUE = 1024 }; /* launches that a stream holds before the host has to wait, as on a GPU */
+
+typedef struct capture capture;
+typedef struct stream {
+    int number;
+    bool blocking; /* synchronises with the legacy stream */
+    int priority;
+    capture *capture;
+    node_set leaves;
+    cudaGraphNode_t *handles; /* of the leaves, as cudaStreamGetCaptureInfo gave them last */
+    int64_t busy_until;
+    int64_t queued[QUEUE]; /* when the last launches end */
+    unsigned launches;
+    struct stream *next;
+} stream;
+
+struct event {
+    bool recorded, timed;
+    int64_t time;
+    unsigned long long capture_id; /* of the capture in which it was recorded last, or 0 */
+    node_set leaves;
+};
+
+extern stream rehearsal_legacy;
+stream *rehearsal_stream(cudaStream_t handle);
+stream *rehearsal_first_stream(void);
+void rehearsal_occupy(stream *s, int64_t duration);
+int64_t rehearsal_device_busy_until(void);
+void rehearsal_add_nodes(node_set *set, const node_set *more);
+void rehearsal_set_node(node_set *set, int node);
+
+/* ---- capture.c: the rules. */
+struct capture {
+    unsigned long long id;
+    enum cudaStreamCaptureMode mode;
+    pthread_t thread;
+    stream *origin;
+    graph *graph;
+    bool invalid;
+    capture *next;
+};
+/* An API call that CUDA calls unsafe while a capture is under way: 0, or its refusal. */
+cudaError_t rehearsal_unsafe(const char *api);
+/* A call that waits for or asks about `s`: 0, or its refusal. */
+cudaError_t rehearsal_may_ask(const char *api, stream *s);
+/* New work on `s`: 0, or its refusal. */
+cudaError_t rehearsal_may_submit(const char *what, stream *s);
+capture *rehearsal_capture_by_id(unsigned long long id);
+cudaError_t rehearsal_join(stream *s, event *e);
+
+/* ---- graphs.c */
+typedef struct {
+    work work;
+    node_set after;
+    int64_t ends; /* at its last replay */
+} node;
+struct graph {
+    node *nodes;
+    int count, capacity;
+    int owners;
+};
+graph *rehearsal_new_graph(void);
+void rehearsal_release_graph(graph *g);
+int rehearsal_append(graph *g, const work *what, const node_set *after);
+/* Replays on `s` from `start`; returns 0 or the executor's error. */
+int rehearsal_replay(graph *g);
+int64_t rehearsal_graph_ends(graph *g, int64_t start);
+
+/* ---- executor.c: Python's callbacks. */
+typedef struct {
+    int64_t (*launch)(int64_t module, const char *name, const unsigned *grid, const unsigned *block,
+                      unsigned shared_bytes, void **parameters, int capturing);
+    int64_t (*product)(const product_work *product);
+    int64_t (*replay)(int64_t node);
+    int64_t (*aten)(const char *name); /* a kernel of ATen's, which nothing executes */
+} executor;
+extern executor rehearsal_executor;
+
+/* ---- log.c: what counting reads. */
+enum {
+    LOG_SYNCHRONISE = WORK_KINDS,
+    LOG_ALLOCATE,
+    LOG_FREE,
+    LOG_GRAPH_LAUNCH,
+    LOG_CAPTURED /* bytes: the nodes of a capture that ended */
+};
+enum { CAPTURED = 1, LEGACY = 2 };
+typedef struct {
+    const char *name;
+    uint64_t bytes;
+    int32_t kind, flags, copy_kind, unused;
+    uint32_t grid[3], block[3], shared_bytes;
+} log_entry;
+void rehearsal_log(int kind, const char *name, uint64_t bytes);
+void rehearsal_log_work(const work *what, int flags);

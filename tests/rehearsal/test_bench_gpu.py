@@ -1,0 +1,88 @@
+"""`python -m bench.gpu --dry-run`, all parts, from end to end: a row of each kind of rows.
+
+Kernels compute nothing here, so the dry run judges no values; what is seen is that the host's side
+of all of it works: imports, compilation, capture, timing, the journals, the page.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.rehearsal.build import environment
+
+ROOT = Path(__file__).parents[2]
+ROWS = (
+    "test_the_stream_is_the_cpus[20]",
+    "test_compared[normal, 1\\xd71\\xd71 ",
+    "latent[float32-128x20-forward+backward",
+    "noise[16384",
+    "test_training_step[lyeoni-",
+    "test_autotuned[float32-1x128x256x784",
+    "test_jax[",
+)
+
+
+@pytest.fixture(scope="module")
+def out(stand_in_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a dry run of all parts leaves."""
+    folder = tmp_path_factory.mktemp("gpu")
+    random = np.random.default_rng(0)
+    # The shape of mnist-5k, for machines without it.
+    images = random.integers(0, 256, (5000, 784), dtype=np.uint8)
+    np.savez(folder / "mnist-5k.npz", images=images, labels=np.arange(5000) // 500)
+    flags = ["--dry-run", "--out", str(folder / "out"), "--data-root", str(folder)]
+    flags += [flag for text in ROWS for flag in ("--rows", text)]
+    others = {n: v for n, v in os.environ.items() if not n.startswith("PYTEST_XDIST")}
+    paths = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"}
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.gpu", *flags],
+        cwd=ROOT,
+        env=others | environment(stand_in_folder) | paths,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    logs = "".join(log.read_text()[-3000:] for log in (folder / "out" / "log").glob("*.txt"))
+    assert done.returncode == 0, done.stdout + done.stderr + logs
+    return folder / "out"
+
+
+def rows(out: Path, part: str) -> dict[str, str]:
+    lines = [json.loads(line) for line in (out / f"{part}.jsonl").read_text().splitlines()]
+    return {line["id"]: line["outcome"] for line in lines if line["kind"] == "row"}
+
+
+def test_every_part_runs_rows_to_their_end(out: Path) -> None:
+    assert len(rows(out, "correctness")) == 2
+    assert set(rows(out, "correctness").values()) == {"dry run"}
+    ops = rows(out, "ops")
+    providers = ("eager", "compiled", "fallback", "triton")
+    graphs = ("eager graph", "compiled graph", "triton graph")
+    for provider in (*providers, *graphs, "torch.randn", "normal"):
+        (row,) = (row for row in ops if row.endswith(f"-{provider}]"))
+        assert ops[row] == "dry run", row
+    steps = rows(out, "training")
+    for dtype in ("float32", "bfloat16"):
+        for what in ("engine", "products"):
+            (row,) = (row for row in steps if row.endswith(f"-{what} {dtype}]"))
+            assert steps[row] == "dry run"
+    rivals = rows(out, "rivals")
+    (row,) = (row for row in rivals if row.endswith("-compiled max-autotune]"))
+    assert rivals[row] == "dry run"
+
+
+def test_nothing_of_it_can_be_taken_for_a_measurement(out: Path) -> None:
+    page = (out / "README.md").read_text()
+    assert page.startswith("# DRY RUN on ")
+    assert "GB/s" not in page
+    assert not [file.name for file in out.glob("*.json")]
+    for part in ("correctness", "ops", "training", "rivals"):
+        assert "passed" not in rows(out, part).values()
+        assert f"| {part} | dry run |" in page

@@ -86,6 +86,8 @@ def test_the_upper_half_of_a_product_and_the_whole_one(kind: str, bits: int) -> 
     pairs = list(zip(a.tolist(), b.tolist(), strict=True))
     high = compute(f"mul.hi.{kind}{bits} {{out}}, {{0}}, {{1}};", a, b)
     assert high.tolist() == [x * y >> bits for x, y in pairs]
+    seven = compute(f"mul.hi.{kind}{bits} {{out}}, {{0}}, 7;", a)
+    assert seven.tolist() == [x * 7 >> bits for x in a.tolist()]
     if bits == 64:
         return
     wide = f"{letter}{bits // 4}"
@@ -256,6 +258,11 @@ def test_signs_are_bits() -> None:
     a = floats().view(np.uint32)
     assert (compute("neg.f32 {out}, {0};", a) == a ^ np.uint32(1 << 31)).all()
     assert (compute("abs.f32 {out}, {0};", a) == a & np.uint32((1 << 31) - 1)).all()
+    small = np.tile(np.array([1e-40, -1e-40, 2.0, -2.0], F32), 8)
+    flushed = compute("neg.ftz.f32 {out}, {0};", small)[:4]
+    assert flushed.tolist() == [0, 0, -2, 2]
+    assert np.signbit(flushed).tolist() == [True, False, True, False]
+    assert compute("abs.ftz.f32 {out}, {0};", small)[:4].tolist() == [0, 0, 2, 2]
 
 
 def test_sixteen_bit_arithmetic() -> None:

@@ -106,7 +106,12 @@ def test_a_launch_keeps_to_the_limits(built: tuple[bytes, str]) -> None:
 def test_the_ptx_of_a_launch_is_what_was_compiled(built: tuple[bytes, str]) -> None:
     function = loaded(built[0])
     seen: list[bytes] = []
-    stand_in.set_executor(launch=lambda ptx, *rest: seen.append(ptx) or 0)
+
+    def keep(ptx: bytes, *rest: object) -> int:
+        seen.append(ptx)
+        return 0
+
+    stand_in.set_executor(launch=keep)
     launch(function, 32, 0)
     assert seen == [PTX.format(target="sm_90").encode()]
 

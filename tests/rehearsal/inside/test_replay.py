@@ -119,7 +119,12 @@ def test_a_launch_through_the_driver_shows_its_ptx_and_is_replayed() -> None:
         return 5 if capturing else 0
 
     replayed: list[int] = []
-    stand_in.set_executor(launch=launch, replay=lambda node: replayed.append(node) or 0)
+
+    def replay(node: int) -> int:
+        replayed.append(node)
+        return 0
+
+    stand_in.set_executor(launch=launch, replay=replay)
     vaez_kernels.normal(noise, 1, 4, 5)
     graph = captured(lambda: vaez_kernels.normal(noise, 1, 4, 5))
     assert seen == [((1, 1, 1), 0, True, False), ((1, 1, 1), 0, True, True)]

@@ -80,14 +80,18 @@ class CudaClock:
         self._work, self._device, self._flush = work, device, flush
         self._start, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         self._calls = self._reads = 1
-        while self._loop() < LOOP_SECONDS:
-            self._calls *= 2
+        self._wall_seconds()  # finds out how many calls a loop needs
         submission = self._submission()
         while self._reads < MOST_READS and self._reads * flush.seconds < submission:
             self._reads *= 2
 
     def __call__(self) -> Sample:
-        return Sample(self._loop() / self._calls, self._device_seconds())
+        return Sample(self._wall_seconds(), self._device_seconds())
+
+    def _wall_seconds(self) -> float:
+        while (seconds := self._loop()) < LOOP_SECONDS:
+            self._calls *= 2
+        return seconds / self._calls
 
     def _loop(self) -> float:
         torch.cuda.synchronize(self._device)

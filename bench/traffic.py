@@ -100,12 +100,10 @@ def mixture_log_prob_moved(draws: int, components: int, D: int, backward: bool) 
         return forward
     block_d = mixture.block_d_of(D)
     d_blocks = -(-D // block_d)
-    of_tile = 2 * m * n + m * block_d + 2 * n * block_d
+    of_tile = m + 2 * m * n + m * block_d + 2 * n * block_d
     # The sums are read again by all tiles of a split but its first.
-    sums = draws * D * (tiles + tiles - splits)
-    of_draws = d_blocks * splits * draws
-    weighted = 4 * (blocks * tiles * d_blocks * of_tile + sums + of_draws)
-    return forward + d_blocks * scores + weighted
+    sums = m * block_d * (tiles + tiles - splits)
+    return forward + d_blocks * (scores + 4 * blocks * (tiles * of_tile + sums))
 
 
 def aten_bytes(work: Callable[[], object], device: torch.device) -> int:

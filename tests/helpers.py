@@ -209,6 +209,22 @@ def assert_within(name: str, actual: Tensor, wanted: Tensor, bound: Tensor | flo
         )
 
 
+class Compared(NamedTuple):
+    """One output of an op beside the truth, and how far from it it may be."""
+
+    name: str
+    actual: Tensor
+    wanted: Tensor
+    limit: Tensor | float
+
+    def share(self) -> float:
+        """The largest error as a share of what it may be; NaN where the output is NaN."""
+        error = (self.actual.double() - self.wanted.double()).abs()
+        limit = torch.as_tensor(self.limit, dtype=torch.float64).expand_as(error)
+        exact = (error == 0.0) & (limit == 0.0)
+        return torch.where(exact, 0.0, error / limit).amax().item()
+
+
 def check(
     mode: str,
     mu: Tensor,
@@ -218,8 +234,23 @@ def check(
     op: Op = call,
     truncates: bool = False,
     **offsets: int,
-) -> Numbers:
-    """Hold values and gradients of `mode` to the reference; returns what was measured.
+) -> None:
+    """Hold values and gradients of `mode` to the reference; arguments as of `compared`."""
+    for one in compared(mode, mu, logvar, noise, samples, op, truncates, **offsets):
+        assert_within(*one)
+
+
+def compared(
+    mode: str,
+    mu: Tensor,
+    logvar: Tensor,
+    noise: Tensor,
+    samples: int,
+    op: Op = call,
+    truncates: bool = False,
+    **offsets: int,
+) -> list[Compared]:
+    """Values and gradients of `mode` beside the reference's.
 
     `truncates`: bfloat16 is stored by cutting bits off (Triton's interpreter), which errs by up to
     a whole unit in the last place instead of half of one.
@@ -229,6 +260,7 @@ def check(
     actual = measured(mode, mu, logvar, noise, samples, upstream, op, **offsets)
     wanted = expected(mode, mu, logvar, eps, upstream)
     limits = bounds(mode, mu, logvar, eps, upstream)
+    found = []
     for name in Numbers._fields:
         value, want, limit = (getattr(n, name) for n in (actual, wanted, limits))
         if want is None:
@@ -238,8 +270,8 @@ def check(
         if name != "kl" and mu.dtype in ROUNDING:
             twice = 2.0 if truncates and mu.dtype == torch.bfloat16 else 1.0
             limit = limit + twice * ROUNDING[mu.dtype] * (want.abs() + limit) + SUBNORMAL[mu.dtype]
-        assert_within(f"{mode} {name}", value, want, limit)
-    return actual
+        found.append(Compared(f"{mode} {name}", value, want, limit))
+    return found
 
 
 def small_kls(columns: int = 20) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tests.helpers import ROUNDING, SUBNORMAL, assert_within
+from tests.helpers import ROUNDING, SUBNORMAL, Compared, assert_within
 from tests.pixels import GRADIENT_ERROR, UNIT
 from vaez_kernels import linear_bernoulli_log_prob, reference
 
@@ -170,8 +170,20 @@ def check(
     op: Op = linear_bernoulli_log_prob,
     truncates: bool = False,
     tensor_cores: bool = False,
-) -> Numbers:
-    """Hold value and gradients to the reference; returns what was measured.
+) -> None:
+    """Hold value and gradients to the reference; arguments as of `compared`."""
+    for one in compared(given, precision, op, truncates, tensor_cores):
+        assert_within(*one)
+
+
+def compared(
+    given: Inputs,
+    precision: str = "float32",
+    op: Op = linear_bernoulli_log_prob,
+    truncates: bool = False,
+    tensor_cores: bool = False,
+) -> list[Compared]:
+    """Value and gradients beside the reference's.
 
     `truncates`: bfloat16 is made by cutting bits off (Triton's interpreter), which errs by up to a
     whole unit in the last place instead of half of one. `tensor_cores`: as in `bounds`.
@@ -182,6 +194,7 @@ def check(
         bounds(given, precision, tensor_cores, truncates),
     )
     dtypes = (torch.float32, *(t.dtype for t in given))
+    found = []
     for name, dtype in zip(Numbers._fields, dtypes, strict=True):
         value, want, limit = (getattr(n, name) for n in (actual, wanted, limits))
         if want is None:
@@ -191,5 +204,5 @@ def check(
         if dtype in ROUNDING:
             limit = limit + ROUNDING[dtype] * (want.abs() + limit) + SUBNORMAL[dtype]
         half = torch.bfloat16 in (given.hidden.dtype, dtype) or precision == "bfloat16"
-        assert_within(name, value, want, 2.0 * limit if truncates and half else limit)
-    return actual
+        found.append(Compared(name, value, want, 2.0 * limit if truncates and half else limit))
+    return found

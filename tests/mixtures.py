@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tests.helpers import ROUNDING, SUBNORMAL, assert_within
+from tests.helpers import ROUNDING, SUBNORMAL, Compared, assert_within
 from vaez_kernels import mixture_log_prob, reference
 
 Op = Callable[..., Tensor]
@@ -136,8 +136,14 @@ def bounds(case: Mixture) -> Numbers:
     return Numbers(of_log_prob + itself, gradient)
 
 
-def check(case: Mixture, op: Op = mixture_log_prob, truncates: bool = False) -> Numbers:
-    """Hold value and gradient to the reference; returns what was measured.
+def check(case: Mixture, op: Op = mixture_log_prob, truncates: bool = False) -> None:
+    """Hold value and gradient to the reference; arguments as of `compared`."""
+    for one in compared(case, op, truncates):
+        assert_within(*one)
+
+
+def compared(case: Mixture, op: Op = mixture_log_prob, truncates: bool = False) -> list[Compared]:
+    """Value and gradient beside the reference's.
 
     `truncates`: bfloat16 is stored by cutting bits off (Triton's interpreter), which errs by up to
     a whole unit in the last place instead of half of one.
@@ -146,10 +152,11 @@ def check(case: Mixture, op: Op = mixture_log_prob, truncates: bool = False) -> 
     dtype = case.z.dtype
     assert actual.log_prob.dtype == torch.float32
     assert actual.grad_z.dtype == dtype
-    assert_within("log_prob", actual.log_prob, wanted.log_prob, limits.log_prob)
     limit = limits.grad_z
     if dtype in ROUNDING:
         twice = 2.0 if truncates and dtype == torch.bfloat16 else 1.0
         limit = limit + twice * ROUNDING[dtype] * (wanted.grad_z.abs() + limit) + SUBNORMAL[dtype]
-    assert_within("grad_z", actual.grad_z, wanted.grad_z, limit)
-    return actual
+    return [
+        Compared("log_prob", actual.log_prob, wanted.log_prob, limits.log_prob),
+        Compared("grad_z", actual.grad_z, wanted.grad_z, limit),
+    ]

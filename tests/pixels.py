@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tests.helpers import ROUNDING, SUBNORMAL, assert_within
+from tests.helpers import ROUNDING, SUBNORMAL, Compared, assert_within
 from vaez_kernels import bernoulli_log_prob, reference
 
 Op = Callable[[Tensor, Tensor], Tensor]
@@ -115,16 +115,23 @@ def bounds(logits: Tensor, x: Tensor) -> Numbers:
     return Numbers(value, (GRADIENT_ERROR * g).expand_as(wide), grad_x)
 
 
-def check(
+def check(logits: Tensor, x: Tensor, op: Op = bernoulli_log_prob, truncates: bool = False) -> None:
+    """Hold value and gradients to the reference; arguments as of `compared`."""
+    for one in compared(logits, x, op, truncates):
+        assert_within(*one)
+
+
+def compared(
     logits: Tensor, x: Tensor, op: Op = bernoulli_log_prob, truncates: bool = False
-) -> Numbers:
-    """Hold value and gradients to the reference; returns what was measured.
+) -> list[Compared]:
+    """Value and gradients beside the reference's.
 
     `truncates`: bfloat16 is stored by cutting bits off (Triton's interpreter), which errs by up to
     a whole unit in the last place instead of half of one.
     """
     actual, wanted, limits = measured(logits, x, op), expected(logits, x), bounds(logits, x)
     dtypes = (torch.float32, logits.dtype, x.dtype)
+    found = []
     for name, dtype in zip(Numbers._fields, dtypes, strict=True):
         value, want, limit = (getattr(n, name) for n in (actual, wanted, limits))
         if want is None:
@@ -134,5 +141,5 @@ def check(
         if dtype in ROUNDING:
             twice = 2.0 if truncates and dtype == torch.bfloat16 else 1.0
             limit = limit + twice * ROUNDING[dtype] * (want.abs() + limit) + SUBNORMAL[dtype]
-        assert_within(name, value, want, limit)
-    return actual
+        found.append(Compared(name, value, want, limit))
+    return found

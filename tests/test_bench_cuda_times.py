@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -65,6 +67,19 @@ def test_when_the_host_is_held_up_the_gpu_is_not_said_to_have_worked(gpu: FakeGP
     assert min(times.wall) > 100e-6
 
 
+def test_a_host_that_is_held_up_while_calls_are_counted_costs_no_later_round(gpu: FakeGPU) -> None:
+    calls: list[None] = []
+
+    def work() -> None:
+        calls.append(None)
+        gpu.host += 10e-3 * (len(calls) == 4)  # after those that warm up
+        gpu.launch(2e-6)
+
+    # One call took longer than a loop need be; by itself it would seem to take its launch, the
+    # kernel and the wait.
+    assert times_of(work).wall == pytest.approx([LAUNCH] * 11, rel=EDGES)
+
+
 def test_work_that_waits_for_the_gpu_has_no_device_time(gpu: FakeGPU) -> None:
     def work() -> None:
         gpu.launch(30e-6)
@@ -102,7 +117,7 @@ def test_rivals_are_timed_in_turn_and_each_starts_a_round(gpu: FakeGPU) -> None:
         order.append(name)
         gpu.launch(LOOP_SECONDS)  # a loop is one call
 
-    interleave({name: lambda name=name: work(name) for name in "abc"}, CUDA, budget=0.0)
+    interleave({name: partial(work, name) for name in "abc"}, CUDA, budget=0.0)
     rounds = ["".join(order[-66:][i : i + 6]) for i in range(0, 66, 6)]
     assert rounds[:4] == ["aabbcc", "bbccaa", "ccaabb", "aabbcc"]
 

@@ -111,6 +111,7 @@ def capture(monkeypatch: pytest.MonkeyPatch) -> Iterator[Capture]:
             assert len(graphs) == count
         return graphs
 
+    refuse_bools_beside_sizes(monkeypatch)
     for module in (latent, likelihood, linear_likelihood, mixture_module, noise):
         monkeypatch.setattr(module, "uses_triton", lambda _: True)
     torch._dynamo.reset()
@@ -118,6 +119,24 @@ def capture(monkeypatch: pytest.MonkeyPatch) -> Iterator[Capture]:
     monkeypatch.setattr(triton.runtime.driver, "_active", _Driver())
     yield captured
     torch._dynamo.reset()
+
+
+def refuse_bools_beside_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever torch is installed: 2.11 has no arithmetic of a traced size and a bool."""
+    for name in ("add", "sub", "mul"):
+        for method in (f"__{name}__", f"__r{name}__"):
+            monkeypatch.setattr(torch.SymInt, method, _without_bools(method))
+
+
+def _without_bools(method: str) -> Callable[[torch.SymInt, Any], Any]:
+    given = getattr(torch.SymInt, method)
+
+    def checked(size: torch.SymInt, other: Any) -> Any:
+        if isinstance(other, bool):
+            raise TypeError(f"{method} of a traced size and {other}")
+        return given(size, other)
+
+    return checked
 
 
 def launches(graph: GraphModule) -> list[Node]:

@@ -93,6 +93,24 @@ def _probe() -> None:
     pass
 
 
+def _mend_interpreter() -> None:
+    # The bound of a loop is an array of one element, of which triton 3.6 takes int(): numpy 2.5
+    # refuses that of an array with dimensions.
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def patch_and_mend(tensor: Any, scope: Any) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = patch_and_mend
+
+
+if interpreting() and triton.__version__.startswith("3.6."):
+    _mend_interpreter()
+
+
 def launcher(kernel: Any) -> Any:
     """The kernel in the form that a traced op body launches (kernel[grid](…))."""
     if isinstance(kernel, triton.runtime.JITFunction):

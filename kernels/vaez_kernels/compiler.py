@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -93,6 +94,7 @@ def isolated(work: Callable[[], _Result]) -> _Result:
     """
     if _compiles_already():
         return work()
+    _stand_in_for_missing_gpus()
     done: Future[_Result] = Future()
 
     def alone() -> None:
@@ -107,6 +109,22 @@ def isolated(work: Callable[[], _Result]) -> _Result:
 
     threading.Thread(target=contextvars.copy_context().run, args=(alone,)).start()
     return done.result()
+
+
+@functools.cache
+def _stand_in_for_missing_gpus() -> None:
+    # Where there is no GPU, tracing puts something in its place. Torch 2.11 keeps that in the
+    # thread that traces first, and crashes when it looks for it after that thread has ended: the
+    # first one to trace, nothing, lives as long as the process.
+    ready: Future[None] = Future()
+
+    def stand() -> None:
+        with FakeTensorMode():
+            ready.set_result(None)
+        threading.Event().wait()
+
+    threading.Thread(target=stand, daemon=True).start()
+    ready.result()
 
 
 def _compiles_already() -> bool:

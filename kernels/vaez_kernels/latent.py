@@ -95,6 +95,7 @@ def latent_forward_kernel(  # type: ignore[no-untyped-def]
     BLOCK_D: tl.constexpr,
 ):
     QUADS: tl.constexpr = (D + 3) // 4
+    scale = tl.cast(scale, tl.float32)  # inductor passes Python's floats as float64
     # Samples vary fastest: with one of them Triton knows, and all this arithmetic folds away.
     sample_blocks = tl.cdiv(num_samples, SAMPLES)
     sample_block = (tl.program_id(0) % sample_blocks).to(tl.int64)
@@ -163,6 +164,7 @@ def latent_backward_kernel(  # type: ignore[no-untyped-def]
     BLOCK_D: tl.constexpr,
 ):
     QUADS: tl.constexpr = (D + 3) // 4
+    scale = tl.cast(scale, tl.float32)
     rows = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     READ_MU: tl.constexpr = KL > 1 or (KL == 1 and NEED_MU)
     READ_LOGVAR: tl.constexpr = KL > 1 or NEED_LOGVAR

@@ -66,38 +66,36 @@ def scores_jit(  # type: ignore[no-untyped-def]
     mu_ptr,
     inverse_sigma_ptr,
     log_normaliser_ptr,
-    rows,
-    columns,
-    skip,
+    leave_out_ptr,
+    first_row,  # int64
+    first,  # component, int64
     z_stride,
     n_stride,
     D: tl.constexpr,
+    LEAVE_OUT: tl.constexpr,
     SEGMENT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
-):  # rows, skip (BLOCK_M, 1), columns (1, BLOCK_N) → (BLOCK_M, BLOCK_N); D is looped over
-    z_stride, n_stride = z_stride.to(tl.int64), n_stride.to(tl.int64)
+):  # → (BLOCK_M, BLOCK_N); D is looped over
+    lanes = tl.arange(0, BLOCK_M)[:, None]
+    within = tl.arange(0, BLOCK_N)[None, :]
+    z_stride, n_stride = tl.cast(z_stride, tl.int64), tl.cast(n_stride, tl.int64)
     squares = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for start in range(0, D, SEGMENT):
         segment = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
         for d in range(start, min(start + SEGMENT, D)):
-            z = tl.load(z_ptr + d * z_stride + rows)
-            mu = tl.load(mu_ptr + d * n_stride + columns)
-            t = (z - mu) * tl.load(inverse_sigma_ptr + d * n_stride + columns)
+            at = d * n_stride + first
+            z = tl.load(z_ptr + (d * z_stride + first_row) + lanes)
+            mu = tl.load(mu_ptr + at + within)
+            t = (z - mu) * tl.load(inverse_sigma_ptr + at + within)
             segment += t * t
         squares += segment
-    scores = tl.load(log_normaliser_ptr + columns) - 0.5 * squares
-    return tl.where(columns == skip, -float("inf"), scores)
-
-
-@jit
-def skip_jit(leave_out_ptr, rows, n_rows, LEAVE_OUT: tl.constexpr):  # type: ignore[no-untyped-def]
-    # which component each of the rows skips; −1: none
+    scores = tl.load(log_normaliser_ptr + first + within) - 0.5 * squares
     if LEAVE_OUT:
-        skip = tl.load(leave_out_ptr + rows, mask=rows < n_rows, other=-1)
-    else:
-        skip = tl.full(rows.shape, -1, tl.int64)
-    return skip
+        # Not read until here: registers are scarce in the loop.
+        skip = tl.load(leave_out_ptr + first_row + lanes)
+        scores = tl.where(first + within == skip, -float("inf"), scores)
+    return scores
 
 
 @jit
@@ -106,9 +104,9 @@ def mixture_forward_kernel(  # type: ignore[no-untyped-def]
     mu_ptr,  # (D, N) float32, rows n_stride apart, N in whole blocks
     inverse_sigma_ptr,  # the same
     log_normaliser_ptr,  # (N,) float32; −inf beyond the components
-    leave_out_ptr,  # (M,) int64
-    top_ptr,  # (splits, M) float32: the largest score
-    total_ptr,  # (splits, M) float32: Σ exp(score − top)
+    leave_out_ptr,  # (M,) int64, M in whole blocks; −1: none
+    top_ptr,  # (splits, n_rows) float32: the largest score
+    total_ptr,  # (splits, n_rows) float32: Σ exp(score − top)
     n_rows,
     z_stride,
     n_stride,
@@ -122,23 +120,21 @@ def mixture_forward_kernel(  # type: ignore[no-untyped-def]
 ):
     split = (tl.program_id(0) % splits).to(tl.int64)
     first_row = (tl.program_id(0) // splits).to(tl.int64) * BLOCK_M
-    rows = first_row + tl.arange(0, BLOCK_M)[:, None]
-    skip = skip_jit(leave_out_ptr, rows, n_rows, LEAVE_OUT)
     top = tl.full((BLOCK_M, 1), -float("inf"), tl.float32)
     total = tl.zeros((BLOCK_M, 1), tl.float32)
-    within = tl.arange(0, BLOCK_N)[None, :].to(tl.int64)
     for tile in range(split, tiles, splits):
         scores = scores_jit(
             z_ptr,
             mu_ptr,
             inverse_sigma_ptr,
             log_normaliser_ptr,
-            rows,
-            tile * BLOCK_N + within,
-            skip,
+            leave_out_ptr,
+            first_row,
+            tile * BLOCK_N,
             z_stride,
             n_stride,
             D,
+            LEAVE_OUT,
             SEGMENT,
             BLOCK_M,
             BLOCK_N,
@@ -149,6 +145,7 @@ def mixture_forward_kernel(  # type: ignore[no-untyped-def]
         finite = tl.where(highest == -float("inf"), 0.0, highest)
         total = total * tl.exp(top - finite) + tl.sum(tl.exp(scores - finite), 1)[:, None]
         top = highest
+    rows = first_row + tl.arange(0, BLOCK_M)[:, None]
     at = split * n_rows + rows
     tl.store(top_ptr + at, top, mask=rows < n_rows)
     tl.store(total_ptr + at, total, mask=rows < n_rows)
@@ -162,15 +159,14 @@ def mixture_backward_kernel(  # type: ignore[no-untyped-def]
     log_normaliser_ptr,
     leave_out_ptr,
     top_ptr,  # (M,) float32
-    rows_of_z_ptr,  # (M, D) float32, rows d_stride apart, D and M in whole blocks
-    rows_of_mu_ptr,  # (N, D) the same
-    precision_ptr,  # (N, D) the same
+    rows_of_z_ptr,  # (M, WIDTH) float32: D in whole blocks, too
+    rows_of_mu_ptr,  # (N, WIDTH) the same
+    precision_ptr,  # (N, WIDTH) the same
     weights_ptr,  # (programs, BLOCK_N, BLOCK_M) float32, where a program puts down one tile
-    out_ptr,  # (splits, M, D) float32: Σ exp(score − top)·(z − mu)/σ²
-    n_rows,
+    out_ptr,  # (splits, M, WIDTH) float32: Σ exp(score − top)·(z − mu)/σ²
+    padded_rows,  # M
     z_stride,
     n_stride,
-    d_stride,
     tiles,
     splits,
     D: tl.constexpr,
@@ -181,46 +177,47 @@ def mixture_backward_kernel(  # type: ignore[no-untyped-def]
     BLOCK_D: tl.constexpr,
 ):
     # Weights change hands: for a score a thread has four components and all dimensions, for the
-    # gradient four dimensions and all components.
+    # gradient four dimensions and all components. Sixteen draws take nearly all 255 registers, so
+    # no mask or address is kept that whole blocks can do without.
     D_BLOCKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
-    split = ((tl.program_id(0) // D_BLOCKS) % splits).to(tl.int64)
+    WIDTH: tl.constexpr = D_BLOCKS * BLOCK_D
+    split = (tl.program_id(0) // D_BLOCKS) % splits
     first_row = (tl.program_id(0) // D_BLOCKS // splits).to(tl.int64) * BLOCK_M
     lanes = tl.arange(0, BLOCK_M)[:, None]
-    rows = first_row + lanes
-    skip = skip_jit(leave_out_ptr, rows, n_rows, LEAVE_OUT)
-    top = tl.load(top_ptr + rows, mask=rows < n_rows, other=0.0)
+    within = tl.arange(0, BLOCK_N)[None, :]
     dims = (tl.program_id(0) % D_BLOCKS) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
     weights_ptr += tl.program_id(0).to(tl.int64) * (BLOCK_M * BLOCK_N)
-    within = tl.arange(0, BLOCK_N)[None, :].to(tl.int64)
-    out_ptr += (split * n_rows + rows) * D + dims
-    inside = (rows < n_rows) & (dims < D)
+    rows_of_z_ptr += first_row * WIDTH
+    out_ptr += (split.to(tl.int64) * padded_rows + first_row) * WIDTH
     for tile in range(split, tiles, splits):
-        first = tile * BLOCK_N
+        first = tl.cast(tile, tl.int64) * BLOCK_N
         scores = scores_jit(
             z_ptr,
             mu_ptr,
             inverse_sigma_ptr,
             log_normaliser_ptr,
-            rows,
-            first + within,
-            skip,
+            leave_out_ptr,
+            first_row,
+            first,
             z_stride,
             n_stride,
             D,
+            LEAVE_OUT,
             SEGMENT,
             BLOCK_M,
             BLOCK_N,
         )
+        top = tl.load(top_ptr + first_row + lanes)
         tl.store(weights_ptr + within * BLOCK_M + lanes, tl.exp(scores - top))
         tl.debug_barrier()
-        z = tl.load(rows_of_z_ptr + rows * d_stride + dims)
+        z = tl.load(rows_of_z_ptr + lanes * WIDTH + dims)
         # The sum rests in the cache meanwhile: beside the scores it would not fit in registers.
-        out = tl.load(out_ptr, mask=inside & (tile > split), other=0.0)
+        out = tl.load(out_ptr + lanes * WIDTH + dims, mask=tile > split, other=0.0)
         for n in range(BLOCK_N):
-            at = (first + n) * d_stride + dims
+            at = (first + n) * WIDTH + dims
             weight = tl.load(weights_ptr + n * BLOCK_M + lanes)
             out += weight * ((z - tl.load(rows_of_mu_ptr + at)) * tl.load(precision_ptr + at))
-        tl.store(out_ptr, out, mask=inside)
+        tl.store(out_ptr + lanes * WIDTH + dims, out)
         tl.debug_barrier()
 
 
@@ -244,6 +241,11 @@ def _prepared(z: Tensor, mu: Tensor, logvar: Tensor) -> _Prepared:
         pad(exact.float(), (0, columns), value=-torch.inf),
         shift,
     )
+
+
+def _in_whole_blocks(x: Tensor | None, value: int) -> Tensor | None:
+    # of draws
+    return None if x is None else pad(x, (0, -len_of(x) % BLOCK_M), value=value).contiguous()
 
 
 def len_of(x: Tensor) -> int:
@@ -277,7 +279,7 @@ def _launch_forward(
     tops, totals = (z.new_empty((splits, rows), dtype=torch.float32) for _ in range(2))
     kernel[(-(-rows // BLOCK_M) * splits,)](
         *prepared[:4],
-        None if leave_out is None else leave_out.contiguous(),
+        _in_whole_blocks(leave_out, -1),
         tops,
         totals,
         rows,
@@ -295,7 +297,7 @@ def _launch_forward(
     top = tops.amax(0)
     finite = torch.where(top == -torch.inf, 0.0, top)
     total = (totals * torch.exp(tops - finite)).sum(0)
-    components = len_of(mu) - (leave_out is not None)
+    components = len_of(mu) - (0 if leave_out is None else 1)
     return log_density(top, total, prepared.shift, components, D), top, total
 
 
@@ -316,23 +318,22 @@ def _launch_backward(
     tiles = prepared.mu.shape[1] // BLOCK_N
     splits = splits_of(rows, tiles)
     block_d = block_d_of(D)
-    d_blocks = -(-D // block_d)
-    programs = -(-rows // BLOCK_M) * splits * d_blocks
+    blocks, d_blocks = -(-rows // BLOCK_M), -(-D // block_d)
+    programs = blocks * splits * d_blocks
     columns = (0, d_blocks * block_d - D)
     components = (*columns, 0, -len_of(mu) % BLOCK_N)
     kernel[(programs,)](
         *prepared[:4],
-        None if leave_out is None else leave_out.contiguous(),
-        top,
+        _in_whole_blocks(leave_out, -1),
+        _in_whole_blocks(top, 0),
         pad(z.float(), (*columns, 0, -rows % BLOCK_M)).contiguous(),
         pad(mu.float(), components).contiguous(),
         pad(torch.exp(-logvar.float()), components).contiguous(),
         z.new_empty((programs, BLOCK_N, BLOCK_M), dtype=torch.float32),
-        out := z.new_empty((splits, rows, D), dtype=torch.float32),
-        rows,
+        out := z.new_empty((splits, blocks * BLOCK_M, d_blocks * block_d), dtype=torch.float32),
+        blocks * BLOCK_M,
         prepared.z.stride(0),
         prepared.mu.stride(0),
-        d_blocks * block_d,
         tiles,
         splits,
         D=D,
@@ -343,7 +344,7 @@ def _launch_backward(
         BLOCK_D=block_d,
         num_warps=1,
     )
-    return (out.sum(0) * (-grad / total)[:, None]).to(z.dtype)
+    return (out.sum(0)[:rows, :D] * (-grad / total)[:, None]).to(z.dtype)
 
 
 # The PyTorch twin. float64 stays float64, all else is computed in float32.
@@ -503,7 +504,7 @@ def _twin_forward(
             top[m : m + plan.draws] = tops.flatten()
             total[m : m + plan.draws] = totals.flatten()
     top, total = top[: len(z)], total[: len(z)]
-    components = len(mu) - (leave_out is not None)
+    components = len(mu) - (0 if leave_out is None else 1)
     return log_density(top, total, shift, components, z.shape[1]), top, total
 
 

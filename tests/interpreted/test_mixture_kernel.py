@@ -163,8 +163,9 @@ def test_backward_outside_the_backend_block_follows_its_forward(launches: list[s
 FAR = 2**31 + 9
 PROGRAM = 3 * 2**27 + 2
 CONSTANTS = {"LEAVE_OUT": False, "SEGMENT": 2, "BLOCK_M": 16, "BLOCK_N": 128}
-Z_STRIDE, N_STRIDE = FAR + 7, 2**31 + 128
-BLOCK = range(2**31, 2**31 + 16)
+M = FAR + 7  # in whole blocks
+Z_STRIDE, N_STRIDE = M, 2**31 + 128
+BLOCK = range(2**31, M)
 
 
 def scores_loads(z: torch.Tensor, mu: torch.Tensor, inverse_sigma: torch.Tensor) -> list[set[int]]:
@@ -193,14 +194,13 @@ def test_backward_addresses_elements_beyond_2_to_the_31(monkeypatch: pytest.Monk
     rows_of_z, rows_of_mu, precision = tensors(3)
     of_scores = (z, mu, inverse_sigma, log_normaliser, None, top)
     args = (*of_scores, rows_of_z, rows_of_mu, precision, weights, out)
-    sizes = (FAR, Z_STRIDE, N_STRIDE, 4, 3, 3)
+    sizes = (M, Z_STRIDE, N_STRIDE, 3, 3)
     kernel = module.mixture_backward_kernel
     seen = far_launch(monkeypatch, kernel, PROGRAM, *args, *sizes, D=3, BLOCK_D=4, **CONSTANTS)
-    last = range(2**31, FAR)
     of_weights = addresses(weights, range(1), 16 * 128, 1, PROGRAM * 16 * 128)
     loads = touched(seen, "load", 4)
-    assert loads[0] == addresses(top, last, 1, 1, 0)
-    assert loads[1:10] == scores_loads(z, mu, inverse_sigma)
+    assert loads[:9] == scores_loads(z, mu, inverse_sigma)
+    assert loads[10] == addresses(top, BLOCK, 1, 1, 0)
     assert loads[11] == addresses(rows_of_z, BLOCK, 4, 4, 0)
     assert set().union(*loads[12::3]) == of_weights
     assert loads[13::3] == [
@@ -208,7 +208,7 @@ def test_backward_addresses_elements_beyond_2_to_the_31(monkeypatch: pytest.Monk
     ]
     assert len(loads) == 12 + 3 * 128
     stores = touched(seen, "store", 4)
-    assert stores == [of_weights, addresses(out, last, 3, 3, 2 * FAR * 3)]
+    assert stores == [of_weights, addresses(out, BLOCK, 4, 4, 2 * M * 4)]
 
 
 @pytest.mark.parametrize("shape", [(17, 300, 5), (3, 130, 21)])

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests import floors
 from tests.helpers import MODES, call, latents
 from tests.interpreted.watch import (
     Access,
@@ -39,30 +40,20 @@ each_mode = pytest.mark.parametrize("mode", list(MODES))
 def test_every_byte_moves_once(mode: str, samples: int, dtype: torch.dtype) -> None:
     rows, columns = 37, 20  # an uneven last block
     write_z, kl = MODES[mode]
-    elements = rows * columns * dtype.itemsize
     mu, logvar = latents(rows, columns, dtype)
+    forward, backward = floors.latent(mode, mu, samples)
     with accesses() as seen:
         z, kl_rows = call(mode, mu, logvar, KEY, samples)
     drawing = write_z or kl in latent.MONTE_CARLO
     programs = -(-rows // launch.from_table("noise", mu.device).block(columns)["BLOCK_ROWS"])
     key = 16 * programs
-    assert Traffic.of(seen) == Traffic(
-        loaded=2 * elements,
-        stored=write_z * samples * elements + (kl != "none") * 4 * rows,
-        key=drawing * key,
-    )
+    assert Traffic.of(seen) == Traffic(*forward, key=drawing * key)
 
     outputs = [x for x in (z, kl_rows) if x is not None]
     grads = [torch.ones_like(x) for x in outputs]
     with accesses() as seen:
         torch.autograd.grad(outputs, (mu, logvar), grads)
-    # z alone: its gradient in mu is the upstream one, in logvar it takes logvar but not mu.
-    inputs = 1 if kl == "none" else 2
-    assert Traffic.of(seen) == Traffic(
-        loaded=(inputs + write_z * samples) * elements + (kl != "none") * 4 * rows,
-        stored=2 * elements,
-        key=drawing * key,
-    )
+    assert Traffic.of(seen) == Traffic(*backward, key=drawing * key)
 
 
 @each_mode
@@ -89,7 +80,7 @@ def test_the_stream_reads_nothing_but_its_key() -> None:
     with accesses() as seen:
         normal(KEY, 3, 37, 20)
     traffic = Traffic.of(seen)
-    assert (traffic.loaded, traffic.stored) == (0, 4 * 3 * 37 * 20)
+    assert (traffic.loaded, traffic.stored) == floors.noise(3, 37, 20)
 
 
 def test_more_samples_than_a_program_draws_read_the_inputs_again() -> None:

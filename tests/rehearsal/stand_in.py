@@ -74,10 +74,11 @@ _LAUNCH = ctypes.CFUNCTYPE(
 )
 _PRODUCT = ctypes.CFUNCTYPE(c_int64, POINTER(Product))
 _REPLAY = ctypes.CFUNCTYPE(c_int64, c_int64)
+_ATEN = ctypes.CFUNCTYPE(c_int64, c_char_p)
 
 
 class _Executor(ctypes.Structure):
-    _fields_ = [("launch", _LAUNCH), ("product", _PRODUCT), ("replay", _REPLAY)]
+    _fields_ = [("launch", _LAUNCH), ("product", _PRODUCT), ("replay", _REPLAY), ("aten", _ATEN)]
 
 
 @functools.cache
@@ -89,8 +90,6 @@ def _library() -> ctypes.CDLL:
     library.rehearsal_set_duration.argtypes = [c_char_p, c_int64]
     library.rehearsal_stop_counting.argtypes = [POINTER(POINTER(_Entry))]
     library.rehearsal_stop_counting.restype = c_int64
-    library.rehearsal_module_ptx.argtypes = [c_int64]
-    library.rehearsal_module_ptx.restype = c_char_p
     library.rehearsal_append_node.argtypes = [c_void_p, c_int64]
     library.rehearsal_set_executor.argtypes = [_Executor]
     return library
@@ -242,7 +241,9 @@ def set_memory(size: int) -> None:
 
 @functools.cache
 def _ptx(module: int) -> bytes:
-    return _library().rehearsal_module_ptx(module) or b""
+    text_of = ctypes.CDLL("libcuda.so.1").rehearsal_module_ptx
+    text_of.argtypes, text_of.restype = [c_int64], c_char_p
+    return text_of(module) or b""
 
 
 def _guarded(call: Callable[..., int]) -> Callable[..., int]:
@@ -267,6 +268,7 @@ def set_executor(
     launch: Launch | None = None,
     replay: Callable[[int], int] | None = None,
     product: Callable[[Product], int] | None = None,
+    aten: Callable[[str], int] | None = None,
 ) -> None:
     """Python computes what the device would, from now on; without arguments nothing does.
 
@@ -274,7 +276,8 @@ def set_executor(
     through the driver; ``parameters`` is the address of the array of pointers to the kernel's
     arguments, valid during the call. It returns 0, or while capturing a node's number above 0,
     which ``replay`` gets at each replay. ``product`` gets every matrix product when it has to be
-    computed, replays included. All return 0; an exception makes the launch fail.
+    computed, replays included. ``aten`` gets the name of every kernel that is launched through the
+    runtime, also while capturing. All return 0; an exception makes the launch fail.
     """
 
     def on_launch(
@@ -294,10 +297,15 @@ def set_executor(
         assert product is not None
         return product(described.contents)  # type: ignore[attr-defined]
 
+    def on_aten(name: bytes) -> int:
+        assert aten is not None
+        return aten(_demangled(name))
+
     executor = _Executor(
         _LAUNCH(_guarded(on_launch)) if launch else _LAUNCH(),
         _PRODUCT(_guarded(on_product)) if product else _PRODUCT(),
         _REPLAY(_guarded(replay)) if replay else _REPLAY(),
+        _ATEN(_guarded(on_aten)) if aten else _ATEN(),
     )
     _kept.append(executor)  # C holds the pointers
     _library().rehearsal_set_executor(executor)

@@ -74,6 +74,7 @@ cudaError_t cudaMalloc(void **address, size_t bytes)
     return cudaSuccess;
 }
 
+/* Waits for the whole device, as CUDA does. */
 cudaError_t cudaFree(void *address)
 {
     LOCKED;
@@ -84,6 +85,10 @@ cudaError_t cudaFree(void *address)
         return rehearsal_refuse(cudaErrorInvalidValue, "cudaFree of what cudaMalloc did not give");
     rehearsal_log(LOG_FREE, "cudaFree", bytes);
     used -= bytes;
+    int64_t until = rehearsal_device_busy_until();
+    rehearsal_unlock();
+    rehearsal_wait_until(until);
+    rehearsal_lock();
     return cudaSuccess;
 }
 

@@ -92,7 +92,7 @@ typedef struct {
     work_kind kind;
     const char *name; /* static, or owned by a module */
     unsigned grid[3], block[3], shared_bytes;
-    int64_t module;   /* of a DRIVER_LAUNCH: see rehearsal_module_ptx */
+    int64_t module;   /* of a DRIVER_LAUNCH, numbered by driver/modules.c */
     void **parameters; /* of a DRIVER_LAUNCH: valid during the call alone */
     int64_t node;     /* what the executor calls a captured launch, or Python its own node */
     union {
@@ -135,7 +135,7 @@ typedef struct stream {
 } stream;
 
 struct event {
-    bool recorded;
+    bool recorded, timed;
     int64_t time;
     unsigned long long capture_id; /* of the capture in which it was recorded last, or 0 */
     node_set leaves;
@@ -145,6 +145,7 @@ extern stream rehearsal_legacy;
 stream *rehearsal_stream(cudaStream_t handle);
 stream *rehearsal_first_stream(void);
 void rehearsal_occupy(stream *s, int64_t duration);
+int64_t rehearsal_device_busy_until(void);
 void rehearsal_add_nodes(node_set *set, const node_set *more);
 void rehearsal_set_node(node_set *set, int node);
 
@@ -191,12 +192,9 @@ typedef struct {
                       unsigned shared_bytes, void **parameters, int capturing);
     int64_t (*product)(const product_work *product);
     int64_t (*replay)(int64_t node);
+    int64_t (*aten)(const char *name); /* a kernel of ATen's, which nothing executes */
 } executor;
 extern executor rehearsal_executor;
-
-/* ---- modules.c */
-int64_t rehearsal_new_module(const void *image);
-const char *rehearsal_module_ptx(int64_t module);
 
 /* ---- log.c: what counting reads. */
 enum {

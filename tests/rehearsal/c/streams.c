@@ -136,22 +136,27 @@ cudaError_t cudaStreamSynchronize(cudaStream_t handle)
     return error;
 }
 
+int64_t rehearsal_device_busy_until(void)
+{
+    int64_t last = 0;
+    for (stream *s = streams; s; s = s->next)
+        if (s->busy_until > last) last = s->busy_until;
+    return last;
+}
+
 cudaError_t cudaDeviceSynchronize(void)
 {
     LOCKED;
     cudaError_t error = rehearsal_unsafe("cudaDeviceSynchronize");
-    if (error) return error;
-    int64_t last = 0;
-    for (stream *s = streams; s; s = s->next)
-        if (s->busy_until > last) last = s->busy_until;
-    wait_for("cudaDeviceSynchronize", last);
-    return cudaSuccess;
+    if (!error) wait_for("cudaDeviceSynchronize", rehearsal_device_busy_until());
+    return error;
 }
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *handle, unsigned flags)
 {
-    (void)flags;
-    *handle = calloc(1, sizeof(event));
+    event *e = calloc(1, sizeof *e);
+    e->timed = !(flags & cudaEventDisableTiming);
+    *handle = (cudaEvent_t)e;
     return cudaSuccess;
 }
 
@@ -234,9 +239,9 @@ cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t first, cudaEve
     cudaError_t error = refuse_captured("cudaEventElapsedTime", from);
     if (!error) error = refuse_captured("cudaEventElapsedTime", to);
     if (error) return error;
-    if (!from->recorded || !to->recorded)
+    if (!from->recorded || !to->recorded || !from->timed || !to->timed)
         return rehearsal_refuse(cudaErrorInvalidResourceHandle,
-                                "cudaEventElapsedTime of an event that was never recorded");
+                                "cudaEventElapsedTime of an event that has no time");
     int64_t now = rehearsal_now();
     if (from->time > now || to->time > now) return cudaErrorNotReady;
     *milliseconds = (float)((to->time - from->time) * 1e-6);

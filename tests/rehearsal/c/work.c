@@ -71,6 +71,8 @@ int rehearsal_perform(work *what, bool replayed)
 
 static cudaError_t append(work *what, stream *s)
 {
+    if (!s->capture) /* it ended while the executor looked at the launch */
+        return rehearsal_refuse(cudaErrorStreamCaptureInvalidated, "%s", what->name);
     int made = rehearsal_append(s->capture->graph, what, &s->leaves);
     rehearsal_set_node(&s->leaves, made);
     rehearsal_log_work(what, CAPTURED);
@@ -80,6 +82,8 @@ static cudaError_t append(work *what, stream *s)
 /* A launch is shown to the executor while its parameters are valid; it keeps what it needs. */
 static bool executor_refuses(work *what)
 {
+    if (what->kind == KERNEL && rehearsal_executor.aten)
+        return rehearsal_executor.aten(what->name) != 0;
     if (what->kind != DRIVER_LAUNCH || !rehearsal_executor.launch) return false;
     what->node = rehearsal_executor.launch(what->module, what->name, what->grid, what->block,
                                            what->shared_bytes, what->parameters, true);
@@ -110,8 +114,8 @@ cudaError_t rehearsal_submit(work *what, cudaStream_t handle)
     rehearsal_unlock();
     if (error) return error;
     if (what->kind == PRODUCT && !what->product.device_scalars) read_scalars(&what->product);
+    if ((capturing || what->kind == KERNEL) && executor_refuses(what)) return failed(what);
     if (!capturing) return rehearsal_perform(what, false) ? failed(what) : cudaSuccess;
-    if (executor_refuses(what)) return failed(what);
     LOCKED;
     return append(what, s);
 }

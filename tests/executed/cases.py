@@ -1,0 +1,217 @@
+"""Which calls of the public ops are executed as PTX, and what their kernels' outputs are held to.
+
+Truths and bounds are those of every backend: helpers.py, pixels.py, last_layer.py, mixtures.py and
+decoders.py derive them. Triton compiles a kernel anew for each D, dtype and flag, in a third of a
+second; so not every shape meets every flag.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tests import decoders, floors, helpers, last_layer, mixtures, pixels
+from tests.floors import Floor
+from tests.helpers import ERROR, MODES, Compared, latents
+from vaez_kernels import importance_estimates, noise_key, normal, reference, uniform
+from vaez_kernels.linear_likelihood import PRECISIONS
+
+KEY = noise_key(29, "evaluate", 2**31 + 5)
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+# Beyond what 32 bits count.
+OFFSETS = {"row_offset": 2**40 + 3, "sample_offset": 2**32 - 9}
+
+# Which outputs a kernel computes; what is missing here is computed by PyTorch.
+OUTPUTS = {
+    "noise_kernel": ("normal", "uniform"),
+    "latent_forward_kernel": ("z", "kl"),
+    "latent_backward_kernel": ("grad_mu", "grad_logvar"),
+    "bernoulli_forward_kernel": ("log_prob",),
+    "bernoulli_backward_kernel": ("grad_logits", "grad_x"),
+    "linear_bernoulli_forward_kernel": ("log_prob",),
+    "linear_bernoulli_hidden_kernel": ("grad_hidden",),
+    "linear_bernoulli_weight_kernel": ("grad_weight", "grad_bias"),
+    "mixture_forward_kernel": ("log_prob",),
+    "mixture_backward_kernel": ("grad_z",),
+    "decoder_kernel": ("log_likelihood", "log_prob"),
+}
+
+
+class Case(NamedTuple):
+    """One call of an op, forward and backward."""
+
+    op: str
+    flags: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    compare: Callable[[], list[Compared]]
+    floors: dict[str, Floor] = {}  # noqa: RUF012 (by kernel; empty where none is stated)
+    targets: tuple[str, ...] = ("sm_90",)
+    quick: bool = True  # whether CI executes it
+
+    def __str__(self) -> str:
+        words = (self.op, self.flags, _name(self.dtype), "x".join(map(str, self.shape)))
+        return " ".join(filter(None, words)).replace(" ", "-")
+
+
+def all_cases() -> list[Case]:
+    return [*_noise(), *_latent(), *_bernoulli(), *_mixture(), *_last_layer(), *_decoder()]
+
+
+def _noise() -> Iterator[Case]:
+    for draw in (normal, uniform):
+        for shape in ((3, 7, 19), (8, 129, 20), (1, 1, 1), (2, 33, 128), (1, 3, 257)):
+            quick = draw is normal or shape[2] == 20
+            of = {"noise_kernel": floors.noise(*shape)}
+            compare = partial(_drawn, draw, shape)
+            yield Case("noise", draw.__name__, torch.float32, shape, compare, of, quick=quick)
+
+
+def _drawn(draw: Callable[..., Tensor], shape: tuple[int, int, int]) -> list[Compared]:
+    wanted = getattr(reference, draw.__name__)(KEY, *shape, **OFFSETS)
+    limit = ERROR * wanted.abs().clamp(min=1.0)
+    return [Compared(draw.__name__, draw(KEY, *shape, **OFFSETS), wanted, limit)]
+
+
+def _latent() -> Iterator[Case]:
+    for i, mode in enumerate(MODES):
+        for dtype in FLOATS:
+            # In CI each mode meets float32 and one of the others.
+            quick = dtype in (torch.float32, FLOATS[1 + i % 2])
+            yield _latent_case(mode, (3, 7, 20), dtype, quick=quick)
+    shapes = ((1, 1, 1), (1, 129, 20), (2, 33, 128), (8, 7, 19), (8, 5, 257), (1, 2, 1500))
+    for mode in ("rsample_kl/analytic", "rsample_kl/total-derivative"):
+        for shape in shapes:
+            quick = mode.endswith("analytic")
+            targets = ("sm_90", "sm_80") if shape[2] in (20, 19) else ("sm_90",)
+            yield _latent_case(mode, shape, torch.float32, targets, quick, OFFSETS)
+            for dtype in FLOATS[1:]:
+                yield _latent_case(mode, shape, dtype, quick=False, offsets=OFFSETS)
+
+
+def _latent_case(
+    mode: str,
+    shape: tuple[int, int, int],
+    dtype: torch.dtype,
+    targets: tuple[str, ...] = ("sm_90",),
+    quick: bool = True,
+    offsets: dict[str, int] | None = None,
+) -> Case:
+    samples, rows, columns = shape
+    mu, logvar = latents(rows, columns, dtype)
+    compare = partial(helpers.compared, mode, mu, logvar, KEY, samples, **(offsets or {}))
+    names = ("latent_forward_kernel", "latent_backward_kernel")
+    of = dict(zip(names, floors.latent(mode, mu, samples), strict=True))
+    return Case("latent", mode, dtype, shape, compare, of, targets, quick)
+
+
+def _bernoulli() -> Iterator[Case]:
+    for dtype in FLOATS:
+        for targets in pixels.TARGETS:
+            quick = targets in (torch.uint8, torch.float32)
+            yield _bernoulli_case((3, 7, 20), dtype, targets, quick or dtype == torch.float32)
+    for shape in ((1, 1, 1), (8, 129, 3), (8, 7, 784), (3, 33, 257)):
+        for dtype in FLOATS:
+            yield _bernoulli_case(shape, dtype, torch.uint8, dtype == torch.float32)
+
+
+def _bernoulli_case(
+    shape: tuple[int, int, int], dtype: torch.dtype, targets: torch.dtype, quick: bool
+) -> Case:
+    logits, x = pixels.pixels(*shape, dtype, targets)
+    names = ("bernoulli_forward_kernel", "bernoulli_backward_kernel")
+    of = dict(zip(names, floors.bernoulli(logits, x), strict=True))
+    flags = f"{_name(targets)} targets"
+    compare = partial(pixels.compared, logits, x)
+    return Case("likelihood", flags, dtype, shape, compare, of, quick=quick)
+
+
+def _mixture() -> Iterator[Case]:
+    shapes = ((1, 1, 1), (7, 5, 3), (17, 129, 20), (3, 300, 33), (2, 130, 257))
+    for shape in shapes:
+        for leave_out in (False, True)[: shape[1]]:
+            for dtype in FLOATS:
+                quick = (
+                    dtype == torch.float32 and shape[2] < 257 and (not leave_out or shape[2] == 20)
+                )
+                yield _mixture_case(shape, dtype, leave_out, quick)
+    # What the kernel is given is always float32.
+    for dtype in FLOATS[1:]:
+        yield _mixture_case((5, 40, 20), dtype, True, True)
+
+
+def _mixture_case(
+    shape: tuple[int, int, int], dtype: torch.dtype, leave_out: bool, quick: bool
+) -> Case:
+    compare = partial(mixtures.compared, mixtures.mixture(*shape, dtype, leave_out=leave_out))
+    names = ("mixture_forward_kernel", "mixture_backward_kernel")
+    of = dict(zip(names, floors.mixture(*shape, leave_out), strict=True))
+    flags = "leave_out" if leave_out else ""
+    return Case("mixture", flags, dtype, shape, compare, of, quick=quick)
+
+
+def _last_layer() -> Iterator[Case]:
+    small, large = (3, 7, 19, 20), (2, 33, 40, 100)
+    for precision in PRECISIONS:
+        yield _layer_case(small, torch.float32, torch.uint8, precision, True)
+        yield _layer_case(large, torch.float32, torch.uint8, precision, False)
+    for dtype in FLOATS[1:]:
+        yield _layer_case(small, dtype, torch.uint8, "float32", True)
+        yield _layer_case(large, dtype, torch.float32, "float32", False)
+    yield _layer_case((1, 1, 1, 1), torch.float32, torch.float32, "tf32", True)
+    yield _layer_case((8, 5, 70, 784), torch.bfloat16, torch.bool, "float32", False)
+
+
+def _layer_case(
+    shape: tuple[int, int, int, int],
+    dtype: torch.dtype,
+    targets: torch.dtype,
+    precision: str,
+    quick: bool,
+) -> Case:
+    given = last_layer.inputs(shape, dtype, targets)
+    compare = partial(last_layer.compared, given, precision, tensor_cores=True)
+    flags = f"{_name(targets)} targets, {precision} products"
+    # For sm_90 products of other precisions become wgmma, which tests/ptx does not execute.
+    plain = precision == "float32" and dtype == torch.float32
+    gpus = ("sm_80", "sm_90") if plain else ("sm_80",)
+    return Case("last layer", flags, dtype, shape, compare, targets=gpus, quick=quick)
+
+
+def _decoder() -> Iterator[Case]:
+    small = (5, 19, 23, 84)  # nothing is a power of two, nor a multiple of 16
+    for precision in ("tf32", "bfloat16"):
+        for activation in (nn.ReLU, nn.Tanh):
+            yield _decoder_case((3, 40, *small), activation, precision, True)
+        yield _decoder_case((1, 1, *small), nn.ReLU, precision, False)
+        yield _decoder_case((2, 70, 50, 200, 200, 784), nn.Tanh, precision, False)
+        yield _decoder_case((2, 33, 2, 256, 512, 784), nn.ReLU, precision, False)
+
+
+def _decoder_case(
+    shape: tuple[int, ...], activation: type[nn.Module], precision: str, quick: bool
+) -> Case:
+    flags = f"{activation.__name__.lower()}, {precision} products"
+    compare = partial(_sampled, shape, activation, precision)
+    name = "importance sampling"
+    return Case(name, flags, torch.float32, shape, compare, targets=("sm_80",), quick=quick)
+
+
+def _sampled(shape: tuple[int, ...], activation: type[nn.Module], precision: str) -> list[Compared]:
+    images, samples, *widths = shape
+    of = decoders.given(images, *widths, activation=activation)
+    offsets = OFFSETS | {"sample_offset": 3}
+    found = importance_estimates(*of, KEY, samples, precision, **offsets)
+    truth = decoders.truth(of, KEY, samples, precision, **offsets)
+    return [
+        Compared(name, getattr(found, name), getattr(truth, name), truth.bound)
+        for name in found._fields
+    ]
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

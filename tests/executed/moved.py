@@ -1,0 +1,110 @@
+"""Bytes of global memory that an executed kernel moves, as a GPU's memory sees them.
+
+Threads of a block that read one address in one instruction cost it once: Triton has all threads
+load the key, and a row's number where its columns are. So an instruction's addresses are counted
+once for each block. Nor is a load counted that repeats an earlier one of the same addresses, with
+neither a jump back nor a store between: Triton emits such loads where a number is broadcast, and
+ptxas keeps one of them (of 64 in the mixture's forward kernel 16 remain). The key and the step of
+the noise are counted apart.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+
+from tests.executed.handover import Handover
+from tests.ptx.lanes import Lanes
+from tests.ptx.memory import GlobalMemory
+from tests.ptx.types import Array
+
+
+@dataclass
+class Moved:
+    """Bytes, by the width of the accesses in bytes: 16 is as wide as they come."""
+
+    loads: Counter[int] = field(default_factory=Counter)
+    stores: Counter[int] = field(default_factory=Counter)
+    key: int = 0
+
+    @property
+    def loaded(self) -> int:
+        return self.loads.total()
+
+    @property
+    def stored(self) -> int:
+        return self.stores.total()
+
+
+@contextmanager
+def counted(arguments: tuple[Any, ...]) -> Iterator[Moved]:
+    """What a kernel given these arguments moves meanwhile.
+
+    Raises:
+        GlobalRace: see handover.py.
+    """
+    keys = [
+        range(t.data_ptr(), t.data_ptr() + 16)
+        for t in arguments
+        if isinstance(t, torch.Tensor) and t.dtype == torch.int64 and t.shape == (2,)
+    ]
+    moved = Moved()
+    load, store = GlobalMemory.load, GlobalMemory.store
+    stretch, handover = _Stretch(), Handover()
+
+    def noted_load(
+        self: GlobalMemory, lanes: Lanes, where: Array | None, at: Array, width: int, count: int
+    ) -> Array:
+        handover.load(lanes, where, at, width * count)
+        size = 0 if stretch.repeats(lanes, at) else _bytes(lanes, where, at, width * count)
+        if len(at) > 0 and any(int(at[0]) in key for key in keys):
+            moved.key += size
+        else:
+            moved.loads[width * count] += size
+        return load(self, lanes, where, at, width, count)
+
+    def noted_store(
+        self: GlobalMemory, lanes: Lanes, where: Array | None, at: Array, values: Array
+    ) -> None:
+        stretch.loads.clear()
+        width = values.dtype.itemsize * len(values)
+        handover.store(lanes, where, at, width)
+        moved.stores[width] += _bytes(lanes, where, at, width)
+        store(self, lanes, where, at, values)
+
+    with (
+        patch.object(GlobalMemory, "load", noted_load),
+        patch.object(GlobalMemory, "store", noted_store),
+    ):
+        yield moved
+
+
+@dataclass
+class _Stretch:
+    """Code that was run without a jump back or a store, and what it loaded."""
+
+    at: int = 0  # the last load's place in the program
+    loads: set[bytes] = field(default_factory=set)
+
+    def repeats(self, lanes: Lanes, addresses: Array) -> bool:
+        if lanes.instruction.index <= self.at:
+            self.loads.clear()
+        self.at = lanes.instruction.index
+        load = addresses.tobytes()
+        before = load in self.loads
+        self.loads.add(load)
+        return before
+
+
+def _bytes(lanes: Lanes, where: Array | None, at: Array, width: int) -> int:
+    lane = np.arange(lanes.size) if where is None else where
+    blocks = (lane // lanes.threads).astype(np.uint64)
+    # Addresses have 48 bits.
+    return width * len(np.unique(blocks << np.uint64(48) | at.astype(np.uint64)))

@@ -1,0 +1,159 @@
+"""What was executed, as a record for JSON and as a page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from tests.executed.cases import OUTPUTS, Case
+from tests.executed.route import execution
+from tests.ptx.units import Units
+from vaez_fast.environment import environment
+from vaez_fast.page import Block, Heading, Table, Text, markdown
+
+Record = dict[str, Any]
+
+
+def record_of(rows: Sequence[Record]) -> Record:
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"date": now, "machine": environment(), "rows": list(rows)}
+
+
+def rows_of(case: Case, target: str) -> Iterator[Record]:
+    """A row for each kernel that the case launches, executed with the units' errors three ways."""
+    outputs, runs = execution(case, target)
+    shares: dict[str, dict[str, float]] = {}
+    for units, found in outputs.items():
+        for one in found:
+            shares.setdefault(one.name.split()[-1], {})[units.value] = one.share()
+    for run in runs:
+        errors = {name: shares[name] for name in OUTPUTS[run.kernel] if name in shares}
+        floor = case.floors.get(run.kernel)
+        yield {
+            "kernel": run.kernel,
+            "op": case.op,
+            "flags": case.flags,
+            "dtype": str(case.dtype).removeprefix("torch."),
+            "shape": list(case.shape),
+            "target": target,
+            "errors": errors,
+            "loaded": run.moved.loaded,
+            "stored": run.moved.stored,
+            "floor": None if floor is None else sum(floor),
+            "wide": run.moved.loads[16] + run.moved.stores[16],
+            "instructions": run.traffic.instructions,
+            "barriers": run.traffic.barriers,
+            "products": run.traffic.products,
+        }
+
+
+def line(row: Record) -> str:
+    """A row for the terminal."""
+    what = " ".join(filter(None, (row["kernel"], row["flags"], row["dtype"])))
+    shares = ", ".join(
+        f"{units.value} {s}" for units, s in zip(Units, _largest([row]), strict=True)
+    )
+    return f"{row['target']} {what} {_shape(row)}: {shares}"
+
+
+def faults(rows: Sequence[Record]) -> list[str]:
+    """A line for each output that errs by more than its bound."""
+    return [
+        f"{line(row)}: {output} errs by {share:.3g} times its bound with units {units}"
+        for row in rows
+        for output, shares in row["errors"].items()
+        for units, share in shares.items()
+        if not share <= 1.0
+    ]
+
+
+def page(records: Sequence[Record]) -> str:
+    """README.md of the records of several stacks."""
+    blocks: list[Block] = [
+        Heading(1, "Every kernel's PTX, executed"),
+        Text(
+            "No GPU was at hand. Triton compiled each kernel for one all the same, and the PTX was "
+            "executed instruction by instruction on a CPU (tests/ptx), through the public "
+            "functions, backward included. Outputs are held to the float64 truth within the bounds "
+            "that hold on every backend. **error** is the largest error of a kernel's outputs in "
+            "units of its bound: of 1 it would be as large as it may be. Low precisions come close "
+            "to 1, because rounding the result is most of their bound."
+        ),
+        Text(
+            "Each was executed three times: with approximate instructions (ex2.approx, rcp.approx, "
+            "sqrt.approx, div.full) rounded to nearest, then with all of them off by as much as "
+            "NVIDIA documents, first upwards, then downwards."
+        ),
+        Text(
+            "**bytes / floor**: bytes that blocks of threads load and store, as "
+            "tests/executed/moved.py counts them, over the least that is possible; for the "
+            "mixture, whose kernels read components again for each block of draws, over what "
+            "bench/traffic.py says of them. **16-byte**: the share of these bytes in 128-bit "
+            "accesses."
+        ),
+        Text("`python -m tests.executed --out DIR` repeats this page for the Triton at hand."),
+    ]
+    for record in records:
+        blocks += _stack(record)
+    return markdown(blocks)
+
+
+def _stack(record: Record) -> Iterator[Block]:
+    machine = record["machine"]
+    yield Heading(2, f"Triton {machine['triton']}")
+    changes = " with changes" if machine["dirty"] else ""
+    yield Text(
+        f"{machine['cpu']}, torch {machine['torch']}, Python {machine['python']}, "
+        f"{record['date'][:10]}, revision {str(machine['revision'])[:7]}{changes}."
+    )
+    rows = record["rows"]
+    head = ("kernel", "target", "dtype", "cases", "nearest", "up", "down", "bytes / floor")
+    groups: dict[tuple[str, str, str], list[Record]] = {}
+    for row in rows:
+        groups.setdefault((row["kernel"], row["target"], row["dtype"]), []).append(row)
+    summary = [
+        (*name, str(len(group)), *_largest(group), _ratios(group)) for name, group in groups.items()
+    ]
+    yield Heading(3, "The largest error of each kernel")
+    yield Table(head, summary)
+    yield Heading(3, "Each launch")
+    head = (
+        "kernel", "flags", "dtype", "shape", "target", "nearest", "up", "down",
+        "loaded", "stored", "bytes / floor", "16-byte", "warp instructions",
+    )  # fmt: skip
+    yield Table(head, [_cells(row) for row in rows])
+
+
+def _cells(row: Record) -> tuple[str, ...]:
+    return (
+        *(row[name] for name in ("kernel", "flags", "dtype")),
+        _shape(row),
+        row["target"],
+        *_largest([row]),
+        f"{row['loaded']:,}",
+        f"{row['stored']:,}",
+        _ratios([row]),
+        f"{row['wide'] / max(1, row['loaded'] + row['stored']):.0%}",
+        f"{row['instructions']:,}",
+    )
+
+
+def _largest(rows: Sequence[Record]) -> tuple[str, ...]:
+    found = []
+    for units in Units:
+        shares = [of[units.value] for row in rows for of in row["errors"].values()]
+        found.append(f"{max(shares):.3f}")
+    return tuple(found)
+
+
+def _ratios(rows: Sequence[Record]) -> str:
+    known = [(r["loaded"] + r["stored"]) / r["floor"] for r in rows if r["floor"] is not None]
+    if not known:
+        return "–"
+    low, high = (f"{ratio(known):.2f}" for ratio in (min, max))
+    return low if low == high else f"{low} to {high}"
+
+
+def _shape(row: Record) -> str:
+    return "×".join(map(str, row["shape"]))

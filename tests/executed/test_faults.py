@@ -1,0 +1,118 @@
+"""Small faults in the PTX that Triton emits are found: the executed tests can fail."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import partial
+from unittest.mock import patch
+
+import pytest
+
+from tests import helpers, last_layer, mixtures, pixels
+from tests.executed.cases import KEY
+from tests.executed.route import executed
+from tests.helpers import Compared, latents
+from tests.ptx import launch
+from tests.ptx.errors import Fault
+from vaez_kernels import mixture
+
+Compare = Callable[[], list[Compared]]
+Edit = Callable[[str], str]
+
+BARRIER = r"^\tbar\.(?:sync|warp\.sync)[^;]*;"
+WAIT = r"cp\.async\.wait_group[^;]*;"
+GUARD = r"@%p\d+ (?=[ls][dt]\.global)"
+
+
+def latent_case(columns: int = 19) -> Compare:
+    mode = "rsample_kl/analytic"
+    return partial(helpers.compared, mode, *latents(7, columns), KEY, 2)
+
+
+def largest_share(compare: Compare, edit: Edit, target: str) -> float:
+    """Of all outputs, when each kernel's PTX is edited before it is executed."""
+    parse = launch.parse
+    with (
+        patch.dict(launch._programs, clear=True),
+        patch.object(launch, "parse", lambda ptx: parse(edit(ptx))),
+        executed(target),
+    ):
+        return max(one.share() for one in compare())
+
+
+def shown(
+    compare: Compare, kernel: str, pattern: str, replacement: str = "", target: str = "sm_90"
+) -> set[str]:
+    """How faults at each place of the kernel's PTX that matches show: "" would be one that hides.
+
+    Others are the error's name, or "bound" for an output that errs by more than it may.
+    """
+    seen: list[str] = []
+
+    def keep(ptx: str) -> str:
+        seen.append(ptx)
+        return ptx
+
+    assert largest_share(compare, keep, target) <= 1.0
+    (ptx,) = (ptx for ptx in seen if f".entry {kernel}(" in ptx)
+    places = list(re.finditer(pattern, ptx, re.M))
+    assert places, f"nothing matches {pattern}"
+    names = set()
+    for place in places:
+        changed = ptx[: place.start()] + place.expand(replacement) + ptx[place.end() :]
+        edit = partial(_exchanged, ptx, changed)
+        try:
+            names.add("" if largest_share(compare, edit, target) <= 1.0 else "bound")
+        except Fault as error:
+            names.add(type(error).__name__)
+    return names
+
+
+def _exchanged(old: str, new: str, ptx: str) -> str:
+    return new if ptx == old else ptx
+
+
+@pytest.mark.parametrize("kernel", ["latent_forward_kernel", "latent_backward_kernel"])
+def test_no_barrier_can_be_left_out(kernel: str) -> None:
+    assert shown(latent_case(), kernel, BARRIER) == {"SharedRace"}
+
+
+def test_nor_one_before_which_weights_pass_through_global_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(mixture, "PROGRAMS", 1)  # two tiles of components in one program
+    several_tiles = partial(mixtures.compared, mixtures.mixture(3, 200, 2))
+    assert shown(several_tiles, "mixture_forward_kernel", BARRIER) == {"SharedRace"}
+    found = shown(several_tiles, "mixture_backward_kernel", BARRIER)
+    assert found == {"SharedRace", "GlobalRace"}
+
+
+def test_no_wait_for_a_copy_can_be_left_out() -> None:
+    given = last_layer.inputs((3, 7, 19, 20))
+    compare = partial(last_layer.compared, given, "tf32", tensor_cores=True)
+    kernel = "linear_bernoulli_weight_kernel"
+    assert shown(compare, kernel, WAIT, target="sm_80") == {"EarlyRead"}
+
+
+def test_no_mask_can_be_dropped() -> None:
+    """Of seven rows of 19 columns each access has one; without it lanes leave the row."""
+    found = shown(latent_case(), "latent_forward_kernel", GUARD)
+    assert found == {"OutOfBounds", "GlobalRace", "bound"}
+
+
+def test_no_distance_between_rows_can_be_another() -> None:
+    # 19 float32 columns are 76 bytes.
+    found = shown(latent_case(), "latent_backward_kernel", r"\b76;", "80;")
+    assert found == {"OutOfBounds"}
+
+
+def test_no_edge_can_be_one_further() -> None:
+    found = shown(latent_case(), "latent_forward_kernel", r"(setp\.lt\.u32 .*), 19;", r"\1, 20;")
+    assert found == {"OutOfBounds"}
+
+
+def test_no_shuffle_of_a_sum_can_reach_another_lane() -> None:
+    compare = partial(pixels.compared, *pixels.pixels(1, 7, 784))
+    reach = r"(shfl\.sync\.bfly\.b32 .*), 16, 31"
+    assert shown(compare, "bernoulli_forward_kernel", reach, r"\1, 15, 31") == {"bound"}

@@ -1,0 +1,84 @@
+"""Every kernel's PTX, executed: values, gradients and bytes.
+
+The interpreter's tests show that the kernels' source computes the ops; these, that what Triton made
+of it for a GPU does.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+
+import pytest
+import triton
+
+import vaez_kernels
+from tests.executed.cases import OUTPUTS, all_cases
+from tests.executed.route import KERNELS, Execution, execution
+from tests.helpers import assert_within
+
+CASES = {str(case): case for case in all_cases() if case.quick}
+TARGETS = [(name, target) for name, case in CASES.items() for target in case.targets]
+
+
+@functools.cache
+def done(name: str, target: str) -> Execution:
+    """Executed once for all tests."""
+    return execution(CASES[name], target)
+
+
+@pytest.mark.parametrize(("name", "target"), TARGETS)
+def test_values_and_gradients_are_the_references(name: str, target: str) -> None:
+    """Whatever approximate instructions give within their documented errors."""
+    outputs, runs = done(name, target)
+    launched = {output for run in runs for output in OUTPUTS[run.kernel]}
+    for units, found in outputs.items():
+        for one in found:
+            assert_within(f"{one.name}, units {units.value}", *one[1:])
+        # PyTorch computes the last layer's gradient in its targets.
+        assert {one.name.split()[-1] for one in found} - {"grad_x"} <= launched
+
+
+FLOORED = [(name, target) for name, target in TARGETS if CASES[name].floors]
+
+
+@pytest.mark.parametrize(("name", "target"), FLOORED)
+def test_every_byte_moves_once(name: str, target: str) -> None:
+    """tests/floors.py has the least bytes; the mixture's kernels read components again."""
+    floors = CASES[name].floors
+    runs = done(name, target).runs
+    assert {run.kernel for run in runs} == set(floors)
+    for run in runs:
+        assert (run.moved.loaded, run.moved.stored) == floors[run.kernel], run.kernel
+
+
+ALIGNED = [  # rows of a multiple of 16 bytes
+    (name, target)
+    for name, target in FLOORED
+    for case in [CASES[name]]
+    if case.op in ("noise", "latent") and case.shape[2] * case.dtype.itemsize % 16 == 0
+]
+
+
+@pytest.mark.parametrize(("name", "target"), ALIGNED)
+def test_aligned_rows_move_in_128_bit_accesses(name: str, target: str) -> None:
+    rows = CASES[name].shape[1]
+    for run in done(name, target).runs:
+        for widths in (run.moved.loads, run.moved.stores):
+            # A row's KL, or the gradient of it, is a number of four bytes.
+            assert widths.total() - widths[16] in (0, 4 * rows), f"{run.kernel}: {dict(widths)}"
+
+
+def test_no_kernel_is_left_out() -> None:
+    modules = [
+        importlib.import_module(f"vaez_kernels.{module.name}")
+        for module in pkgutil.iter_modules(vaez_kernels.__path__)
+    ]
+    written = {
+        name
+        for module in modules
+        for name, value in vars(module).items()
+        if isinstance(value, triton.runtime.JITFunction) and name.endswith("_kernel")
+    }
+    assert written == {name for _, name in KERNELS} == set(OUTPUTS)

@@ -1,0 +1,64 @@
+"""The least bytes that each kernel can move: what goes in read once, what comes out written once.
+
+The key and the step of the noise, 16 bytes, come on top: they stay in the caches of any GPU.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from bench.traffic import mixture_log_prob_moved
+from tests.helpers import MODES
+from vaez_kernels import mixture as kernels
+
+
+class Floor(NamedTuple):
+    """Bytes that a kernel has to load and to store."""
+
+    loaded: int
+    stored: int
+
+
+def noise(samples: int, rows: int, columns: int) -> Floor:
+    return Floor(0, 4 * samples * rows * columns)
+
+
+def latent(mode: str, mu: Tensor, samples: int) -> tuple[Floor, Floor]:
+    """Of the forward and of the backward kernel, where both gradients are wanted."""
+    write_z, kl = MODES[mode]
+    elements, rows = mu.numel() * mu.element_size(), 4 * len(mu)
+    of_z, of_kl = write_z * samples * elements, (kl != "none") * rows
+    # z alone: its gradient in mu is the upstream one, in logvar it takes logvar but not mu.
+    inputs = 1 if kl == "none" else 2
+    forward = Floor(2 * elements, of_z + of_kl)
+    return forward, Floor(inputs * elements + of_z + of_kl, 2 * elements)
+
+
+def bernoulli(logits: Tensor, x: Tensor) -> tuple[Floor, Floor]:
+    """Of the forward and of the backward kernel, for all gradients that there are."""
+    of_logits, of_x = (t.numel() * t.element_size() for t in (logits, x))
+    results = 4 * logits.shape[0] * logits.shape[1]
+    backward = Floor(of_logits + of_x + results, of_logits + (of_x if x.requires_grad else 0))
+    return Floor(of_logits + of_x, results), backward
+
+
+def mixture(draws: int, components: int, D: int, leave_out: bool) -> tuple[Floor, Floor]:
+    """What the forward and the backward kernel move: more than their inputs, as bench/traffic says.
+
+    In addition each program reads which component each of its draws leaves out.
+    """
+    forward, both = (mixture_log_prob_moved(draws, components, D, back) for back in (False, True))
+    tiles = -(-components // kernels.BLOCK_N)
+    splits = kernels.splits_of(draws, tiles)
+    d_blocks = -(-D // kernels.block_d_of(D))
+    left = 8 * leave_out * splits * draws
+    of_tops = 4 * 2 * splits * draws
+    blocks = -(-draws // kernels.BLOCK_M)
+    weights = 4 * blocks * tiles * d_blocks * kernels.BLOCK_M * kernels.BLOCK_N
+    of_sums = 4 * draws * D * tiles
+    return (
+        Floor(forward - of_tops + left, of_tops),
+        Floor(both - forward - weights - of_sums + d_blocks * left, weights + of_sums),
+    )

@@ -1,0 +1,34 @@
+"""Instructions that compute nothing: traps, and fences, which a machine in order does not need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .errors import Trap
+from .form import Form, Run
+from .lanes import Lanes
+from .types import Mask
+
+
+def decode_trap(form: Form) -> Run:
+    form.done(0)
+
+    def run(lanes: Lanes, active: Mask | None) -> None:
+        lanes.fault(Trap, lanes.everyone if active is None else active, "reaches it")
+
+    return run
+
+
+def decode_fence(form: Form) -> Run:
+    """Orders global memory. Of shared memory it would order nothing without a barrier."""
+    form.one_of(("acq_rel", "sc"), "sc")
+    form.one_of(("cta", "cluster", "gpu", "sys", "gl"))
+    form.done(0)
+    return lambda lanes, active: None
+
+
+DECODERS: dict[str, Callable[[Form], Run]] = {
+    "trap": decode_trap,
+    "fence": decode_fence,
+    "membar": decode_fence,
+}

@@ -1,0 +1,150 @@
+"""The state of a program while it runs: every thread of some blocks is a lane of numpy arrays."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+
+from .copies_under_way import Copies
+from .errors import DivergentBarrier, Fault, InactiveLane, UnsetRegister
+from .memory import GlobalMemory
+from .traffic import Traffic
+from .types import STORAGE, Array, Mask
+from .units import Units
+
+if TYPE_CHECKING:
+    from .form import Instruction
+    from .program import Program
+    from .shared import SharedMemory
+
+WARP = 32
+
+
+class Lanes:
+    """Lane b·T + t is thread t of the b-th of these blocks, of T threads each."""
+
+    def __init__(
+        self,
+        program: Program,
+        block_ids: Array,
+        grid: tuple[int, int, int],
+        parameters: dict[str, bytes],
+        memory: GlobalMemory,
+        shared: SharedMemory,
+        units: Units,
+        traffic: Traffic,
+    ) -> None:
+        self.program = program
+        self.threads = program.threads
+        self.blocks = len(block_ids)
+        self.size = self.blocks * self.threads
+        self.block_ids, self.grid = block_ids, grid
+        self.parameters, self.memory, self.shared = parameters, memory, shared
+        self.units, self.traffic = units, traffic
+        self.values: list[Any] = [None] * len(program.registers)
+        # True where all lanes wrote the register, else a mask where some did.
+        self.written: list[Any] = [False] * len(program.registers)
+        self.unset: Mask | None = None  # where an operand of the current instruction is not set
+        self.origin: dict[int, str] = {}  # of registers computed from one that was never set
+        self._unset_from = ""
+        self.copies = Copies(self.size)
+        self.everyone = np.ones(self.size, bool)
+        self.exited: Mask | None = None
+        self.instruction: Instruction
+        self.thread = np.tile(np.arange(self.threads, dtype=np.uint32), self.blocks)
+        self.lane = self.thread % np.uint32(WARP)
+        self.special = self._special(program.block)
+
+    def _special(self, shape: tuple[int, int, int]) -> dict[str, Array]:
+        def split(index: Array, sizes: tuple[int, int, int]) -> tuple[Array, Array, Array]:
+            x, y, _ = sizes
+            return index % x, index // x % y, index // (x * y)
+
+        every = np.ones(self.size, np.uint32)
+        block = np.repeat(self.block_ids, self.threads)
+        special = {"%laneid": self.lane, "%warpid": self.thread // np.uint32(WARP)}
+        for number, axis in enumerate("xyz"):
+            special[f"%tid.{axis}"] = split(self.thread, shape)[number].astype(np.uint32)
+            special[f"%ctaid.{axis}"] = split(block, self.grid)[number].astype(np.uint32)
+            special[f"%ntid.{axis}"] = every * np.uint32(shape[number])
+            special[f"%nctaid.{axis}"] = every * np.uint32(self.grid[number])
+        return special
+
+    def write(self, slot: int, active: Mask | None, value: Any) -> None:
+        """Put a value, of the register's storage type, where `active` says."""
+        if active is None and self.unset is None:
+            self.values[slot] = value if value.ndim else np.full(self.size, value)
+            self.written[slot] = True
+            return
+        old, written = self.values[slot], self.written[slot]
+        if old is None:
+            old, written = np.zeros(self.size, value.dtype), np.zeros(self.size, bool)
+        here = self.everyone if active is None else active
+        self.values[slot] = np.where(here, value, old)
+        if self.unset is not None:
+            written = (written | here) & ~(here & self.unset)
+            self.origin[slot] = self._unset_from
+        elif written is not True:
+            written = written | here
+        self.written[slot] = True if written is True or written.all() else written
+
+    def note_unset(self, slot: int, active: Mask | None, strict: bool) -> None:
+        """A register is read that some lanes have not set, or computed from one that they have not.
+
+        That is an error where it decides something (`strict`), else the result is unset, too: a
+        compiler lets lanes whose result nobody uses compute with what they have.
+        """
+        if self.values[slot] is None:
+            width = self.program.widths[slot]
+            self.values[slot] = np.zeros(self.size, STORAGE[width])
+            self.written[slot] = np.zeros(self.size, bool)
+        missing = ~self.written[slot]
+        if active is not None:
+            missing &= active
+        if not missing.any():
+            return
+        name = self.program.registers[slot]
+        origin = self.origin.get(slot) or f"{name}, which it never set"
+        if strict:
+            through = "" if origin.startswith(f"{name},") else f"{name}, computed from "
+            self.fault(UnsetRegister, missing, f"uses {through}{origin}")
+        self.unset = missing if self.unset is None else self.unset | missing
+        self._unset_from = origin
+
+    def indices(self, active: Mask | None) -> Array | None:
+        """The active lanes, or None for all."""
+        return None if active is None else np.flatnonzero(active)
+
+    def whole_warps(self, active: Mask | None) -> None:
+        """Refuse an instruction that a warp executes together, where a part of it does."""
+        if active is not None:
+            by_warp: Mask = active.reshape(-1, WARP)
+            some, every = (np.asarray(find(1)) for find in (by_warp.any, by_warp.all))
+            torn = (some & ~every)[:, None]
+            if torn.any():
+                missing = (torn & ~by_warp).ravel()
+                self.fault(InactiveLane, missing, "does not take part with the rest of its warp")
+
+    def whole_blocks(self, active: Mask | None) -> Array | None:
+        """The blocks of a barrier, None for all; all their threads that have not exited wait."""
+        if active is None:
+            return None
+        live = active if self.exited is None else active | self.exited
+        by_block = active.reshape(self.blocks, -1)
+        waiting = by_block.any(axis=1, keepdims=True)
+        missing = (waiting & ~live.reshape(self.blocks, -1)).ravel()
+        if missing.any():
+            self.fault(DivergentBarrier, missing, "does not reach the barrier with its block")
+        return np.flatnonzero(waiting)
+
+    def at(self, index: int) -> str:
+        """An instruction by its number, as messages show it."""
+        return str(self.program.steps[index].instruction)
+
+    def fault(self, kind: type[Fault], lanes: Mask | int, what: str) -> NoReturn:
+        """Raise: the current instruction, the first of `lanes`, and what was wrong."""
+        first = lanes if isinstance(lanes, int) else int(np.argmax(lanes))
+        place = ", ".join(str(int(self.special[f"%ctaid.{axis}"][first])) for axis in "xyz")
+        who = f"thread {int(self.thread[first])} of block ({place})"
+        raise kind(f"{self.instruction}: {who} {what}")

@@ -1,0 +1,243 @@
+"""Shared memory, and who used which byte when: unwritten bytes, races, copies under way.
+
+A clock counts barriers. Each granule (the smallest access of the program, to which all accesses are
+aligned) remembers when and by which thread it was last written, and when and by which thread of
+each warp it was last read. Two accesses are ordered if a thread made both, or if a bar.sync of the
+block, or a bar.warp.sync of a warp that made both, came between. Shuffles order nothing.
+
+Where lanes of a warp store different numbers to one place in one instruction, the hardware keeps
+one of them, and does not say which. Triton makes such stores: lanes that hold copies of a sum
+differ in its last bit where a product was fused into it in one lane, and not in the other. Here the
+last lane wins, with `Units.DOWN` the first, and `Traffic.clashes` counts who lost.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .errors import EarlyRead, Misaligned, OutOfBounds, SharedRace, UnwrittenShared
+from .types import Array, Mask
+from .units import Units
+
+if TYPE_CHECKING:
+    from .lanes import Lanes
+
+WARP = 32
+SEVERAL = np.iinfo(np.int32).min  # in place of a reading thread: several of a warp
+UNDER_WAY = np.iinfo(np.int32).max  # in place of a time: a cp.async will write here
+
+
+class SharedMemory:
+    """That of some blocks side by side: of each `size` bytes."""
+
+    def __init__(self, blocks: int, threads: int, size: int, granule: int) -> None:
+        self.size, self.granule = size, granule
+        self.stride = -(-size // 16) * 16  # of a block, so that vectors stay aligned
+        self.warps = threads // WARP
+        self.threads = threads
+        granules = blocks * self.stride // granule
+        self._data = np.zeros(blocks * self.stride, np.uint8)
+        self._time = 1
+        self._block_time = np.ones(blocks, np.int32)  # of the last bar.sync
+        self._warp_time = np.ones(blocks * self.warps, np.int32)  # of it or bar.warp.sync
+        self._written = np.zeros(granules, np.int32)  # when; 0 for never
+        self._writer = np.zeros(granules, np.int32)
+        self._written_by = np.zeros(granules, np.int32)  # the instruction's index
+        self._read = np.zeros((granules, self.warps), np.int32)
+        self._reader = np.zeros((granules, self.warps), np.int32)
+        self._read_by = np.zeros(granules, np.int32)
+
+    def load(
+        self,
+        lanes: Lanes,
+        where: Array | None,
+        addresses: Array,
+        width: int,
+        count: int,
+        by_warp: bool = False,
+    ) -> Array:
+        """Read `count` numbers of `width` bytes in each lane → (count, lanes), unsigned.
+
+        Args:
+            where: the lanes' numbers, None for all.
+            addresses: their addresses, uint32.
+            by_warp: all lanes of a warp use what each of its lanes reads.
+        """
+        access = Access(self, lanes, where, addresses, width * count, "reads", by_warp)
+        written = access.of(self._written)
+        if written.min(initial=1) == 0:
+            access.fault(UnwrittenShared, written == 0, "which nobody has written")
+        if written.max(initial=0) >= self._block_time.min():
+            self._check_written(access, written)
+        self._note_reading(access)
+        rows = self._data.view(f"u{width}").reshape(-1, count)
+        lanes.traffic.shared_bytes += access.at.size * width * count
+        return np.ascontiguousarray(rows[access.at].T)
+
+    def store(
+        self,
+        lanes: Lanes,
+        where: Array | None,
+        addresses: Array,
+        values: Array,
+        by_warp: bool = False,
+    ) -> None:
+        """Write (count, lanes) unsigned numbers; other arguments as for `load`."""
+        count, width = len(values), values.dtype.itemsize
+        access = Access(self, lanes, where, addresses, width * count, "writes", by_warp)
+        rows = self._data.view(f"u{width}").reshape(-1, count)
+        new = values.T
+        self._check_writing(access, lambda: rows[access.at] != new)
+        order = slice(None, None, -1 if lanes.units is Units.DOWN else 1)
+        rows[access.at[order]] = new[order]
+        self._note_writing(access, self._time, order)
+        lost = (rows[access.at] != new).any(1)
+        if lost.any():
+            winner = access.of(self._writer)[:, 0]
+            others = lost & (_warp_of(winner) != access.warp)
+            if others.any():
+                access.fault(SharedRace, others, "as another warp does, with no barrier between")
+            lanes.traffic.clashes += int(lost.sum())
+        lanes.traffic.shared_bytes += access.at.size * width * count
+
+    def begin_copy(self, lanes: Lanes, where: Array, addresses: Array, size: int) -> None:
+        """A cp.async to these addresses is under way: until `land`, nobody may use them."""
+        access = Access(self, lanes, where, addresses, size, "copies")
+        self._check_writing(access, None)
+        self._note_writing(access, UNDER_WAY)
+
+    def land(self, lanes: Lanes, where: Array, addresses: Array, data: Array) -> None:
+        """The bytes (lanes, size) of a copy have arrived, as if its threads stored them now."""
+        access = Access(self, lanes, where, addresses, data.shape[1], "copies")
+        self._data.reshape(-1, data.shape[1])[access.at] = data
+        self._note_writing(access, self._time)
+        lanes.traffic.shared_bytes += data.size
+
+    def sync_blocks(self, blocks: Array | None) -> None:
+        """A bar.sync of these blocks, None for all."""
+        self._time += 1
+        chosen = slice(None) if blocks is None else blocks
+        self._block_time[chosen] = self._time
+        self._warp_time.reshape(-1, self.warps)[chosen] = self._time
+
+    def sync_warps(self, warps: Array | None) -> None:
+        """A bar.warp.sync of these warps, counted through all blocks, None for all."""
+        self._time += 1
+        self._warp_time[slice(None) if warps is None else warps] = self._time
+
+    def _check_written(self, access: Access, written: Array) -> None:
+        if (under_way := written == UNDER_WAY).any():
+            access.fault(EarlyRead, under_way, self._writers(access, under_way, "is copied to by"))
+        writer = access.of(self._writer)
+        racing = self._unordered(access, written, writer)
+        if racing.any():
+            access.fault(SharedRace, racing, self._writers(access, racing, "was written by"))
+
+    def _unordered(self, access: Access, written: Array, writer: Array) -> Mask:
+        """Which granules others wrote since the last barrier in common."""
+        same_warp = _warp_of(writer) == access.warp[:, None]
+        since = np.where(same_warp, self._warp_time[access.warps], self._block_time[access.blocks])
+        mine = (writer == access.thread[:, None]) & (not access.by_warp)
+        return (written >= since) & ~mine
+
+    def _check_writing(self, access: Access, differs: object) -> None:
+        since_block = self._block_time[access.blocks]
+        written = access.of(self._written)
+        if written.max(initial=0) >= self._block_time.min():
+            if (under_way := written == UNDER_WAY).any():
+                access.fault(
+                    EarlyRead, under_way, self._writers(access, under_way, "is copied to by")
+                )
+            writer = access.of(self._writer)
+            racing = self._unordered(access, written, writer)
+            # A value that already stands there does no harm: layouts with copies write such.
+            if racing.any() and callable(differs):
+                racing &= differs().any(1)[:, None]
+            if racing.any():
+                access.fault(SharedRace, racing, self._writers(access, racing, "was written by"))
+        read = access.of(self._read)  # (lanes, granules, warps)
+        if read.max(initial=0) < self._block_time.min():
+            return
+        own = np.arange(self.warps) == access.warp[:, None, None]
+        since = np.where(own, self._warp_time[access.warps][..., None], since_block[..., None])
+        me = (access.of(self._reader) == access.thread[:, None, None]) & (not access.by_warp)
+        racing = ((read >= since) & ~(own & me)).any(2)
+        if racing.any():
+            index = int(access.of(self._read_by)[racing][0])
+            other = f"was read by another thread, with no barrier since: {access.lanes.at(index)}"
+            access.fault(SharedRace, racing, f"which {other}")
+
+    def _note_reading(self, access: Access) -> None:
+        read = self._read.reshape(-1, access.granules, self.warps)
+        reader = self._reader.reshape(-1, access.granules, self.warps)
+        at = (access.at, slice(None), access.warp)
+        thread = access.thread[:, None]
+        others = (read[at] >= self._warp_time[access.warps]) & (reader[at] != thread)
+        reader[at] = np.where(others, SEVERAL, thread)
+        clash = reader[at] != thread
+        if clash.any():
+            several = np.nonzero(clash)
+            reader[access.at[several[0]], several[1], access.warp[several[0]]] = SEVERAL
+        read[at] = self._time
+        access.of_writable(self._read_by)[access.at] = access.lanes.instruction.number
+
+    def _note_writing(self, access: Access, time: int, order: slice = slice(None)) -> None:
+        access.of_writable(self._written)[access.at] = time
+        access.of_writable(self._writer)[access.at[order]] = access.thread[order, None]
+        access.of_writable(self._written_by)[access.at] = access.lanes.instruction.number
+
+    def _writers(self, access: Access, chosen: Mask, verb: str) -> str:
+        writer = int(access.of(self._writer)[chosen][0])
+        index = int(access.of(self._written_by)[chosen][0])
+        who = f"thread {writer}" if writer >= 0 else f"warp {-1 - writer}"
+        return f"which {verb} {who}, with no barrier since: {access.lanes.at(index)}"
+
+
+def _warp_of(writer: Array) -> Array:
+    return np.where(writer < 0, -1 - writer, writer // WARP)
+
+
+class Access:
+    """Some lanes' places in shared memory, all of one size, checked to lie inside and aligned."""
+
+    def __init__(
+        self,
+        shared: SharedMemory,
+        lanes: Lanes,
+        where: Array | None,
+        addresses: Array,
+        size: int,
+        verb: str,
+        by_warp: bool = False,
+    ) -> None:
+        self.lanes, self.where, self.addresses = lanes, where, addresses
+        self.size, self.verb = size, verb
+        index = np.arange(lanes.size) if where is None else where
+        self.thread = lanes.thread[index].astype(np.int32)
+        self.warp = self.thread // WARP
+        if by_warp:
+            self.thread = -1 - self.warp
+        self.by_warp = by_warp
+        block = index // shared.threads
+        self.blocks, self.warps = block[:, None], (index // WARP)[:, None]
+        self.granules = size // shared.granule
+        if (odd := addresses % np.uint32(size) != 0).any():
+            self.fault(Misaligned, odd, "which is not aligned")
+        if (beyond := addresses.astype(np.int64) + size > shared.size).any():
+            self.fault(OutOfBounds, beyond, f"beyond shared memory of {shared.size} bytes")
+        self.at = (block * shared.stride + addresses) // size
+
+    def of_writable(self, notes: Array) -> Array:
+        return notes.reshape(-1, self.granules, *notes.shape[1:])
+
+    def of(self, notes: Array) -> Array:
+        """Notes about granules → (lanes, granules of an access, …)."""
+        return self.of_writable(notes)[self.at]
+
+    def fault(self, kind: type, bad: Mask, why: str) -> None:
+        first = int(np.argmax(bad if bad.ndim == 1 else bad.any(1)))
+        lane = first if self.where is None else int(self.where[first])
+        place = f"{self.size} bytes of shared memory at {int(self.addresses[first])}"
+        self.lanes.fault(kind, lane, f"{self.verb} {place}, {why}")

@@ -1,0 +1,153 @@
+"""What a CUDA run asks of the device: `python -m tests.rehearsal --out DIR`, without a GPU.
+
+Builds the stand-in, and counts on it what a training step, its captured graph and every op launch,
+copy and wait for, and how long the host takes over it. DIR gets results.json and README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from vaez_fast.environment import environment as machine
+from vaez_fast.errors import printable
+from vaez_fast.files import OutputError, prepare_files, write_atomically, write_json
+
+from .build import build, environment, reason_to_skip
+
+ROOT = Path(__file__).parents[2]
+INSIDE = "import json; from tests.rehearsal.__main__ import results; print(json.dumps(results()))"
+
+
+def results() -> dict[str, Any]:
+    """The numbers as JSON values; runs in the process on the stand-in."""
+    from .ops import rehearse_all
+    from .steps import OBJECTIVES, PRECISIONS, rehearse_step
+
+    steps = []
+    for objective in OBJECTIVES:
+        for precision in PRECISIONS:
+            step = rehearse_step(objective, precision)
+            steps.append(
+                {
+                    "objective": objective,
+                    "precision": precision,
+                    "launches": step.one.launches,
+                    "kernels": step.one.triton.total() + step.one.aten.total(),
+                    "products": step.one.products.total(),
+                    "copies": step.one.copies.total() + step.one.fills.total(),
+                    "synchronisations": step.one.synchronisations.total(),
+                    "captured_nodes": sum(step.capture.captured),
+                    "launches_per_replay": step.replay.graph_launches + step.replay.launches,
+                    "host_us": step.host_us,
+                    "host_us_replayed": step.replay_host_us,
+                    "order": [h.name for h in step.one.happened],
+                }
+            )
+    ops = [
+        {
+            "op": name,
+            "launches": op.counts.launches,
+            "ours": sum(n for kernel, n in op.counts.triton.items() if kernel.endswith("_kernel")),
+            "synchronisations": op.counts.synchronisations.total(),
+            "host_us": op.host_us,
+            "add_us": op.add_us,
+        }
+        for name, op in rehearse_all().items()
+    ]
+    return {"machine": machine("cuda"), "steps": steps, "ops": ops}
+
+
+def page(found: dict[str, Any]) -> Iterator[str]:
+    """The lines of README.md."""
+    where = found["machine"]
+    yield "# What a CUDA run asks of the device"
+    yield ""
+    yield (
+        f"Counted without a GPU, on the stand-in for the CUDA libraries (tests/rehearsal), which "
+        f"says that it is an {where['device']}: the host's code is real, kernels do nothing and take "
+        f"no time. Host times are those of one core of this machine ({where['cpu']}) with torch "
+        f"{where['torch']} and triton {where['triton']}; a GPU's host has others, and the share of "
+        "the real driver, some microseconds a launch, is missing. Repeat with "
+        "`python -m tests.rehearsal --out DIR`."
+    )
+    yield ""
+    yield "## A training step"
+    yield ""
+    yield (
+        "The altosaar VAE, batches of 128. A replay is 32 steps in one graph; its host time is for "
+        "one step of it."
+    )
+    yield ""
+    yield (
+        "| objective | precision | launches | kernels | products | copies and fills | waits | "
+        "nodes of 32 steps | host µs, launched | host µs, replayed |"
+    )
+    yield "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+    for s in found["steps"]:
+        yield (
+            f"| {s['objective']} | {s['precision']} | {s['launches']} | {s['kernels']} | "
+            f"{s['products']} | {s['copies']} | {s['synchronisations']} | "
+            f"{s['captured_nodes']:,} | {s['host_us']:.0f} | {s['host_us_replayed']:.1f} |"
+        )
+    yield ""
+    yield "## A call of each op"
+    yield ""
+    yield (
+        "128 rows, 20 latents, 784 pixels, 512 hidden units, 1,024 components. The last column is "
+        "the host's time over that of `torch.add`, called in turn with it."
+    )
+    yield ""
+    yield "| op | launches | ours | waits | host µs | × torch.add |"
+    yield "| --- | ---: | ---: | ---: | ---: | ---: |"
+    for op in found["ops"]:
+        yield (
+            f"| {op['op']} | {op['launches']} | {op['ours']} | {op['synchronisations']} | "
+            f"{op['host_us']:.0f} | {op['host_us'] / op['add_us']:.0f} |"
+        )
+
+
+def _rehearse() -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="rehearsal_") as folder:
+        paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
+        variables = {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+        done = subprocess.run(
+            [sys.executable, "-c", INSIDE],
+            cwd=ROOT,
+            env=os.environ | environment(build(Path(folder))) | variables,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0, 1 where the rehearsal failed or its files cannot be written, 2 not here."""
+    parser = argparse.ArgumentParser(prog="python -m tests.rehearsal", description=__doc__)
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR")
+    out: Path = parser.parse_args(argv).out
+    if reason := reason_to_skip():
+        print(f"tests.rehearsal: error: {reason}", file=sys.stderr)
+        return 2
+    try:
+        prepare_files(out, "results.json", "README.md")
+        found = _rehearse()
+        write_json(out / "results.json", found)
+        write_atomically(out / "README.md", "".join(f"{line}\n" for line in page(found)).encode())
+    except (OutputError, subprocess.CalledProcessError) as error:
+        print(f"tests.rehearsal: error: {printable(error)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""A kernel that computes nothing makes tests/cuda fail: what passes there was executed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+
+from tests import last_layer, mixtures, pixels
+from tests.cuda import test_numbers, test_products
+from tests.cuda.moved import CUDA, linear_on_cuda, log_prob_on_cuda, mixture_on_cuda
+from tests.rehearsal.results import idle
+from vaez_kernels import linear_bernoulli_log_prob
+
+latents = partial(
+    test_numbers.test_values_and_gradients_are_the_references,
+    "rsample_kl/analytic",
+    torch.float32,
+    (8, 7, 3),
+)
+
+
+def bernoulli() -> None:
+    pixels.check(*pixels.pixels(9, 7, 19), log_prob_on_cuda)
+
+
+def mixture() -> None:
+    mixtures.check(mixtures.mixture(7, 5, 3), mixture_on_cuda)
+
+
+def last_layers() -> None:
+    given = last_layer.inputs(test_products.SMALL)
+    last_layer.check(given, "float32", linear_on_cuda, tensor_cores=True)
+
+
+KERNELS: dict[str, Callable[[], object]] = {
+    "noise_kernel": partial(test_numbers.test_the_stream_is_the_cpus, 3),
+    "latent_forward_kernel": latents,
+    "latent_backward_kernel": latents,
+    "bernoulli_forward_kernel": bernoulli,
+    "bernoulli_backward_kernel": bernoulli,
+    "mixture_forward_kernel": mixture,
+    "mixture_backward_kernel": mixture,
+    "linear_bernoulli_forward_kernel": last_layers,
+    "linear_bernoulli_hidden_kernel": last_layers,
+    "linear_bernoulli_weight_kernel": last_layers,
+}
+
+
+@pytest.mark.parametrize("kernel", list(KERNELS))
+def test_a_check_fails_without_its_kernel(kernel: str) -> None:
+    KERNELS[kernel]()
+    torch.cuda.empty_cache()  # results of the call before must not lie in memory
+    with idle(kernel) as launches, pytest.raises(AssertionError):
+        KERNELS[kernel]()
+    assert launches == [kernel]
+
+
+def test_a_kernel_that_reaches_beyond_its_tensors_is_stopped() -> None:
+    hidden, weight, bias, x = (t.detach().to(CUDA) for t in last_layer.inputs((3, 7, 20, 19)))
+    short = bias.untyped_storage()
+    short.resize_(4)  # all but the first of 19 numbers
+    with pytest.raises(RuntimeError, match="launch failure"):
+        linear_bernoulli_log_prob(hidden, weight, bias, x)

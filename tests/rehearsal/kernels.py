@@ -1,0 +1,91 @@
+"""Kernels that are launched through the driver, ours and inductor's, executed from their PTX."""
+
+from __future__ import annotations
+
+import bisect
+import ctypes
+import re
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from tests.ptx.machine import execute
+from tests.ptx.memory import GlobalMemory
+from tests.ptx.program import Program, parse
+
+POINTER = "u64"
+
+
+class Block(NamedTuple):
+    """A piece of memory that PyTorch gave to one tensor."""
+
+    address: int
+    size: int  # as asked for, without what the allocator rounds up
+
+
+def prepared(
+    ptx: bytes, name: str, grid: tuple[int, ...], shared_bytes: int, parameters: int
+) -> Callable[[], None]:
+    """What a launch computes, to be called once or at every replay of a graph.
+
+    The kernel may touch the tensors that its pointers point into, and nothing else.
+
+    Args:
+        parameters: the address of the array of pointers to the kernel's arguments, which are read
+            at once.
+    """
+    if not ptx:
+        raise NotImplementedError(f"the rehearsal has no PTX of the kernel {name}")
+    program = _parsed(ptx)
+    if program.name != name:
+        raise ValueError(f"expected the kernel {name} in its PTX, got {program.name}")
+    arguments = list(_arguments(program, parameters))
+    memory = GlobalMemory()
+    for block in _blocks_of(program, arguments):
+        data = (ctypes.c_uint8 * block.size).from_address(block.address)
+        memory.add(block.address, np.frombuffer(data, np.uint8))
+    return partial(execute, program, grid, arguments, memory, shared_bytes)
+
+
+# A failed assertion calls the only function that kernels have, which prints it, and then traps.
+PRINTS_ASSERTION = (
+    r"^\.extern \.func __assertfail\b.*?\.noreturn;$",
+    r"\{ // callseq \d+, \d+$(?:(?!callseq).)*?\bcall\.uni __assertfail,.*?\} // callseq \d+$",
+)
+
+
+@cache
+def _parsed(ptx: bytes) -> Program:
+    text = ptx.decode()
+    for pattern in PRINTS_ASSERTION:  # as many lines as before, for messages
+        text = re.sub(pattern, lambda m: "\n" * m[0].count("\n"), text, flags=re.M | re.S)
+    return parse(text)
+
+
+def _arguments(program: Program, parameters: int) -> Iterator[bytes]:
+    pointers = ctypes.cast(parameters, ctypes.POINTER(ctypes.c_void_p))
+    for index, parameter in enumerate(program.parameters):
+        yield ctypes.string_at(pointers[index], parameter.size)
+
+
+def _blocks_of(program: Program, arguments: list[bytes]) -> set[Block]:
+    """The blocks that the arguments point into; other integers of 64 bits point nowhere."""
+    blocks = sorted(_allocated())
+    found = set()
+    for parameter, argument in zip(program.parameters, arguments, strict=True):
+        if parameter.type == POINTER:
+            address = int.from_bytes(argument, "little")
+            index = bisect.bisect(blocks, (address, float("inf"))) - 1
+            if index >= 0 and address < blocks[index].address + blocks[index].size:
+                found.add(blocks[index])
+    return found
+
+
+def _allocated() -> Iterator[Block]:
+    for segment in torch.cuda.memory_snapshot():
+        for block in segment["blocks"]:
+            if block["state"] != "inactive":
+                yield Block(block["address"], block["requested_size"])

@@ -1,0 +1,25 @@
+"""Which tests of tests/cuda a rehearsal leaves out, and why."""
+
+from __future__ import annotations
+
+# Tests that do not run, and why.
+LEFT_OUT = {
+    "test_numbers::test_ten_million_normals_stay_within_their_promise_and_look_normal": (
+        "to execute the kernel for so many takes minutes"
+    ),
+}
+# Tests that find out themselves that they cannot run, and their reasons.
+SKIPPED = {
+    "test_numbers::test_elements_beyond_2_to_the_31_are_the_streams": (
+        "needs 12 GiB of free GPU memory"
+    ),
+    "test_launches::test_an_op_runs_where_its_tensors_are_and_not_on_the_current_device": (
+        "needs two CUDA devices"
+    ),
+    "test_launches::test_no_access_is_out_of_bounds": "compute-sanitizer is not installed",
+}
+# Tests of memory, which read no results: their kernels are launched and not executed.
+NOT_EXECUTED = (
+    "test_products::test_five_thousand_samples_of_a_thousand_images_take_little_memory",
+    "test_products::test_of_the_last_layer_no_logits_are_in_memory",
+)

@@ -1,0 +1,105 @@
+"""The ops as a caller on CUDA sees them: launches, waits and host time of one call.
+
+Runs in a process on the stand-in: kernels take no time there, so that what is left is the host's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from torch import Tensor
+
+import vaez_kernels as ops
+from tests.rehearsal import stand_in
+from tests.rehearsal.stand_in import Counts
+
+ROWS, LATENTS, PIXELS, HIDDEN, COMPONENTS = 128, 20, 784, 512, 1024
+ROUNDS, CALLS = 15, 20
+
+Call = Callable[[], Tensor | tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class Rehearsed:
+    """One way to call an op, once its kernels are compiled."""
+
+    counts: Counts
+    host_us: float
+    add_us: float  # torch.add of two small tensors, timed in turn with it
+
+
+def _leaf(*shape: int) -> Tensor:
+    return torch.zeros(shape, device="cuda").requires_grad_()
+
+
+def calls() -> dict[str, Call]:
+    """A call of every op, by its name; those of one input that has gradients can run backward."""
+    noise = ops.noise_key(0, "train", device=torch.device("cuda"))
+    mu, logvar = _leaf(ROWS, LATENTS), _leaf(ROWS, LATENTS)
+    logits, x = _leaf(1, ROWS, PIXELS), torch.zeros(ROWS, PIXELS, device="cuda")
+    hidden = _leaf(1, ROWS, HIDDEN)
+    weight, bias = _leaf(PIXELS, HIDDEN), _leaf(PIXELS)
+    z, components = _leaf(ROWS, LATENTS), torch.zeros(COMPONENTS, LATENTS, device="cuda")
+    return {
+        "normal": lambda: ops.normal(noise, 1, ROWS, LATENTS),
+        "uniform": lambda: ops.uniform(noise, 1, ROWS, LATENTS),
+        "rsample": lambda: ops.rsample(mu, logvar, noise),
+        "kl_standard_normal": lambda: ops.kl_standard_normal(mu, logvar),
+        "kl_standard_normal_mc": lambda: ops.kl_standard_normal_mc(mu, logvar, noise),
+        "rsample_kl": lambda: ops.rsample_kl(mu, logvar, noise),
+        "rsample_kl, total-derivative": lambda: ops.rsample_kl(
+            mu, logvar, noise, kl="total-derivative"
+        ),
+        "bernoulli_log_prob": lambda: ops.bernoulli_log_prob(logits, x),
+        "linear_bernoulli_log_prob": lambda: ops.linear_bernoulli_log_prob(hidden, weight, bias, x),
+        "mixture_log_prob": lambda: ops.mixture_log_prob(z, components, components),
+    }
+
+
+def _outputs(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return result if isinstance(result, tuple) else (result,)
+
+
+def with_backward(call: Call) -> Callable[[], None]:
+    """Forward, then backward from gradients that are made beforehand."""
+    ones = [torch.ones_like(output) for output in _outputs(call())]
+
+    def both() -> None:
+        torch.autograd.backward(_outputs(call()), ones)
+
+    return both
+
+
+def _host_us(work: Callable[[], object]) -> float:
+    before = time.perf_counter()
+    for _ in range(CALLS):
+        work()
+    return (time.perf_counter() - before) / CALLS * 1e6
+
+
+def rehearse(work: Callable[[], object]) -> Rehearsed:
+    """Counts one call and times many, each round beside as many calls of torch.add."""
+    a, b = torch.zeros(ROWS, device="cuda"), torch.zeros(ROWS, device="cuda")
+    work()  # compiles
+    with stand_in.counting() as counts:
+        work()
+    stand_in.set_duration("*", 0)
+    rounds = [(_host_us(work), _host_us(lambda: torch.add(a, b))) for _ in range(ROUNDS)]
+    stand_in.forget_durations()
+    ours, adds = zip(*rounds, strict=True)
+    return Rehearsed(counts, median(ours), median(adds))
+
+
+def rehearse_all() -> dict[str, Rehearsed]:
+    """Every op: without gradients, and where it has them forward and backward."""
+    found: dict[str, Rehearsed] = {}
+    for name, call in calls().items():
+        with torch.no_grad():
+            found[name] = rehearse(call)
+        if all(output.requires_grad for output in _outputs(call())):
+            found[f"{name}, with backward"] = rehearse(with_backward(call))
+    return found

@@ -1,0 +1,109 @@
+"""Results in a rehearsal: everything that the device would compute is computed on the CPU.
+
+As a plugin of pytest (`-p tests.rehearsal.results`) it works for all tests of the process.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from . import aten, stand_in
+from .kernels import prepared
+from .products import multiply
+
+# Of ATen's kernels those that are launched outside ops, and compute nothing.
+COMPUTE_NOTHING = ("spin_kernel",)  # torch.cuda._sleep
+
+_numbers = itertools.count(1)
+_works: dict[int, Callable[[], object]] = {}  # of the nodes in captured graphs
+
+
+_idle: dict[str, list[str]] = {}
+
+
+def _keep(work: Callable[[], object]) -> int:
+    number = next(_numbers)
+    _works[number] = work
+    return number
+
+
+def _launch(
+    ptx: bytes,
+    name: str,
+    grid: tuple[int, ...],
+    block: tuple[int, ...],
+    shared_bytes: int,
+    parameters: int,
+    capturing: bool,
+) -> int:
+    work: Callable[[], object] = prepared(ptx, name, grid, shared_bytes, parameters)
+    if name in _idle:
+        _idle[name].append(name)
+        work = _nothing
+    if capturing:
+        return _keep(work)
+    work()
+    return 0
+
+
+def _nothing() -> None:
+    """What an idle kernel computes."""
+
+
+def _replay(number: int) -> int:
+    _works[number]()
+    return 0
+
+
+def _product(product: stand_in.Product) -> int:
+    multiply(product)
+    return 0
+
+
+def _aten(name: str) -> int:
+    if not aten.launched() and not any(known in name for known in COMPUTE_NOTHING):
+        raise NotImplementedError(f"the rehearsal cannot compute ATen's kernel {name}")
+    return 0
+
+
+def _append(work: Callable[[], None]) -> None:
+    stand_in.append_node(torch.cuda.current_stream().cuda_stream, _keep(work))
+
+
+@contextmanager
+def idle(kernel: str) -> Iterator[list[str]]:
+    """This kernel computes nothing meanwhile; its launches are listed."""
+    _idle[kernel] = []
+    try:
+        yield _idle[kernel]
+    finally:
+        del _idle[kernel]
+
+
+@contextmanager
+def nothing_executed() -> Iterator[None]:
+    """No kernel and no product of matrices computes anything meanwhile."""
+    stand_in.set_executor(aten=_aten)
+    try:
+        yield
+    finally:
+        _compute_all()
+
+
+def _compute_all() -> None:
+    stand_in.set_executor(_launch, _replay, _product, _aten)
+
+
+def install() -> None:
+    """Compute whatever this process launches from now on."""
+    torch.cuda.init()
+    _compute_all()
+    aten.install(_append)
+
+
+def pytest_configure() -> None:
+    install()

@@ -1,0 +1,49 @@
+"""tests/cuda as a rehearsal can run it: what takes a GPU's speed is left out, or made shorter.
+
+A plugin of pytest, beside `results`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from typing import Any
+
+import pytest
+import triton
+
+from vaez_fast import regime
+
+from . import results, stand_in
+from .left_out import LEFT_OUT, NOT_EXECUTED
+
+MEMORY = 8 << 30
+STEPS_PER_REPLAY = 2
+
+
+def _once(work: Callable[[], Any], *args: object, **options: object) -> float:
+    work()
+    return 1.0
+
+
+def pytest_configure() -> None:
+    stand_in.set_memory(MEMORY)
+    regime.STEPS_PER_REPLAY = STEPS_PER_REPLAY
+    triton.testing.do_bench = _once  # there is nothing to be timed
+
+
+def _name(item: pytest.Item) -> str:
+    return f"{item.path.stem}::{item.name.split('[')[0]}"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    left = [item for item in items if _name(item) in LEFT_OUT]
+    config.hook.pytest_deselected(items=left)
+    items[:] = [item for item in items if item not in left]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    if _name(item) not in NOT_EXECUTED:
+        return (yield)
+    with results.nothing_executed():
+        return (yield)

@@ -1,0 +1,92 @@
+"""tests/cuda passes without a GPU: on the stand-in for CUDA, with what it launches computed.
+
+Kernels are executed from their PTX (tests/ptx), ATen's ops and cuBLAS's products by the CPU. One
+process runs all of it, together with the claims of computed/ about these results.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree import ElementTree
+
+import pytest
+
+from .build import environment
+from .left_out import LEFT_OUT, SKIPPED
+
+ROOT = Path(__file__).parents[2]
+FOLDERS = ("tests/cuda", "tests/rehearsal/computed")
+
+
+def named(folder: str) -> list[str]:
+    """file.py::test of every test function in a folder."""
+    return [
+        f"{file.stem}::{node.name}"
+        for file in sorted((ROOT / folder).glob("test_*.py"))
+        for node in ast.parse(file.read_text()).body
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    ]
+
+
+TESTS = [test for folder in FOLDERS for test in named(folder)]
+NOT_RUN = {*LEFT_OUT, *SKIPPED}
+
+
+class Outcome(NamedTuple):
+    """Of all parameters of a test."""
+
+    passed: list[str]
+    skipped: list[str]  # the reasons
+    failed: list[str]  # what went wrong
+
+
+@pytest.fixture(scope="module")
+def outcomes(stand_in_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
+    report = tmp_path_factory.mktemp("cuda_tests") / "report.xml"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    plugins = ["-p", "tests.rehearsal.results", "-p", "tests.rehearsal.shortened"]
+    # sm_80, whose matrix products the executor of PTX knows.
+    variables = environment(stand_in_folder, device="a100")
+    done = subprocess.run(
+        [*command, *plugins, f"--junitxml={report}", *FOLDERS],
+        cwd=ROOT,
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+    )
+    assert report.exists(), done.stdout + done.stderr
+    found: dict[str, Outcome] = defaultdict(lambda: Outcome([], [], []))
+    for case in ElementTree.parse(report).iter("testcase"):
+        name = case.attrib["name"]
+        of = found[f"{case.attrib['classname'].rsplit('.', 1)[-1]}::{name.split('[')[0]}"]
+        problems = [child for child in case if child.tag in ("failure", "error")]
+        skips = [child for child in case if child.tag == "skipped"]
+        of.failed.extend(f"{name}: {problem.text}" for problem in problems)
+        of.skipped.extend(skip.attrib["message"] for skip in skips)
+        if not (problems or skips):
+            of.passed.append(name)
+    return found
+
+
+@pytest.mark.parametrize("test", [test for test in TESTS if test not in NOT_RUN])
+def test_it_passes(outcomes: dict[str, Outcome], test: str) -> None:
+    assert test in outcomes, "it did not run"
+    assert not outcomes[test].failed, "\n".join(outcomes[test].failed)
+    assert not outcomes[test].skipped
+    assert outcomes[test].passed
+
+
+@pytest.mark.parametrize("test", SKIPPED)
+def test_it_skips_itself(outcomes: dict[str, Outcome], test: str) -> None:
+    """What the device that is stood in for does not have is found out by the test itself."""
+    assert outcomes[test] == Outcome([], [SKIPPED[test]], [])
+
+
+def test_what_is_left_out_exists() -> None:
+    assert set(TESTS) >= NOT_RUN

@@ -64,9 +64,6 @@ def why_not(device: torch.device) -> str | None:
     """Why JAX has no rows here, or None."""
     if find_spec("jax") is None:
         return "jax is not installed"
-    if device.type == "cpu" and torch.version.cuda is not None:
-        # Seen with torch 2.11 and jax 0.10.2: FakeTensorMode dies in _ensureCUDADeviceGuardSet.
-        return "PyTorch's CUDA build crashes beside jax where no GPU is"
     import jax
 
     found = jax.default_backend()

@@ -82,8 +82,8 @@ def _group(case: str, images: Tensor, device: torch.device) -> Group:
             continue
         products[engine_row] = products_row
         engine = cache(partial(engine_of, model, trains, images, dtype))  # both rows are of one
-        makers[engine_row] = lambda engine=engine: steps(engine(), model, trains)
-        makers[products_row] = lambda engine=engine: _products(engine(), device)
+        makers[engine_row] = partial(_of_engine, engine, partial(steps, model=model, trains=trains))
+        makers[products_row] = partial(_of_engine, engine, partial(_products, device=device))
     built = build(makers, lambda name: name == "compiled")
     title = f"training step, {case}, batch {BATCH_SIZE}"
     return Group(
@@ -92,6 +92,10 @@ def _group(case: str, images: Tensor, device: torch.device) -> Group:
 
 
 ROWS = ("engine", "products")
+
+
+def _of_engine(engine: Callable[[], Engine], make: Callable[[Engine], Rival]) -> Rival:
+    return make(engine())
 
 
 def _baselines(

@@ -65,10 +65,17 @@ def read(file: Path) -> list[Sample]:
 
 def _sample(cells: Sequence[str]) -> Sample | None:
     try:
-        at, *numbers, reasons = cells
+        at, sm_mhz, memory_mhz, watts, celsius, reasons = cells
         time = datetime.strptime(at, "%Y/%m/%d %H:%M:%S.%f").timestamp()
-        return Sample(time, *map(_number, numbers), reasons=int(reasons, 16))  # type: ignore[misc]
-    except (ValueError, TypeError):
+        return Sample(
+            time,
+            _number(sm_mhz),
+            _number(memory_mhz),
+            _number(watts),
+            _number(celsius),
+            int(reasons, 16),
+        )
+    except ValueError:
         return None
 
 

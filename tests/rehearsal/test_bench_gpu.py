@@ -19,12 +19,12 @@ from tests.rehearsal.build import environment
 
 ROOT = Path(__file__).parents[2]
 ROWS = (
-    "test_the_stream_is_the_cpus[20]",
-    "test_compared[normal, 1\\xd71\\xd71 ",
-    "latent[float32-128x20-forward+backward",
+    "test_the_mixtures_density_is_the_references[shape0-False]",
+    "test_compared[bernoulli_log_prob/uint8, 1\\xd71\\xd71 float32",
+    "likelihood[float32-1x128x784-forward+backward",
     "noise[16384",
     "test_training_step[lyeoni-",
-    "test_autotuned[float32-1x128x256x784",
+    "test_autotuned[1x128x256x784-float32",
     "test_jax[",
 )
 

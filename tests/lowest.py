@@ -1,4 +1,4 @@
-"""What `make test-oldest` installs: as little as a CUDA machine has, at the lowest versions declared.
+"""What `make test-oldest` installs: as little as a CUDA machine has, at the lowest versions.
 
 Prints pip requirements made from pyproject.toml, so that what it declares is what is tested.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from itertools import chain
 from pathlib import Path
 
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
@@ -24,7 +25,7 @@ def requirements(pyproject: str) -> list[str]:
         ValueError: a package is not declared as NAME>=VERSION.
     """
     project = tomllib.loads(pyproject)["project"]
-    declared = project["dependencies"] + sum(project["optional-dependencies"].values(), [])
+    declared = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
     by_name = {re.split(r"[^\w.-]", line)[0]: line for line in declared}
     found = []
     for name in (*LOWEST, *AS_DECLARED, *FOR_TESTS):

@@ -80,7 +80,7 @@ def undecorated(function: _F) -> _F:
     The decorated one must be defined under the name by which kernels call it, since inductor
     writes a helper down as its `def` says: kernels would not find it under an alias.
     """
-    return getattr(function, "fn", function)  # type: ignore[return-value]
+    return getattr(function, "fn", function)
 
 
 def interpreting() -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -99,7 +99,7 @@ def _latent_case(
     dtype: torch.dtype,
     targets: tuple[str, ...] = ("sm_90",),
     quick: bool = True,
-    offsets: dict[str, int] | None = None,
+    offsets: dict[str, Any] | None = None,
 ) -> Case:
     samples, rows, columns = shape
     mu, logvar = latents(rows, columns, dtype)
@@ -204,7 +204,7 @@ def _decoder_case(
 def _sampled(shape: tuple[int, ...], activation: type[nn.Module], precision: str) -> list[Compared]:
     images, samples, *widths = shape
     of = decoders.given(images, *widths, activation=activation)
-    offsets = OFFSETS | {"sample_offset": 3}
+    offsets: dict[str, Any] = OFFSETS | {"sample_offset": 3}
     found = importance_estimates(*of, KEY, samples, precision, **offsets)
     truth = decoders.truth(of, KEY, samples, precision, **offsets)
     return [

@@ -94,9 +94,9 @@ class _Stretch:
     loads: set[bytes] = field(default_factory=set)
 
     def repeats(self, lanes: Lanes, addresses: Array) -> bool:
-        if lanes.instruction.index <= self.at:
+        if lanes.instruction.number <= self.at:
             self.loads.clear()
-        self.at = lanes.instruction.index
+        self.at = lanes.instruction.number
         load = addresses.tobytes()
         before = load in self.loads
         self.loads.add(load)

@@ -118,11 +118,11 @@ def _stack(record: Record) -> Iterator[Block]:
     yield Heading(3, "The largest error of each kernel")
     yield Table(head, summary)
     yield Heading(3, "Each launch")
-    head = (
+    columns = (
         "kernel", "flags", "dtype", "shape", "target", "nearest", "up", "down",
         "loaded", "stored", "bytes / floor", "16-byte", "warp instructions",
     )  # fmt: skip
-    yield Table(head, [_cells(row) for row in rows])
+    yield Table(columns, [_cells(row) for row in rows])
 
 
 def _cells(row: Record) -> tuple[str, ...]:

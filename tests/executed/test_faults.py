@@ -15,6 +15,7 @@ from tests.executed.route import executed
 from tests.helpers import Compared, latents
 from tests.ptx import launch
 from tests.ptx.errors import Fault
+from tests.ptx.program import parse
 from vaez_kernels import mixture
 
 Compare = Callable[[], list[Compared]]
@@ -32,7 +33,6 @@ def latent_case(columns: int = 19) -> Compare:
 
 def largest_share(compare: Compare, edit: Edit, target: str) -> float:
     """Of all outputs, when each kernel's PTX is edited before it is executed."""
-    parse = launch.parse
     with (
         patch.dict(launch._programs, clear=True),
         patch.object(launch, "parse", lambda ptx: parse(edit(ptx))),

@@ -74,9 +74,9 @@ def page(found: dict[str, Any]) -> Iterator[str]:
         f"Counted without a GPU, on the stand-in for the CUDA libraries (tests/rehearsal), which "
         f"says that it is an {where['device']}: the host's code is real, kernels do nothing and "
         "take no time. Host times are those of one core of this machine "
-        f"({where['cpu']}) with torch {where['torch']} and triton {where['triton']}; a GPU's host has "
-        "others, and the share of the real driver, some microseconds a launch, is missing. Repeat "
-        "with `python -m tests.rehearsal --out DIR`."
+        f"({where['cpu']}) with torch {where['torch']} and triton {where['triton']}; a GPU's host "
+        "has others, and the share of the real driver, some microseconds a launch, is missing. "
+        "Repeat with `python -m tests.rehearsal --out DIR`."
     )
     yield ""
     yield "## A training step"

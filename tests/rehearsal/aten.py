@@ -100,7 +100,7 @@ class _Op:
 
     def _without_numbers(self, args: tuple[Any, ...]) -> Iterator[Any]:
         """Tensors of no dimension for the Python numbers that arrive where a tensor is expected."""
-        like = next(_tensors(args), None)
+        like: Any = next(_tensors(args), None)
         for arg, expected in zip(args, self.op._schema.arguments, strict=False):
             if str(expected.type) == "Tensor" and isinstance(arg, (bool, int, float)):
                 yield torch.tensor(arg, dtype=torch.result_type(like, arg))

@@ -28,7 +28,7 @@ class Block(NamedTuple):
 
 def prepared(
     ptx: bytes, name: str, grid: tuple[int, ...], shared_bytes: int, parameters: int
-) -> Callable[[], None]:
+) -> Callable[[], object]:
     """What a launch computes, to be called once or at every replay of a graph.
 
     The kernel may touch the tensors that its pointers point into, and nothing else.
@@ -46,7 +46,7 @@ def prepared(
     memory = GlobalMemory()
     for block in _blocks_of(program, arguments):
         data = (ctypes.c_uint8 * block.size).from_address(block.address)
-        memory.add(block.address, np.frombuffer(data, np.uint8))
+        memory.add(block.address, np.ctypeslib.as_array(data))
     return partial(execute, program, grid, arguments, memory, shared_bytes)
 
 

@@ -72,6 +72,7 @@ def test_a_comparison_of_tensors_is_a_truth() -> None:
 def test_gradients_reach_the_cpu_through_copies_and_conversions() -> None:
     leaf = numbers(3, 4).requires_grad_()
     leaf.to(CUDA).double().mul(2).cpu().sum().backward()
+    assert leaf.grad is not None
     assert torch.equal(leaf.grad, torch.full((3, 4), 2.0))
 
 

@@ -47,17 +47,18 @@ def bernoulli(logits: Tensor, x: Tensor) -> tuple[Floor, Floor]:
 def mixture(draws: int, components: int, D: int, leave_out: bool) -> tuple[Floor, Floor]:
     """What the forward and the backward kernel move: more than their inputs, as bench/traffic says.
 
-    In addition each program reads which component each of its draws leaves out.
+    In addition each program reads, for each tile of components, which one its draws leave out.
     """
     forward, both = (mixture_log_prob_moved(draws, components, D, back) for back in (False, True))
     tiles = -(-components // kernels.BLOCK_N)
     splits = kernels.splits_of(draws, tiles)
-    d_blocks = -(-D // kernels.block_d_of(D))
-    left = 8 * leave_out * splits * draws
-    of_tops = 4 * 2 * splits * draws
+    block_d = kernels.block_d_of(D)
+    d_blocks = -(-D // block_d)
     blocks = -(-draws // kernels.BLOCK_M)
+    left = 8 * leave_out * blocks * kernels.BLOCK_M * tiles
+    of_tops = 4 * 2 * splits * draws
     weights = 4 * blocks * tiles * d_blocks * kernels.BLOCK_M * kernels.BLOCK_N
-    of_sums = 4 * draws * D * tiles
+    of_sums = 4 * blocks * kernels.BLOCK_M * d_blocks * block_d * tiles
     return (
         Floor(forward - of_tops + left, of_tops),
         Floor(both - forward - weights - of_sums + d_blocks * left, weights + of_sums),

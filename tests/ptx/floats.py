@@ -183,12 +183,16 @@ def bitwise(compute: Callable[[Any, int], Any]) -> Callable[[Form], Run]:
 
     def decode(form: Form) -> Run:
         type = form.type("f32", "f64", "f16", "bf16", "f16x2", "bf16x2")
-        if type.name == "f32" and form.flag("ftz"):
-            raise form.refuse("flushing is not supported here")
+        flushed = type.name == "f32" and form.flag("ftz")
         sign = 0x80008000 if type.name.endswith("x2") else 1 << (type.bits - 1)
         unsigned = TYPES[f"u{type.bits}"]
         bit = unsigned.dtype.type(sign)
-        return elementwise(form, [unsigned], unsigned, lambda a: compute(a, bit))
+
+        def signed(a: Any) -> Any:
+            # An input's subnormal numbers become zeros before the sign changes.
+            return compute(flush(a.view(np.float32)).view(np.uint32) if flushed else a, bit)
+
+        return elementwise(form, [unsigned], unsigned, signed)
 
     return decode
 

@@ -1,10 +1,16 @@
-# make test | bench | compare | gpu | soak | mutants | repeat | docs | lint: each sets up
-# .venv by itself, the first time and whenever pyproject.toml has changed. Another interpreter: make test PYTHON=python3.12
+# make test | test-oldest | bench | compare | gpu | soak | mutants | repeat | docs | lint: each sets up
+# its environment by itself, the first time and whenever pyproject.toml has changed. Another
+# interpreter: make test PYTHON=python3.12
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# A second environment: the lowest versions that pyproject.toml declares, with the Python that a CUDA
+# machine has. A python3.12 of pyenv is found even where pyenv has another one selected.
+OLDEST := .venv-oldest
+OLDEST_PYTHON ?= $(or $(firstword $(foreach python,python3.12 $(wildcard $(HOME)/.pyenv/versions/3.12.*/bin/python),\
+  $(shell $(python) -c 'print("$(python)")' 2>/dev/null))),$(PYTHON))
 # Two processes, a file at a time: most of the tests' time is compilation on one core. Their threads
 # must not spin while they wait, or each process would hold both cores. In the files' order: xdist's
 # own, by their numbers of tests, leaves the interpreter's for last, minutes on one core.
@@ -18,10 +24,15 @@ MUTANTS_OUT ?= runs/mutants
 DATA_ROOT ?= data
 DOCS_OUT ?= build/docs
 
-.PHONY: test bench compare gpu soak mutants repeat docs lint format clean
+.PHONY: test test-oldest bench compare gpu soak mutants repeat docs lint format clean
 
 test: $(INSTALLED)
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest $(TEST_FLAGS)
+
+# What depends on the versions of torch and triton: kernels interpreted, built, executed, captured
+# and rehearsed, their PyTorch twins, and a training step.
+test-oldest: $(OLDEST)/.installed
+	OMP_WAIT_POLICY=passive $(OLDEST)/bin/python -m pytest $(TEST_FLAGS) $(OLDEST_TESTS)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m pytest bench --benchmark-only $(BENCH_FLAGS)
@@ -59,7 +70,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) $(OLDEST) .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 
 $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -70,4 +81,11 @@ $(INSTALLED): pyproject.toml
 # pythae asks for "dataclasses", a copy for Python 3.6 that torch.compile's workers would import
 # instead of Python's own, and die.
 	$(BIN)/python -m pip uninstall --quiet --disable-pip-version-check --yes dataclasses
+	@touch $@
+
+$(OLDEST)/.installed: pyproject.toml tests/lowest.py
+	@echo "Setting up $(OLDEST) with $(OLDEST_PYTHON) and the lowest versions of PyTorch and Triton."
+	$(OLDEST_PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python tests/lowest.py > $(OLDEST)/requirements.txt
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -r $(OLDEST)/requirements.txt
 	@touch $@

@@ -42,32 +42,24 @@ def phase(device: torch.device, precision: torch.dtype = torch.float32) -> Phase
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_replayed_steps_are_the_steps_bit_for_bit(precision: torch.dtype) -> None:
+    """Also when another epoch has another order and other images."""
     replayed, stepped = phase(CUDA, precision), phase(CUDA, precision)
-    count = 2 * STEPS_PER_REPLAY + 5
-    replayed.advance(count)
-    for _ in range(count):
-        stepped.engines[0].step()
+    for count in (2 * STEPS_PER_REPLAY + 1, STEPS_PER_REPLAY):
+        replayed.advance(count)
+        for _ in range(count):
+            stepped.engines[0].step()
+        for one in (replayed, stepped):
+            order = torch.arange(10 * BATCH, device=CUDA).flip(0)
+            one.batches.begin_epoch(order, 1 - images().to(CUDA))
     pairs = zip(
         replayed.engines[0].state.tensors(), stepped.engines[0].state.tensors(), strict=True
     )
     assert all(torch.equal(one, other) for one, other in pairs)
 
 
-def test_a_replay_sees_a_new_epochs_order_and_images() -> None:
-    replayed = phase(CUDA)
-    replayed.advance(STEPS_PER_REPLAY)
-    first = replayed.engines[0].take_totals(STEPS_PER_REPLAY)
-    replayed.batches.begin_epoch(
-        torch.arange(10 * BATCH, device=CUDA).flip(0), torch.zeros_like(images()).to(CUDA)
-    )
-    replayed.advance(STEPS_PER_REPLAY)
-    second = replayed.engines[0].take_totals(STEPS_PER_REPLAY)
-    assert second[1] < 0.5 * first[1]  # empty images are easy
-
-
 def test_losses_are_those_of_a_cpu() -> None:
     ours, theirs = phase(CUDA), phase(torch.device("cpu"))
-    for _ in range(20):
+    for _ in range(8):
         ours.advance(1)
         theirs.advance(1)
         (one,), (other,) = ([e.take_totals(1) for e in p.engines] for p in (ours, theirs))

@@ -19,11 +19,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from .memory import on_host
 
-# Registered for no backend of its own, but with a kernel of its own on CUDA.
+# Ops that have a CUDA kernel although the dispatcher lists none for CUDA.
 ALSO = ("aten::copy_",)
-# They launch nothing; the other ops without launches are views, which their schemas tell.
 Append = Callable[[Callable[[], None]], None]  # adds a node to the graph that is being captured
-
+# These launch nothing. The other ops without launches are views, as their schemas say.
 NO_LAUNCH = ("empty", "resize_", "set_", "record_stream", "is_pinned", "_pin_memory")
 
 
@@ -136,7 +135,10 @@ _while_capturing = torch.Generator()
 
 
 def _generator(given: torch.Generator | None) -> torch.Generator:
-    """For a random op: what the CPU draws follows the seed and the offset of the CUDA generator."""
+    """For a random op: what the CPU draws follows the seed and the offset of the CUDA generator.
+
+    In a captured graph it does not: replays draw new numbers each time, but from no seed.
+    """
     if torch.cuda.is_current_stream_capturing():
         return _while_capturing
     generator = given or torch.cuda.default_generators[torch.cuda.current_device()]

@@ -8,10 +8,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import vaez_kernels as ops
 from tests.rehearsal import stand_in
@@ -28,6 +29,7 @@ class Rehearsed:
     """One way to call an op, once its kernels are compiled."""
 
     counts: Counts
+    nodes: int  # of a graph that captures the call
     host_us: float
     add_us: float  # torch.add of two small tensors, timed in turn with it
 
@@ -42,6 +44,8 @@ def calls() -> dict[str, Call]:
     mu, logvar = _leaf(ROWS, LATENTS), _leaf(ROWS, LATENTS)
     logits, x = _leaf(1, ROWS, PIXELS), torch.zeros(ROWS, PIXELS, device="cuda")
     hidden = _leaf(1, ROWS, HIDDEN)
+    decoder = nn.Sequential(nn.Linear(LATENTS, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, PIXELS))
+    decoder.cuda().requires_grad_(False)
     weight, bias = _leaf(PIXELS, HIDDEN), _leaf(PIXELS)
     z, components = _leaf(ROWS, LATENTS), torch.zeros(COMPONENTS, LATENTS, device="cuda")
     return {
@@ -51,12 +55,17 @@ def calls() -> dict[str, Call]:
         "kl_standard_normal": lambda: ops.kl_standard_normal(mu, logvar),
         "kl_standard_normal_mc": lambda: ops.kl_standard_normal_mc(mu, logvar, noise),
         "rsample_kl": lambda: ops.rsample_kl(mu, logvar, noise),
-        "rsample_kl, total-derivative": lambda: ops.rsample_kl(
-            mu, logvar, noise, kl="total-derivative"
-        ),
+        "rsample_kl, 8 samples": lambda: ops.rsample_kl(mu, logvar, noise, 8),
+        **{
+            f"rsample_kl, {estimator}": partial(ops.rsample_kl, mu, logvar, noise, kl=estimator)
+            for estimator in ("total-derivative", "sticking-the-landing")
+        },
         "bernoulli_log_prob": lambda: ops.bernoulli_log_prob(logits, x),
         "linear_bernoulli_log_prob": lambda: ops.linear_bernoulli_log_prob(hidden, weight, bias, x),
         "mixture_log_prob": lambda: ops.mixture_log_prob(z, components, components),
+        "importance_log_likelihood, 50 samples": lambda: ops.importance_log_likelihood(
+            decoder, mu.detach(), logvar.detach(), x, noise, 50, "bfloat16"
+        ),
     }
 
 
@@ -74,6 +83,13 @@ def with_backward(call: Call) -> Callable[[], None]:
     return both
 
 
+def _nodes(work: Callable[[], object]) -> int:
+    with stand_in.counting() as counts, torch.cuda.graph(torch.cuda.CUDAGraph()):
+        work()
+    (nodes,) = counts.captured
+    return nodes
+
+
 def _host_us(work: Callable[[], object]) -> float:
     before = time.perf_counter()
     for _ in range(CALLS):
@@ -87,11 +103,12 @@ def rehearse(work: Callable[[], object]) -> Rehearsed:
     work()  # compiles
     with stand_in.counting() as counts:
         work()
+    nodes = _nodes(work)
     stand_in.set_duration("*", 0)
     rounds = [(_host_us(work), _host_us(lambda: torch.add(a, b))) for _ in range(ROUNDS)]
     stand_in.forget_durations()
     ours, adds = zip(*rounds, strict=True)
-    return Rehearsed(counts, median(ours), median(adds))
+    return Rehearsed(counts, nodes, median(ours), median(adds))
 
 
 def rehearse_all() -> dict[str, Rehearsed]:

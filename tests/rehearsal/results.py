@@ -15,7 +15,7 @@ from . import aten, stand_in
 from .kernels import prepared
 from .products import multiply
 
-# Of ATen's kernels those that are launched outside ops, and compute nothing.
+# ATen kernels that are launched outside any op and compute nothing.
 COMPUTE_NOTHING = ("spin_kernel",)  # torch.cuda._sleep
 
 _numbers = itertools.count(1)

@@ -5,6 +5,7 @@ A plugin of pytest, beside `results`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator
 from typing import Any
 
@@ -18,6 +19,8 @@ from .left_out import LEFT_OUT, NOT_EXECUTED
 
 MEMORY = 8 << 30
 STEPS_PER_REPLAY = 2
+# Products of a case's sizes: to execute larger kernels takes a minute each.
+LARGEST = 10**7
 
 
 def _once(work: Callable[[], Any], *args: object, **options: object) -> float:
@@ -35,8 +38,13 @@ def _name(item: pytest.Item) -> str:
     return f"{item.path.stem}::{item.name.split('[')[0]}"
 
 
+def _work(item: pytest.Item) -> int:
+    callspec = getattr(item, "callspec", None)
+    return math.prod(callspec.params.get("shape", ())) if callspec else 1
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    left = [item for item in items if _name(item) in LEFT_OUT]
+    left = [item for item in items if _name(item) in LEFT_OUT or _work(item) > LARGEST]
     config.hook.pytest_deselected(items=left)
     items[:] = [item for item in items if item not in left]
 

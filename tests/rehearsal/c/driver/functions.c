@@ -36,7 +36,9 @@ CUresult cuFuncGetAttribute(int *value, CUfunction_attribute attribute, CUfuncti
 
 CUresult cuFuncSetAttribute(CUfunction function, CUfunction_attribute attribute, int value)
 {
-    if (attribute != CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES) return CUDA_SUCCESS;
+    /* Triton 3.8 tries oversized shared memory first, which neither an A100 nor an H100 has. */
+    if (attribute != CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES)
+        return CUDA_ERROR_NOT_SUPPORTED;
     int most = rehearsal_device()->shared_per_block - function->facts.shared_bytes;
     if (value < 0 || value > most) return CUDA_ERROR_INVALID_VALUE;
     function->most_shared_bytes = value;

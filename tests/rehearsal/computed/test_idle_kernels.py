@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import pytest
 import torch
 
-from tests import last_layer, mixtures, pixels
+from tests import decoders, last_layer, mixtures, pixels
 from tests.cuda import test_numbers, test_products
 from tests.cuda.moved import CUDA, linear_on_cuda, log_prob_on_cuda, mixture_on_cuda
+from tests.executed.cases import OUTPUTS
+from tests.helpers import assert_within
 from tests.rehearsal.results import idle
 from vaez_kernels import linear_bernoulli_log_prob
 
@@ -35,6 +37,13 @@ def last_layers() -> None:
     last_layer.check(given, "float32", linear_on_cuda, tensor_cores=True)
 
 
+def importance() -> None:
+    of = decoders.given(3, *test_products.WIDTHS)
+    found = test_products.estimates(of, 7, "bfloat16")
+    want = decoders.truth(of, test_products.KEY, 7, "bfloat16")
+    assert_within("log_likelihood", found.log_likelihood, want.log_likelihood, want.bound)
+
+
 KERNELS: dict[str, Callable[[], object]] = {
     "noise_kernel": partial(test_numbers.test_the_stream_is_the_cpus, 3),
     "latent_forward_kernel": latents,
@@ -46,16 +55,29 @@ KERNELS: dict[str, Callable[[], object]] = {
     "linear_bernoulli_forward_kernel": last_layers,
     "linear_bernoulli_hidden_kernel": last_layers,
     "linear_bernoulli_weight_kernel": last_layers,
+    "decoder_kernel": importance,
 }
 
 
+@pytest.fixture
+def fresh_memory_is_nan() -> Iterator[None]:
+    """Results of an earlier call must not lie where the next one's belong."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("fresh_memory_is_nan")
 @pytest.mark.parametrize("kernel", list(KERNELS))
 def test_a_check_fails_without_its_kernel(kernel: str) -> None:
     KERNELS[kernel]()
-    torch.cuda.empty_cache()  # results of the call before must not lie in memory
     with idle(kernel) as launches, pytest.raises(AssertionError):
         KERNELS[kernel]()
     assert launches == [kernel]
+
+
+def test_no_kernel_is_left_out() -> None:
+    assert set(KERNELS) == set(OUTPUTS)
 
 
 def test_a_kernel_that_reaches_beyond_its_tensors_is_stopped() -> None:

@@ -15,6 +15,15 @@ OLDEST_PYTHON ?= $(or $(firstword $(foreach python,python3.12 $(wildcard $(HOME)
 # must not spin while they wait, or each process would hold both cores. In the files' order: xdist's
 # own, by their numbers of tests, leaves the interpreter's for last, minutes on one core.
 TEST_FLAGS ?= -n 2 --dist loadfile --no-loadscope-reorder -p no:benchmark
+# On a stand-in for CUDA (tests/rehearsal) bench.gpu and tests/cuda run in test-oldest alone, with the
+# versions that a CUDA machine has: once is what half an hour of CI has time for.
+REHEARSED := $(wildcard tests/rehearsal/test_bench_gpu.py tests/rehearsal/test_cuda_tests.py)
+# What depends on the versions of torch and triton: kernels interpreted, built, executed, captured and
+# rehearsed, their PyTorch twins, a training step. Few combinations of parameters (tests/few.py).
+OLDEST_TESTS ?= tests/test_interpreter.py $(REHEARSED) tests/test_interpreter_products.py \
+  tests/rehearsal/test_stand_in.py tests/executed tests/test_bare_machine.py \
+  $(wildcard tests/test_offline*.py) $(addprefix tests/test_,$(addsuffix .py,capture kernel_sources launch \
+  steps latent noise likelihood linear_likelihood mixture importance compile lowest))
 BENCH_FLAGS ?=
 GPU_OUT ?= runs/gpu
 GPU_PART ?=
@@ -27,12 +36,11 @@ DOCS_OUT ?= build/docs
 .PHONY: test test-oldest bench compare gpu soak mutants repeat docs lint format clean
 
 test: $(INSTALLED)
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest $(TEST_FLAGS)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest $(TEST_FLAGS) $(addprefix --ignore=,$(REHEARSED))
 
-# What depends on the versions of torch and triton: kernels interpreted, built, executed, captured
-# and rehearsed, their PyTorch twins, and a training step.
 test-oldest: $(OLDEST)/.installed
-	OMP_WAIT_POLICY=passive $(OLDEST)/bin/python -m pytest $(TEST_FLAGS) $(OLDEST_TESTS)
+	PYTEST_PLUGINS=tests.few OMP_WAIT_POLICY=passive \
+	  $(OLDEST)/bin/python -m pytest $(TEST_FLAGS) $(OLDEST_TESTS)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m pytest bench --benchmark-only $(BENCH_FLAGS)

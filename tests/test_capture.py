@@ -255,11 +255,11 @@ def test_the_mixture_is_one_launch_forward_and_one_backward(
 ) -> None:
     case = mixture(7, 300, 20, leave_out=leave_out)
     forward, backward = capture(mixture_log_prob, *case)
-    written = ({"top_ptr", "total_ptr"}, {"out_ptr", "weights_ptr"})
-    for graph, outputs in zip((forward, backward), written, strict=True):
+    written = (("n_rows", {"top_ptr", "total_ptr"}), ("padded_rows", {"out_ptr", "weights_ptr"}))
+    for graph, (rows, outputs) in zip((forward, backward), written, strict=True):
         (launch,) = launches(graph)
         assert_writes_only(launch, outputs)
-        assert_symbolic(launch)
+        assert_symbolic(launch, rows=rows)
         arguments: Any = launch.kwargs["kwargs"]
         assert isinstance(arguments["tiles"], Node)
 

@@ -67,7 +67,7 @@ TILES = {
         "float32": Tile(32, 32, 32, 8),
     },
     "weight": {
-        "16 bits": Tile(32, 64, 64, 8),
+        "16 bits": Tile(32, 64, 32, 8),
         "tf32": Tile(32, 32, 32, 8),
         "float32": Tile(32, 32, 16, 8),
     },

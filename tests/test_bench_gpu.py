@@ -10,6 +10,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from bench.gpu import clocks, page
 from bench.gpu.comparison import CASES
 from bench.gpu.journal import Journal, planned, rows, settled
 from bench.gpu.parts import PARTS, group_of, in_order
+from bench.gpu.plugin import _failed_a_value_check
 from bench.gpu.processes import run, workers
 from bench.gpu.results import benchmarks, comparison, found
 from bench.records import parse
@@ -496,3 +498,44 @@ class TestComparison:
         assert record["rows"][-1]["absolute"] is None
         page.write(tmp_path)
         assert "nan" in (tmp_path / "README.md").read_text()
+
+
+class TestDryRun:
+    """What a dry run forgives, and what it does not."""
+
+    def outcome(self, fail: Callable[[], object]) -> bool:
+        return _failed_a_value_check(pytest.CallInfo.from_call(fail, "call"))
+
+    def test_values_that_are_off_are_forgiven(self) -> None:
+        def off() -> None:
+            assert torch.zeros(1).item() == 1
+
+        def not_close() -> None:
+            torch.testing.assert_close(torch.zeros(1), torch.ones(1))
+
+        assert self.outcome(off)
+        assert self.outcome(not_close)
+        assert not self.outcome(lambda: None)
+
+    def test_an_assertion_in_torch_or_in_a_launcher_is_a_crash(self) -> None:
+        def asserts(file: str) -> Callable[[], object]:
+            space: dict[str, Any] = {}
+            exec(compile("def fail(): assert False", file, "exec"), space)
+            fail: Callable[[], object] = space["fail"]
+            return fail
+
+        for file in (torch.__file__, str(ROOT / "kernels/vaez_kernels/latent.py")):
+            assert not self.outcome(asserts(file))
+        assert self.outcome(asserts(str(ROOT / "tests/cuda/test_numbers.py")))
+
+    def test_only_rivals_of_the_rows_that_were_asked_for_are_built(self, tmp_path: Path) -> None:
+        of = journal(tmp_path)
+        flags = ["-p", "bench.gpu.plugin", "-p", "no:cacheprovider", "-q", "-s", "--dry-run"]
+        flags += ["--part", "ops", "--journal", str(of.path), "--rows", "noise[16384-normal]"]
+        arguments = ["-m", "pytest", "bench/bench_noise.py", "--benchmark-only", *flags]
+        assert workers(arguments, of, tmp_path, ["ops"], time.monotonic() + 240) == []
+        (line,) = rows(of.lines()).values()
+        assert line["outcome"] == "dry run"
+        assert len(line["benchmark"]["stats"]["data"]) == 1  # one round
+        begun = {row for line in of.lines() if line["kind"] == "begin" for row in line["rows"]}
+        assert not any("torch.randn" in row for row in begun)

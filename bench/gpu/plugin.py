@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -199,6 +199,8 @@ class Rows(building.Watcher):
     def begin(self, provider: str) -> str | None:
         if self.ahead and provider in NOT_AHEAD:
             return "is not compiled ahead"
+        if self.texts and not any(self._of(provider)):
+            return "its row is not among --rows"
         row = self._row(provider)
         if row in self.crashed:
             return f"crashed: {self.crashed[row]}"
@@ -220,9 +222,11 @@ class Rows(building.Watcher):
             pytest.skip("compiled")
 
     def _row(self, provider: str) -> str:
+        return next(self._of(provider), f"{self.group}, {provider}")
+
+    def _of(self, provider: str) -> Iterator[str]:
         members = self.members[self.group]
-        of_provider = (row for row in members if self.provider[row] in (provider, None))
-        return next(of_provider, f"{self.group}, {provider}")
+        return (row for row in members if self.provider[row] in (provider, None))
 
 
 def _failed_a_value_check(call: pytest.CallInfo[None]) -> bool:

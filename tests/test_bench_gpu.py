@@ -5,6 +5,7 @@ tests/rehearsal runs all of them, on a stand-in.
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import os
@@ -18,6 +19,8 @@ from typing import Any
 import pytest
 import torch
 
+from bench import building
+from bench.accuracy import Check
 from bench.gpu import __main__ as command
 from bench.gpu import clocks, page
 from bench.gpu.comparison import CASES
@@ -27,10 +30,13 @@ from bench.gpu.plugin import _failed_a_value_check
 from bench.gpu.processes import run, workers
 from bench.gpu.results import benchmarks, comparison, found
 from bench.records import parse
+from bench.rows import Bench, Group, Rival
 from tests.suite_record import MACHINE, content, on_a_gpu
 from vaez_fast.compare import Row
 from vaez_fast.comparison import OPS
+from vaez_fast.config import LOG_PX_SAMPLES, TrainConfig
 from vaez_fast.data import DataError
+from vaez_fast.regime import STEPS_PER_REPLAY
 
 ROOT = Path(__file__).parents[1]
 ID = "00000000:1b:00.0"
@@ -539,3 +545,36 @@ class TestDryRun:
         assert len(line["benchmark"]["stats"]["data"]) == 1  # one round
         begun = {row for line in of.lines() if line["kind"] == "begin" for row in line["rows"]}
         assert not any("torch.randn" in row for row in begun)
+
+
+class TestAhead:
+    def test_a_training_is_built_as_rivals_are_and_in_few_steps(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # Its marker belongs to pytest-benchmark, which may be switched off.
+        monkeypatch.setitem(vars(pytest.mark), "benchmark", lambda **_: lambda test: test)
+        bench_training = importlib.import_module("bench.bench_training")
+        took: list[TrainConfig] = []
+
+        def trained(config: TrainConfig, _: Group) -> Rival:
+            took.append(config)
+            return Rival(None, Check(0.0, "nothing"))
+
+        class Ahead(building.Watcher):
+            short = True
+
+            def done(self) -> None:
+                pytest.skip("compiled")
+
+        monkeypatch.setattr(bench_training, "_trained", trained)
+        monkeypatch.setattr(building, "watcher", Ahead())
+        bench = Bench(torch.device("cpu"), quick=False, copy_bytes_per_second=1.0)
+        with pytest.raises(pytest.skip.Exception, match="compiled"):
+            bench_training.test_training(None, bench, "data", "analytic")
+        assert [(config.steps, config.test_samples) for config in took] == [
+            (STEPS_PER_REPLAY + 1, 2)
+        ]
+        monkeypatch.setattr(Ahead, "short", False)
+        with pytest.raises(pytest.skip.Exception):
+            bench_training.test_training(None, bench, "data", "analytic")
+        assert (took[1].steps, took[1].test_samples) == (620, LOG_PX_SAMPLES)

@@ -19,7 +19,8 @@ from tests.rehearsal.build import environment
 
 ROOT = Path(__file__).parents[2]
 # One op with all its rivals, of the others our kernels alone: compiling takes most of the time.
-OPS = ("latent[float32-128x20", "linear[float32-1x128x256x784", "mixture[128x5000x20")
+# Not the mixture's: its check in float64 calls cublasDdot, which the stand-in does not have.
+OPS = ("latent[float32-128x20", "linear[float32-1x128x256x784")
 ROWS = (
     "test_the_mixtures_density_is_the_references[shape0-False]",
     "test_compared[bernoulli_log_prob/uint8, 1\\xd71\\xd71 float32",

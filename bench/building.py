@@ -27,6 +27,11 @@ class Watcher:
     def end(self, provider: str, seconds: float) -> None:
         """After it was built, or failed."""
 
+    @property
+    def short(self) -> bool:
+        """Whether nothing is measured: a training takes a few steps, its evaluation few samples."""
+        return False
+
     def done(self) -> None:
         """After the last rival of a group, before any is timed."""
 

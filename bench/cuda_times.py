@@ -38,7 +38,7 @@ import torch
 
 # More than the L2 cache of any GPU so far (126 MB on a B200).
 FLUSH_BYTES = 256 << 20
-# About 11 ms on an H100, whose stream holds the launches of so many and of the call.
+# About 11 ms on an H100. A stream has room for this many launches plus those of the call.
 MOST_READS = 128
 # A loop of calls takes so long at least: its launch and its end, some 20 µs, are 0.4 % of it.
 LOOP_SECONDS = 5e-3

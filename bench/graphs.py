@@ -14,8 +14,8 @@ from bench.measure import WARMUP_CALLS
 _Result = TypeVar("_Result")
 _Case = TypeVar("_Case")
 
-# A graph has so many calls at least, so that its own launch is lost in its run; and no more than
-# so many, of small tensors, because eager code takes dozens of nodes a call.
+# At least 32 calls, so that the launch of the graph is negligible. At most 512, because eager code
+# takes dozens of nodes a call.
 FEWEST_CALLS, MOST_CALLS = 32, 512
 
 

@@ -88,7 +88,7 @@ def interleave(
     clocks = _clocks(rivals, device)
     # Not the times themselves: on CUDA a round takes many calls.
     once = sum(_wall_seconds(clock) for clock in clocks.values())
-    rounds = max(fewest, min(MOST_ROUNDS, int(budget / once)))
+    rounds = min(MOST_ROUNDS, max(fewest, int(budget / once)))
     names = list(rivals)
     samples: dict[str, list[Sample]] = {name: [] for name in names}
     for i in range(rounds):

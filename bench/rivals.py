@@ -144,11 +144,13 @@ class Contest:
         graph = captured([partial(call, case) for case in cases])
         graph.replay()
         torch.cuda.synchronize(self.device)
+        graph_bytes = len(cases) * bytes_of(self.case)
+        fits = graph_bytes <= torch.cuda.get_device_properties(self.device).L2_cache_size
         checks = [cases[i].check(graph.outputs[i], ours) for i in (0, -1)]
         return Rival(
             graph.replay,
             Check(worst([check.error for check in checks]), checks[0].against),
-            {"graph_calls": len(cases), "graph_bytes": len(cases) * bytes_of(self.case)},
+            {"graph_calls": len(cases), "graph_fits_l2": fits},
             moved_bytes=moved,
             own_memory=False,
             calls=len(cases),

@@ -26,7 +26,7 @@ class Rival:
     notes: dict[str, Any] = field(default_factory=dict)
     moved_bytes: int | None = None  # what it loads and stores; None where that is not known
     own_memory: bool = True  # a graph's was set aside at its capture: no call shows it
-    calls: int = 1  # what the work does so many times over; times are those of one
+    calls: int = 1  # how many calls `work` makes; recorded times are per call
 
 
 @dataclass

@@ -5,11 +5,13 @@ tests/rehearsal runs all of them, on a stand-in.
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,20 +19,27 @@ from typing import Any
 import pytest
 import torch
 
+from bench import building
+from bench.accuracy import Check
 from bench.gpu import __main__ as command
 from bench.gpu import clocks, page
 from bench.gpu.comparison import CASES
 from bench.gpu.journal import Journal, planned, rows, settled
 from bench.gpu.parts import PARTS, group_of, in_order
+from bench.gpu.plugin import _failed_a_value_check
 from bench.gpu.processes import run, workers
 from bench.gpu.results import benchmarks, comparison, found
 from bench.records import parse
+from bench.rows import Bench, Group, Rival
 from tests.suite_record import MACHINE, content, on_a_gpu
 from vaez_fast.compare import Row
 from vaez_fast.comparison import OPS
+from vaez_fast.config import LOG_PX_SAMPLES, TrainConfig
 from vaez_fast.data import DataError
+from vaez_fast.regime import STEPS_PER_REPLAY
 
 ROOT = Path(__file__).parents[1]
+ID = "00000000:1b:00.0"
 SESSION = {"machine": MACHINE | {"device": "a GPU"}, "code": "c0de", "dry_run": False, "gpu": ""}
 
 
@@ -82,6 +91,7 @@ class TestCommand:
         monkeypatch.setattr(command, "environment", lambda _: SESSION["machine"])
         monkeypatch.setattr(command, "workers", work)
         monkeypatch.setattr(command, "load", lambda *_: None)
+        monkeypatch.setattr(clocks, "pci_id", lambda: ID)
         return calls
 
     @pytest.mark.parametrize(
@@ -193,6 +203,23 @@ class TestJournal:
             file.write('{"kind": "row", "id": "b", "outc')
         (line,) = rows(of.lines()).values()
         assert (line["id"], line["seconds"]) == ("a", None)
+
+    def test_a_line_after_half_a_line_is_whole(self, tmp_path: Path) -> None:
+        of = journal(tmp_path)
+        with of.path.open("a") as file:
+            file.write('{"kind": "row", "id": "b", "outc')
+        of.write("row", worker="0", id="c", outcome="passed", why="")
+        assert list(rows(of.lines())) == ["c"]
+        assert "" not in of.path.read_text().splitlines()  # whole lines get no empty ones
+
+    def test_a_line_that_does_not_fit_on_the_disk_is_an_error(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        of = journal(tmp_path)
+        write = os.write
+        monkeypatch.setattr(os, "write", lambda handle, data: write(handle, data[:9]))
+        with pytest.raises(OSError, match="only 9 of"):
+            of.write("end", seconds=1.0, problems=[])
 
     def test_the_next_run_tries_again_what_failed_and_keeps_what_passed(
         self, tmp_path: Path
@@ -338,7 +365,7 @@ class TestClocks:
         smi.chmod(0o755)
         monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
         file = tmp_path / "clocks.csv"
-        with clocks.sampled(file):
+        with clocks.sampled(file, ID):
             for _ in range(200):
                 if clocks.read(file):
                     break
@@ -352,10 +379,10 @@ class TestClocks:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("PATH", str(tmp_path))
-        with clocks.sampled(tmp_path / "clocks.csv"):
+        with clocks.sampled(tmp_path / "clocks.csv", ID):
             pass
         assert clocks.read(tmp_path / "clocks.csv") == []
-        assert clocks.gpu() == ""
+        assert clocks.gpu(ID) == ""
 
 
 TIMED = ("eager", "triton")
@@ -397,14 +424,31 @@ class TestPage:
         assert "- `fatal`: crashed: killed by SIGSEGV" in text
         assert "- `late`" in text.partition("missing: not run before the end")[2]
         assert "**latent op, forward, 128 × 20, float32" in text
-        assert "1 of 1 groups were timed on a throttled GPU" in text
-        assert "| 1410 | 1500 |" in text
+        assert "2 of 2 rows were timed on a throttled GPU" in text
+        assert "| eager, triton | 1410 | 1500 |" in text
         assert "**power cap, temperature, by hardware**" in text
 
     def test_a_run_that_was_killed_is_told_from_one_that_ended(self, tmp_path: Path) -> None:
         self.timed(tmp_path)
         page.write(tmp_path)
         assert "1 missing; it was killed" in (tmp_path / "README.md").read_text()
+
+    def test_rows_of_a_group_that_were_timed_apart_have_their_own_clocks(
+        self, tmp_path: Path
+    ) -> None:
+        of = self.timed(tmp_path)
+        again = rows(of.lines())["triton"]
+        again["benchmark"]["extra_info"]["load"]["ended"] += 8.8
+        again["benchmark"]["extra_info"]["graph_fits_l2"] = True
+        of.write(**{name: value for name, value in again.items() if name != "time"})
+        page.write(tmp_path)
+        text = (tmp_path / "README.md").read_text()
+        assert "1 of 2 rows were timed on a throttled GPU" in text
+        assert "| eager | 1410 |" in text
+        assert "| triton | 1980 |" in text
+        warm = text.partition("## Graphs whose tensors fit in the L2 cache")[2]
+        assert "float32, triton\n" in warm.partition("## Clocks")[0]
+        assert "float32, eager\n" not in warm.partition("## Clocks")[0]
 
     def test_other_tools_read_the_rows_and_their_clocks(self, tmp_path: Path) -> None:
         self.timed(tmp_path)
@@ -419,13 +463,14 @@ class TestPage:
         of.write("plan", worker="0", rows=["eager"])
         values = {"worker": "0", "why": "", "seconds": 1.5, "prepared_seconds": 0.5}
         of.write("row", id="eager", outcome="dry run", benchmark=row, **values)
+        of.write("row", worker="0", id="fatal", outcome="crashed", why="killed")
+        of.write("row", worker="0", id="last", outcome="dry run", why="", seconds=2.5)
         of.write("end", seconds=2.0, problems=[])
         (ops,) = (part for part in page.write(tmp_path) if part.part.name == "ops")
-        assert ops.passed
         text = (tmp_path / "README.md").read_text()
         assert text.startswith("# DRY RUN on a GPU: no times and no checks")
-        assert "| ops | dry run | 1 of 1 |" in text
-        assert "| eager | 1.50 | 0.50 |" in text
+        # A crashed row has no seconds, and does not end the table.
+        assert "| eager | 1.50 | 0.50 |\n| fatal | – | – |\n| last | 2.50 | – |" in text
         assert benchmarks(ops, []) is None
         assert not (tmp_path / "ops.json").exists()
 
@@ -459,3 +504,77 @@ class TestComparison:
         assert record["rows"][-1]["absolute"] is None
         page.write(tmp_path)
         assert "nan" in (tmp_path / "README.md").read_text()
+
+
+class TestDryRun:
+    """What a dry run forgives, and what it does not."""
+
+    def outcome(self, fail: Callable[[], object]) -> bool:
+        return _failed_a_value_check(pytest.CallInfo.from_call(fail, "call"))
+
+    def test_values_that_are_off_are_forgiven(self) -> None:
+        def off() -> None:
+            assert torch.zeros(1).item() == 1
+
+        def not_close() -> None:
+            torch.testing.assert_close(torch.zeros(1), torch.ones(1))
+
+        assert self.outcome(off)
+        assert self.outcome(not_close)
+        assert not self.outcome(lambda: None)
+
+    def test_an_assertion_in_torch_or_in_a_launcher_is_a_crash(self) -> None:
+        def asserts(file: str) -> Callable[[], object]:
+            space: dict[str, Any] = {}
+            exec(compile("def fail(): assert False", file, "exec"), space)
+            fail: Callable[[], object] = space["fail"]
+            return fail
+
+        for file in (torch.__file__, str(ROOT / "kernels/vaez_kernels/latent.py")):
+            assert not self.outcome(asserts(file))
+        assert self.outcome(asserts(str(ROOT / "tests/cuda/test_numbers.py")))
+
+    def test_only_rivals_of_the_rows_that_were_asked_for_are_built(self, tmp_path: Path) -> None:
+        of = journal(tmp_path)
+        flags = ["-p", "bench.gpu.plugin", "-p", "no:cacheprovider", "-q", "-s", "--dry-run"]
+        flags += ["--part", "ops", "--journal", str(of.path), "--rows", "noise[16384-normal]"]
+        arguments = ["-m", "pytest", "bench/bench_noise.py", "--benchmark-only", *flags]
+        assert workers(arguments, of, tmp_path, ["ops"], time.monotonic() + 240) == []
+        (line,) = rows(of.lines()).values()
+        assert line["outcome"] == "dry run"
+        assert len(line["benchmark"]["stats"]["data"]) == 1  # one round
+        begun = {row for line in of.lines() if line["kind"] == "begin" for row in line["rows"]}
+        assert not any("torch.randn" in row for row in begun)
+
+
+class TestAhead:
+    def test_a_training_is_built_as_rivals_are_and_in_few_steps(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # Its marker belongs to pytest-benchmark, which may be switched off.
+        monkeypatch.setitem(vars(pytest.mark), "benchmark", lambda **_: lambda test: test)
+        bench_training = importlib.import_module("bench.bench_training")
+        took: list[TrainConfig] = []
+
+        def trained(config: TrainConfig, _: Group) -> Rival:
+            took.append(config)
+            return Rival(None, Check(0.0, "nothing"))
+
+        class Ahead(building.Watcher):
+            short = True
+
+            def done(self) -> None:
+                pytest.skip("compiled")
+
+        monkeypatch.setattr(bench_training, "_trained", trained)
+        monkeypatch.setattr(building, "watcher", Ahead())
+        bench = Bench(torch.device("cpu"), quick=False, copy_bytes_per_second=1.0)
+        with pytest.raises(pytest.skip.Exception, match="compiled"):
+            bench_training.test_training(None, bench, "data", "analytic")
+        assert [(config.steps, config.test_samples) for config in took] == [
+            (STEPS_PER_REPLAY + 1, 2)
+        ]
+        monkeypatch.setattr(Ahead, "short", False)
+        with pytest.raises(pytest.skip.Exception):
+            bench_training.test_training(None, bench, "data", "analytic")
+        assert (took[1].steps, took[1].test_samples) == (620, LOG_PX_SAMPLES)

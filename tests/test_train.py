@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 
 import pytest
 import torch
@@ -32,6 +33,26 @@ def _sizes(full: Dataset) -> list[tuple[Split, int]]:
 @pytest.fixture(scope="module")
 def result(dataset: Dataset) -> Result:
     return train(CONFIG, dataset)
+
+
+def test_the_cuda_device_needs_no_index(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    # torch.cuda.set_device refuses "cuda" alone, as `--device auto` and `cuda` choose it.
+    class Reached(Exception):
+        pass
+
+    def precision(*_: object) -> None:
+        raise Reached
+
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(sys.modules["vaez_fast.train"], "choose_precision", precision)
+    for name in ("cuda", "cuda:1"):
+        monkeypatch.setattr(
+            sys.modules["vaez_fast.train"], "choose_device", lambda _, n=name: torch.device(n)
+        )
+        with pytest.raises(Reached):
+            train(CONFIG, dataset)
+    assert chosen == [torch.device("cuda:1")]
 
 
 def of_split(result: Result, split: str) -> list[float]:

@@ -115,7 +115,7 @@ def train(
         Stopped: a signal that `keeping` listens to; the checkpoint is written.
     """
     device = choose_device(config.device)
-    if device.type == "cuda":
+    if device.index is not None:  # "cuda" alone is the current one, and set_device refuses it
         torch.cuda.set_device(device)
     precision = choose_precision(config.precision, device)
     config = replace(config, precision=str(precision).removeprefix("torch."), device=str(device))

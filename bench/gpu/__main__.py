@@ -35,7 +35,7 @@ from vaez_fast.environment import environment
 from vaez_fast.errors import printable
 from vaez_fast.files import OutputError, claimed, prepare_files
 
-# Of a part; compiling ahead may take up to half of it.
+# Time limit of a part. Compiling ahead may use up to half of it.
 MINUTES = 8.0
 PAGE = "page"
 
@@ -110,7 +110,7 @@ def _session(out: Path, dry_run: bool) -> dict[str, Any]:
                     f"out: {out} has rows of a run whose {differs.replace('_', ' ')} was another; "
                     "name another folder"
                 )
-    return session | {"gpu": clocks.gpu()}
+    return session | {"gpu": clocks.gpu(clocks.pci_id())}
 
 
 def _code() -> str:
@@ -167,7 +167,7 @@ def _work(
     for why in workers([*command, "--ahead"], journal, logs, ahead, begin + limit / 2):
         print(f"{part.name}: compiling ahead: {why}", flush=True)
     print(f"{part.name}: kernels compiled in {time.monotonic() - begin:.0f} s", flush=True)
-    with clocks.sampled(out / page.CLOCKS):
+    with clocks.sampled(out / page.CLOCKS, clocks.pci_id()):
         return workers(command, journal, logs, [part.name], begin + limit)
 
 

@@ -12,10 +12,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import torch
+
 EVERY_MS = 100
+STOP_SECONDS = 2.0
 FIELDS = "timestamp,clocks.sm,clocks.mem,power.draw,temperature.gpu,clocks_event_reasons.active"
-# Of nvidia-smi's reasons why a clock is not at its highest, those that slow a benchmark down. An
-# idle GPU (0x1) and clocks that somebody has set (0x2, 0x100) are none.
+# Of nvidia-smi's reasons why a clock is not at its highest, those that slow a benchmark down.
+# Idling (0x1) and clocks set by a user (0x2, 0x100) do not count as throttling.
 THROTTLING = {
     0x4: "power cap",
     0x8: "hardware slowdown",
@@ -38,10 +41,14 @@ class Sample:
 
 
 @contextmanager
-def sampled(file: Path) -> Iterator[None]:
-    """The block during which nvidia-smi appends a line to `file` every 100 ms, if it is here."""
+def sampled(file: Path, gpu_id: str) -> Iterator[None]:
+    """The block during which nvidia-smi appends a line to `file` every 100 ms, if it is here.
+
+    Args:
+        gpu_id: which GPU, as `pci_id` says it.
+    """
     command = ["nvidia-smi", f"--query-gpu={FIELDS}", "--format=csv,noheader,nounits"]
-    command += ["--id=0", f"--loop-ms={EVERY_MS}"]
+    command += [f"--id={gpu_id}", f"--loop-ms={EVERY_MS}"]
     with file.open("ab") as lines:
         try:
             process = subprocess.Popen(command, stdout=lines, stderr=subprocess.DEVNULL)
@@ -51,8 +58,12 @@ def sampled(file: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        process.kill()
-        process.wait()
+        process.terminate()  # it writes what it holds back, unless it hangs
+        try:
+            process.wait(timeout=STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def read(file: Path) -> list[Sample]:
@@ -89,8 +100,8 @@ def _number(cell: str) -> float | None:
 def during(samples: Sequence[Sample], begin: float, end: float) -> dict[str, Any] | None:
     """What a row's record says of the GPU from `begin` to `end`, seconds since 1970.
 
-    One sample more on each side, for rows that are shorter than the time between two. None where
-    there are no samples.
+    Includes one extra sample on each side, because a row can be shorter than the sampling interval.
+    None where there are no samples.
     """
     margin = EVERY_MS * 1e-3
     within = [s for s in samples if begin - margin <= s.time <= end + margin]
@@ -116,9 +127,16 @@ def _spread(values: Sequence[float | None]) -> dict[str, float] | None:
     return {"min": min(known), "median": median(known), "max": max(known)}
 
 
-def gpu() -> str:
+def pci_id() -> str:
+    """Of the GPU that torch takes: nvidia-smi counts GPUs that CUDA_VISIBLE_DEVICES hides, too."""
+    of: Any = torch.cuda.get_device_properties(0)  # torch's stub lacks these names
+    return f"{of.pci_domain_id:08x}:{of.pci_bus_id:02x}:{of.pci_device_id:02x}.0"
+
+
+def gpu(gpu_id: str) -> str:
     """Name, driver and power limit, as nvidia-smi tells; empty without it."""
     command = ["nvidia-smi", "--query-gpu=name,driver_version,power.limit", "--format=csv,noheader"]
+    command.append(f"--id={gpu_id}")
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):

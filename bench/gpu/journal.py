@@ -12,6 +12,7 @@ Several processes append to it. The kinds of lines:
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -24,7 +25,7 @@ Line = dict[str, Any]
 
 PASSED, SKIPPED, FAILED, CRASHED, DRY = "passed", "skipped", "failed", "crashed", "dry run"
 # These hold in later runs, too; what failed or crashed is tried again by the next run.
-LASTING = (PASSED, SKIPPED, DRY)
+FINAL_OUTCOMES = (PASSED, SKIPPED, DRY)
 
 
 class Journal:
@@ -37,9 +38,16 @@ class Journal:
         """Append a line and wait until it is on the disk; NaN and infinity become null."""
         line = json.dumps(_finite({"kind": kind, "time": time.time()} | values)) + "\n"
         # One write to a file opened for appending: lines of other processes stay whole.
-        handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         try:
-            os.write(handle, line.encode())
+            if _ends_in_half_a_line(handle):
+                line = "\n" + line
+            data = line.encode()
+            written = os.write(handle, data)
+            if written != len(data):
+                raise OSError(
+                    errno.ENOSPC, f"only {written} of {len(data)} bytes fit", str(self.path)
+                )
             os.fsync(handle)
         finally:
             os.close(handle)
@@ -68,6 +76,12 @@ class Journal:
         return lost
 
 
+def _ends_in_half_a_line(handle: int) -> bool:
+    """Whether a kill or a full disk cut the last line: what is appended must not continue it."""
+    size = os.fstat(handle).st_size
+    return size > 0 and os.pread(handle, 1, size - 1) != b"\n"
+
+
 def _finite(value: Any) -> Any:
     # JSON has neither NaN nor infinity
     if isinstance(value, dict):
@@ -90,7 +104,7 @@ def rows(lines: Iterable[Line]) -> dict[str, Line]:
 
 def settled(lines: list[Line]) -> set[str]:
     """The rows that this run need not do: they lasted, or were tried by it."""
-    lasting = {row for row, line in rows(lines).items() if line["outcome"] in LASTING}
+    lasting = {row for row, line in rows(lines).items() if line["outcome"] in FINAL_OUTCOMES}
     return lasting | set(rows(this_run(lines)))
 
 

@@ -75,7 +75,7 @@ def _lines(parts: Sequence[Found], measured: dict[str, dict[str, Any]]) -> list[
     for name, content in measured.items():
         lines += ["", f"## Speed: {name}"]
         lines += summary(rows_of_json(content), content["machine_info"], markdown=True)
-    return [*lines, *_clocks(measured)]
+    return [*lines, *_warm_graphs(measured), *_clocks(measured)]
 
 
 def _states(parts: Sequence[Found]) -> Iterator[str]:
@@ -127,35 +127,60 @@ def _host_seconds(parts: Sequence[Found]) -> Iterator[str]:
             for row, line in of.rows.items():
                 prepared = line.get("prepared_seconds")
                 cell = "–" if prepared is None else f"{prepared:.2f}"
-                yield f"| {row} | {line['seconds']:.2f} | {cell} |" if "seconds" in line else ""
+                # A row that crashed has no seconds.
+                seconds = f"{line['seconds']:.2f}" if "seconds" in line else "–"
+                yield f"| {row} | {seconds} | {cell} |"
+
+
+def _warm_graphs(measured: dict[str, dict[str, Any]]) -> Iterator[str]:
+    warm = [
+        f"{row['group']}, {row['extra_info']['provider']}"
+        for content in measured.values()
+        for row in content["benchmarks"]
+        if row["extra_info"].get("graph_fits_l2")
+    ]
+    if warm:
+        yield ""
+        yield "## Graphs whose tensors fit in the L2 cache"
+        yield ""
+        yield "Their wall times are of warm calls; their device times start with a cold cache."
+        yield ""
+        yield from (f"- {row}" for row in warm)
 
 
 def _clocks(measured: dict[str, dict[str, Any]]) -> Iterator[str]:
-    groups: dict[str, dict[str, Any]] = {}
+    # The rows of a group were timed in turn, over the same time, unless they are of several runs.
+    providers: dict[tuple[str, float], list[str]] = {}
+    clocks_of: dict[tuple[str, float], dict[str, Any]] = {}
     for content in measured.values():
         for row in content["benchmarks"]:
-            groups.setdefault(row["group"], row["extra_info"].get("gpu"))
-    known = {group: values for group, values in groups.items() if values}
+            info = row["extra_info"]
+            if info.get("gpu"):
+                key = row["group"], info["load"]["ended"]
+                providers.setdefault(key, []).append(info["provider"])
+                clocks_of[key] = info["gpu"]
     yield ""
     yield "## Clocks while rows were timed"
     yield ""
-    if not known:
+    if not clocks_of:
         yield "Not known: nvidia-smi was not at hand, or said nothing."
         return
-    throttled = sum(bool(values["throttled"]) for values in known.values())
-    yield f"{throttled} of {len(known)} groups were timed on a throttled GPU."
+    rows = sum(map(len, providers.values()))
+    throttled = sum(len(providers[key]) for key in clocks_of if clocks_of[key]["throttled"])
+    yield f"{throttled} of {rows} rows were timed on a throttled GPU."
     yield ""
-    yield "| group | SM MHz, min | median | W, median | °C, max | throttled |"
-    yield "| --- | ---: | ---: | ---: | ---: | --- |"
-    for group, values in known.items():
+    yield "| group | rows | SM MHz, min | median | W, median | °C, max | throttled |"
+    yield "| --- | --- | ---: | ---: | ---: | ---: | --- |"
+    for key, values in clocks_of.items():
         cells = [
+            ", ".join(providers[key]),
             _cell(values, "sm_mhz", "min"),
             _cell(values, "sm_mhz", "median"),
             _cell(values, "watts", "median"),
             _cell(values, "celsius", "max"),
             "**" + ", ".join(values["throttled"]) + "**" if values["throttled"] else "no",
         ]
-        yield f"| {group} | " + " | ".join(cells) + " |"
+        yield f"| {key[0]} | " + " | ".join(cells) + " |"
 
 
 def _cell(values: dict[str, Any], name: str, which: str) -> str:

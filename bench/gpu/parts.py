@@ -18,14 +18,15 @@ class Part:
         files: of rows, for pytest, the most valuable first.
         timed: its rows are timed alone on the machine, after all kernels were compiled in
             parallel; others are checks, which run in parallel.
-        in_turn: a group of each file, then the next of each; else one file after the other.
+        interleave_files: a group of each file, then the next of each; else one file after the
+            other.
         digits: it needs mnist-5k.
     """
 
     name: str
     files: tuple[str, ...]
     timed: bool
-    in_turn: bool = False
+    interleave_files: bool = False
     digits: bool = False
 
 
@@ -54,7 +55,7 @@ PARTS = {
                 "bench/bench_noise.py",
             ),
             timed=True,
-            in_turn=True,
+            interleave_files=True,
         ),
         Part(
             "training",
@@ -81,7 +82,7 @@ def in_order(groups: Iterable[str], part: Part) -> list[str]:
     of_file: dict[str, list[str]] = {file: [] for file in part.files}
     for group in groups:
         of_file[group.partition("::")[0]].append(group)
-    if not part.in_turn:
+    if not part.interleave_files:
         return [group for file in of_file.values() for group in file]
     for file in of_file.values():
         file.reverse()

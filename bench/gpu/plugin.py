@@ -1,33 +1,41 @@
 """A pytest plugin that runs rows of one part, one process of perhaps several, and journals them.
 
-`bench.gpu.worker` starts pytest with it. A group of benchmark rows, which share a preparation and
-are timed in turn, stays in one process, and is done anew as long as one of its rows is missing.
+`bench.gpu.processes.workers` starts pytest with it. A group of benchmark rows, which share a
+preparation and are timed in turn, stays in one process, and is done anew as long as one of its rows
+is missing.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch.distributions import Distribution
 
-from bench import accuracy, building, rows
+from bench import accuracy, building, measure
 from bench.gpu.journal import CRASHED, DRY, FAILED, PASSED, SKIPPED, Journal, settled, this_run
-from bench.gpu.parts import PARTS, group_of, in_order
-from bench.gpu.processes import LOST
-from bench.measure import Work, interleave
+from bench.gpu.parts import COMPARISON, PARTS, group_of, in_order
+from bench.gpu.processes import LOST, ROOT
 from bench.rivals import AUTOTUNED
+from vaez_fast.engine import Engine
+from vaez_fast.evaluate import Evaluator, Metrics
 
 # Not compiled ahead: max-autotune times candidates, which needs the machine alone, and JAX keeps
 # nothing on the disk.
 NOT_AHEAD = (AUTOTUNED, "jax", "jax bfloat16")
+
+
+TORCH_TESTING = Path(torch.testing.__file__).parent
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -50,10 +58,11 @@ def pytest_configure(config: pytest.Config) -> None:
         torch._inductor.config.autotune_local_cache = False
     if options.ahead or options.dry_run:
         accuracy.Check.passed = property(lambda self: True)  # type: ignore[assignment,method-assign]
-        rows.interleave = _one_round  # type: ignore[attr-defined]
+        measure.MOST_ROUNDS = measure.WARMUP_CALLS = 1
     if options.dry_run:
         # Values are whatever is in memory, and textbook code would refuse them.
         Distribution.set_default_validate_args(False)
+        _keep_numbers_finite()
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     config.pluginmanager.register(Rows(options), "bench-gpu-rows")
 
@@ -65,8 +74,24 @@ def _end_with(parent: int) -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-def _one_round(rivals: Mapping[str, Work], device: Any, *_: Any, **__: Any) -> Any:
-    return interleave(rivals, device, 0.0, 1)
+def _keep_numbers_finite() -> None:
+    # A training whose numbers are not finite stops, and those of a rehearsal may be anything.
+    evaluate, read_totals = Evaluator.__call__, Engine.read_totals
+
+    def evaluated(self: Evaluator, *args: Any, **options: Any) -> Metrics:
+        found = asdict(evaluate(self, *args, **options))
+        return Metrics(**{name: _finite(value) for name, value in found.items()})
+
+    def totals(self: Engine, steps: int) -> tuple[float, float]:
+        rate, distortion = read_totals(self, steps)
+        return _finite(rate), _finite(distortion)
+
+    Evaluator.__call__ = evaluated  # type: ignore[method-assign]
+    Engine.read_totals = totals  # type: ignore[method-assign]
+
+
+def _finite(value: Any) -> Any:
+    return value if not isinstance(value, float) or math.isfinite(value) else 0.0
 
 
 class Rows(building.Watcher):
@@ -125,13 +150,13 @@ class Rows(building.Watcher):
 
     # What becomes of them.
 
-    def at_stake(self, *rows: str) -> None:
+    def lost_if_killed(self, *rows: str) -> None:
         print(f"\n{time.strftime('%H:%M:%S')} {rows[0]}", flush=True)  # a sign of life in the log
         self.journal.write("begin", worker=self.worker, rows=rows)
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         self.group = group_of(nodeid, self.provider[nodeid])
-        self.at_stake(*self.members[self.group])
+        self.lost_if_killed(*self.members[self.group])
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
@@ -154,7 +179,7 @@ class Rows(building.Watcher):
     ) -> None:
         why = "" if call.excinfo is None else building.reason_of(call.excinfo.value)
         outcome = {"passed": PASSED, "skipped": SKIPPED, "failed": FAILED}[report.outcome]
-        if self.dry and (outcome == PASSED or _judged(call)):
+        if self.dry and (outcome == PASSED or _failed_a_value_check(call)):
             outcome = DRY
         values: dict[str, Any] = {"seconds": report.duration}
         values |= dict(item.user_properties)
@@ -174,27 +199,47 @@ class Rows(building.Watcher):
     def begin(self, provider: str) -> str | None:
         if self.ahead and provider in NOT_AHEAD:
             return "is not compiled ahead"
+        if self.texts and not any(self._of(provider)):
+            return "its row is not among --rows"
         row = self._row(provider)
         if row in self.crashed:
             return f"crashed: {self.crashed[row]}"
-        self.at_stake(row)
+        self.lost_if_killed(row)
         return None
 
     def end(self, provider: str, seconds: float) -> None:
         self.prepared[self._row(provider)] = seconds
 
+    @property
+    def short(self) -> bool:
+        return bool(self.ahead or self.dry)
+
     def done(self) -> None:
-        self.at_stake(*self.members[self.group])
+        self.lost_if_killed(*self.members[self.group])
         if self.ahead:
             seconds = sum(self.prepared.get(row, 0.0) for row in self.members[self.group])
             self.journal.write("built", worker=self.worker, group=self.group, seconds=seconds)
             pytest.skip("compiled")
 
     def _row(self, provider: str) -> str:
-        of_provider = (row for row in self.members[self.group] if self.provider[row] == provider)
-        return next(of_provider, f"{self.group}, {provider}")
+        return next(self._of(provider), f"{self.group}, {provider}")
+
+    def _of(self, provider: str) -> Iterator[str]:
+        members = self.members[self.group]
+        return (row for row in members if self.provider[row] in (provider, None))
 
 
-def _judged(call: pytest.CallInfo[None]) -> bool:
-    # Kernels of a rehearsal compute nothing: what compares values must fail.
-    return call.excinfo is not None and isinstance(call.excinfo.value, AssertionError)
+def _failed_a_value_check(call: pytest.CallInfo[None]) -> bool:
+    """Whether an assertion of a test itself failed, alone or through torch.testing.
+
+    Kernels of a rehearsal compute nothing: what compares values must fail. An assertion in torch,
+    in inductor or in a launcher of ours is a crash.
+    """
+    if call.excinfo is None or not isinstance(call.excinfo.value, AssertionError):
+        return False
+    files = [Path(entry.path) for entry in call.excinfo.traceback]
+    while files and files[-1].is_relative_to(TORCH_TESTING):
+        files.pop()
+    return bool(files) and (
+        files[-1].is_relative_to(ROOT / "tests") or files[-1] == ROOT / COMPARISON
+    )

@@ -16,9 +16,9 @@ from pathlib import Path
 from bench.gpu.journal import Journal
 
 ROOT = Path(__file__).parents[2]
-# pytest's for "all passed", "some failed" and "no rows to run": it came to its end.
+# pytest's exit statuses of a finished run: all passed, some failed, no rows to run.
 FINISHED = (0, 1, 5)
-# A worker's whose CUDA device is lost: it has recorded what it took with it.
+# Exit status of a worker that lost its CUDA device. It has already recorded the rows it lost.
 LOST = 86
 # A process that is told to stop may say so in its log; its rows are on the disk already.
 GRACE_SECONDS = 5.0

@@ -18,14 +18,21 @@ import pytest
 from tests.rehearsal.build import environment
 
 ROOT = Path(__file__).parents[2]
+# One op with all its rivals, of the others our kernels alone: compiling takes most of the time.
+# Not the mixture's: its check in float64 calls cublasDdot, which the stand-in does not have.
+OPS = ("latent[float32-128x20", "linear[float32-1x128x256x784")
 ROWS = (
     "test_the_mixtures_density_is_the_references[shape0-False]",
     "test_compared[bernoulli_log_prob/uint8, 1\\xd71\\xd71 float32",
     "likelihood[float32-1x128x784-forward+backward",
-    "noise[16384",
-    "test_training_step[lyeoni-",
-    "test_autotuned[1x128x256x784-float32",
-    "test_jax[",
+    *(f"test_{op}-forward+backward-triton]" for op in OPS),
+    "bench_importance.py::test_importance[triton]",
+    "noise[16384-normal]",
+    "test_training_step[lyeoni-products float32]",
+    "test_training_step[lyeoni-engine bfloat16]",
+    "test_training[analytic]",
+    "test_autotuned[1x128x256x784-float32-compiled max-autotune]",
+    "test_jax[latent-jax]",
 )
 
 
@@ -41,6 +48,8 @@ def out(stand_in_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     flags += [flag for text in ROWS for flag in ("--rows", text)]
     others = {n: v for n, v in os.environ.items() if not n.startswith("PYTEST_XDIST")}
     paths = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"}
+    # Workers that compile would each import torch.
+    paths["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
     done = subprocess.run(
         [sys.executable, "-m", "bench.gpu", *flags],
         cwd=ROOT,
@@ -62,20 +71,13 @@ def rows(out: Path, part: str) -> dict[str, str]:
 def test_every_part_runs_rows_to_their_end(out: Path) -> None:
     assert len(rows(out, "correctness")) == 2
     assert set(rows(out, "correctness").values()) == {"dry run"}
-    ops = rows(out, "ops")
-    providers = ("eager", "compiled", "fallback", "triton")
-    graphs = ("eager graph", "compiled graph", "triton graph")
-    for provider in (*providers, *graphs, "torch.randn", "normal"):
-        (row,) = (row for row in ops if row.endswith(f"-{provider}]"))
-        assert ops[row] == "dry run", row
-    steps = rows(out, "training")
-    for dtype in ("float32", "bfloat16"):
-        for what in ("engine", "products"):
-            (row,) = (row for row in steps if row.endswith(f"-{what} {dtype}]"))
-            assert steps[row] == "dry run"
+    assert set(rows(out, "ops").values()) == {"dry run"}
+    assert len(rows(out, "ops")) == 7 + len(OPS) + 2
+    assert list(rows(out, "training").values()) == ["dry run"] * 3
     rivals = rows(out, "rivals")
     (row,) = (row for row in rivals if row.endswith("-compiled max-autotune]"))
     assert rivals[row] == "dry run"
+    assert len(rivals) == 2  # JAX's is there, and skipped where jax is not installed
 
 
 def test_nothing_of_it_can_be_taken_for_a_measurement(out: Path) -> None:

@@ -11,8 +11,8 @@ from itertools import chain
 from pathlib import Path
 
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
-# An op is compiled by these. The others may be newer than they must: a machine with Python 3.12
-# has the newest NumPy.
+# These compile the ops. The others may be newer than the declared minimum: a machine with Python
+# 3.12 has the newest NumPy.
 LOWEST = ("torch", "triton", "torchvision")
 AS_DECLARED = ("numpy", "matplotlib", "filelock")
 FOR_TESTS = ("pytest", "pytest-benchmark", "pytest-xdist", "hypothesis")

@@ -22,9 +22,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vaez_kernels.backend import triton
+from vaez_kernels.backend import TRITON_VERSION, triton
 
-VERSION = tuple(int(part) for part in triton.__version__.split(".")[:2]) if triton else (0, 0)
 # Triton 3.9 fuses multiply and add by default, and warns that 3.10 will not: these budgets do.
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
@@ -55,14 +54,17 @@ def reason_to_skip(target: str) -> str:
     return "" if name in backends else f"this triton has no {name} backend"
 
 
-def by_triton(checked: int, *, before_3_8: int | None = None, from_3_9: int | None = None) -> int:
-    """A ceiling on what triton 3.8 builds, and so on what is newer, but for builds that differ.
+def ceiling_by_triton(
+    checked: int, *, before_3_8: int | None = None, from_3_9: int | None = None
+) -> int:
+    """The ceiling for triton 3.8, or another one for versions whose builds differ.
 
-    They do by their versions of LLVM and of ptxas: 12.8 before 3.8, for Blackwell 12.9 to 13.4.
+    Builds differ by their versions of LLVM and of ptxas: 12.8 before 3.8, for Blackwell 12.9 to
+    13.4.
     """
-    if before_3_8 is not None and VERSION < (3, 8):
+    if before_3_8 is not None and TRITON_VERSION < (3, 8):
         return before_3_8
-    if from_3_9 is not None and VERSION >= (3, 9):
+    if from_3_9 is not None and TRITON_VERSION >= (3, 9):
         return from_3_9
     return checked
 
@@ -167,8 +169,9 @@ def built(launch: Callable[..., Any], kernel: Any, args: tuple[Any, ...], target
 def assert_in_registers(binary: Binary, registers: int = 512) -> None:
     assert binary.spills == 0
     assert binary.stack == 0
-    # A move each way, to no memory: an odd row's masks, and one of the decoders, by older LLVMs.
-    assert binary.parked <= by_triton(0, before_3_8=2)
+    # Older LLVMs park a scalar register in a vector register (of an odd row's masks, of a decoder):
+    # two moves, and no access of memory.
+    assert binary.parked <= ceiling_by_triton(0, before_3_8=2)
     assert binary.registers <= registers
 
 

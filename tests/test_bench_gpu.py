@@ -509,7 +509,7 @@ class TestComparison:
 class TestDryRun:
     """What a dry run forgives, and what it does not."""
 
-    def outcome(self, fail: Callable[[], object]) -> bool:
+    def outcome(self, fail: Callable[[], None]) -> bool:
         return _failed_a_value_check(pytest.CallInfo.from_call(fail, "call"))
 
     def test_values_that_are_off_are_forgiven(self) -> None:

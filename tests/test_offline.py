@@ -6,7 +6,7 @@ or a slow path for sine costs bandwidth on every GPU, and shows here.
 
 The ceilings of the fused forward on sm_90 are the requirement itself. The others are what Triton
 3.8 gave, with a margin of one step of eight registers (in which they are allocated). Where other
-versions' allocators take one step more, `by_triton` has that of theirs.
+versions' allocators take one step more, `ceiling_by_triton` has that of theirs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 
 from tests import offline
 from tests.helpers import MODES
-from tests.offline import assert_lean, built, by_triton
+from tests.offline import assert_lean, built, ceiling_by_triton
 from vaez_kernels import interpreting, latent, noise, noise_key
 from vaez_kernels.backend import triton
 
@@ -94,8 +94,8 @@ def forward_registers(case: Case, kl: str, target: str) -> int:
     if case.columns % 4:
         return 64 if case.samples == 1 else 104
     if case.samples == 1:
-        return 56 if monte_carlo else by_triton(40, before_3_8=48)
-    return by_triton(72 if monte_carlo and target == "sm_100" else 64, before_3_8=72)
+        return 56 if monte_carlo else ceiling_by_triton(40, before_3_8=48)
+    return ceiling_by_triton(72 if monte_carlo and target == "sm_100" else 64, before_3_8=72)
 
 
 def backward_registers(case: Case, target: str) -> int:
@@ -142,7 +142,7 @@ def test_one_sample_fits_on_every_target(target: str) -> None:
     to = forward(ONE, True, "analytic", target)
     back = backward(ONE, True, "analytic", NEEDS[0], target)
     assert_lean(to, target, 40)
-    assert_lean(back, target, 56 if target == "sm_80" else by_triton(48, before_3_8=56))
+    assert_lean(back, target, 56 if target == "sm_80" else ceiling_by_triton(48, before_3_8=56))
     assert_wide(to, target, 2, 1)
     assert_wide(back, target, 3, 2)
     assert max(to.length, back.length) <= 640

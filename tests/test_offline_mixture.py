@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from tests import offline
-from tests.offline import Binary, assert_in_registers, built, by_triton
+from tests.offline import Binary, assert_in_registers, built, ceiling_by_triton
 from vaez_kernels import interpreting, mixture
 from vaez_kernels.backend import triton
 
@@ -52,8 +52,8 @@ def test_forward_reads_128_bits_of_components_at_once(gpu: str, leave_out: bool)
     assert_in_registers(binary, 248)  # 240
     assert binary.length <= 2160  # 1750, and 2038 with a component left out
     # mu, 1/σ and the normaliser; narrow are the draws, and the components that they leave out.
-    narrow = by_triton(mixture.BLOCK_M * (1 + leave_out), from_3_9=0)
-    of_draws = by_triton(0, from_3_9=mixture.BLOCK_M // 4 * (1 + 2 * leave_out))
+    narrow = ceiling_by_triton(mixture.BLOCK_M * (1 + leave_out), from_3_9=0)
+    of_draws = ceiling_by_triton(0, from_3_9=mixture.BLOCK_M // 4 * (1 + 2 * leave_out))
     assert binary.count(r"LDG\..*128") == 3 + of_draws
     assert binary.count(r"LDG(?!.*128)") == narrow
 
@@ -64,7 +64,7 @@ def test_backward_stays_in_registers(gpu: str, leave_out: bool) -> None:
     # All that a thread can have: 255.
     binary = backward(128, gpu, leave_out)
     assert_in_registers(binary, 255)
-    assert binary.length <= by_triton(1740, from_3_9=2700)  # 1613, 3.9 unrolls: 2455
+    assert binary.length <= ceiling_by_triton(1740, from_3_9=2700)  # 1613, 3.9 unrolls: 2455
     # The weights change hands: once written, once read.
     assert binary.count("BAR|WARPSYNC") >= 2
 
@@ -87,5 +87,5 @@ def test_a_term_is_a_difference_a_product_and_a_fused_square() -> None:
 @pytest.mark.parametrize("D", [20, 128])
 def test_amd_stays_in_registers(D: int) -> None:
     # 170 and 180, of others up to 202 and 226: of 512 registers all leave room for two waves.
-    assert_in_registers(forward(D, "gfx942"), by_triton(178, before_3_8=190, from_3_9=210))
-    assert_in_registers(backward(D, "gfx942"), by_triton(188, from_3_9=234))
+    assert_in_registers(forward(D, "gfx942"), ceiling_by_triton(178, before_3_8=190, from_3_9=210))
+    assert_in_registers(backward(D, "gfx942"), ceiling_by_triton(188, from_3_9=234))

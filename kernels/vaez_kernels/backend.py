@@ -22,6 +22,9 @@ except ImportError:  # macOS and Windows: the fallback alone
     triton = None
     tl = None
 
+# Major and minor; (0, 0) where there is none.
+TRITON_VERSION = tuple(map(int, triton.__version__.split(".")[:2])) if triton else (0, 0)
+
 
 def _make_cache_directory() -> None:
     # PyTorch makes it whenever it defines an op or traces a graph, and fails where it cannot.
@@ -46,6 +49,7 @@ _make_cache_directory()
 
 __all__ = [
     "BACKENDS",
+    "TRITON_VERSION",
     "goes_through_op",
     "has_fast_bfloat16",
     "interpreting",
@@ -94,8 +98,8 @@ def _probe() -> None:
 
 
 def _mend_interpreter() -> None:
-    # The bound of a loop is an array of one element, of which triton 3.6 takes int(): numpy 2.5
-    # refuses that of an array with dimensions.
+    # Triton 3.6 calls int() on the bound of a loop, a one-element array, which numpy 2.5 refuses.
+    # Triton 3.7 takes its only element.
     from triton.runtime import interpreter
 
     patch = interpreter._patch_lang_tensor
@@ -107,7 +111,7 @@ def _mend_interpreter() -> None:
     interpreter._patch_lang_tensor = patch_and_mend
 
 
-if interpreting() and triton.__version__.startswith("3.6."):
+if interpreting() and TRITON_VERSION == (3, 6):
     _mend_interpreter()
 
 

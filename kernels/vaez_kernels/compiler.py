@@ -94,7 +94,7 @@ def isolated(work: Callable[[], _Result]) -> _Result:
     """
     if _compiles_already():
         return work()
-    _stand_in_for_missing_gpus()
+    _keep_first_tracing_thread_alive()
     done: Future[_Result] = Future()
 
     def alone() -> None:
@@ -112,18 +112,20 @@ def isolated(work: Callable[[], _Result]) -> _Result:
 
 
 @functools.cache
-def _stand_in_for_missing_gpus() -> None:
-    # Where there is no GPU, tracing puts something in its place. Torch 2.11 keeps that in the
-    # thread that traces first, and crashes when it looks for it after that thread has ended: the
-    # first one to trace, nothing, lives as long as the process.
+def _keep_first_tracing_thread_alive() -> None:
+    # Torch 2.11 without a GPU keeps a substitute for it in the thread that traces first, and
+    # crashes when it looks for that after the thread has ended. So the first thread to trace is one
+    # that lives as long as the process.
+    if torch.cuda.is_available():
+        return
     ready: Future[None] = Future()
 
-    def stand() -> None:
+    def trace_and_stay() -> None:
         with FakeTensorMode():
             ready.set_result(None)
         threading.Event().wait()
 
-    threading.Thread(target=stand, daemon=True).start()
+    threading.Thread(target=trace_and_stay, daemon=True).start()
     ready.result()
 
 

@@ -524,10 +524,10 @@ class TestDryRun:
         assert not self.outcome(lambda: None)
 
     def test_an_assertion_in_torch_or_in_a_launcher_is_a_crash(self) -> None:
-        def asserts(file: str) -> Callable[[], object]:
+        def asserts(file: str) -> Callable[[], None]:
             space: dict[str, Any] = {}
             exec(compile("def fail(): assert False", file, "exec"), space)
-            fail: Callable[[], object] = space["fail"]
+            fail: Callable[[], None] = space["fail"]
             return fail
 
         for file in (torch.__file__, str(ROOT / "kernels/vaez_kernels/latent.py")):

@@ -29,6 +29,7 @@ PRODUCTS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "bmm": lambda a, b, bias: torch.bmm(a.expand(3, M, K), torch.stack([b, b * 2, b * 3])),
     "baddbmm": lambda a, b, bias: torch.baddbmm(bias, a.expand(2, M, K), b.expand(2, K, N)),
     "mv": lambda a, b, bias: a @ b[:, 3],
+    "dot": lambda a, b, bias: torch.dot(a[0], b[:, 3]),
     "out=": lambda a, b, bias: torch.mm(a, b, out=a.new_empty(M, N)),
 }
 

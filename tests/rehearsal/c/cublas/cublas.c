@@ -196,3 +196,50 @@ cublasStatus_t cublasGemmEx(cublasHandle_t handle, cublasOperation_t transpose_a
 
 IN_ONE_TYPE(S, float, CUDA_R_32F, CUBLAS_COMPUTE_32F)
 IN_ONE_TYPE(D, double, CUDA_R_64F, CUBLAS_COMPUTE_64F)
+
+/* A dot product is a row times a column; its sum goes to device memory. */
+static cublasStatus_t dot(cublasHandle_t handle, int length, const void *x, cudaDataType type_x,
+                          int step_x, const void *y, cudaDataType type_y, int step_y, void *result,
+                          cudaDataType type, cublasComputeType_t compute)
+{
+    static const double one_64 = 1, zero_64 = 0;
+    static const float one_32 = 1, zero_32 = 0;
+    bool wide = scale_type(compute) == CUDA_R_64F;
+    if (handle->pointer_mode != CUBLAS_POINTER_MODE_DEVICE) {
+        rehearsal_unknown("dot product that the host waits for");
+        return CUBLAS_STATUS_NOT_SUPPORTED;
+    }
+    product_work product = {
+        .m = 1, .n = 1, .k = length, .batch = 1,
+        .transpose_a = CUBLAS_OP_N, .transpose_b = CUBLAS_OP_T,
+        .alpha = wide ? (const void *)&one_64 : &one_32,
+        .beta = wide ? (const void *)&zero_64 : &zero_32,
+        .type_scale = scale_type(compute), .compute = compute,
+        .a = x, .type_a = type_x, .ld_a = step_x,
+        .b = y, .type_b = type_y, .ld_b = step_y,
+        .d = result, .type_d = type, .ld_d = 1,
+    };
+    return submit(handle, "cublasDot", product);
+}
+
+cublasStatus_t cublasSdot_v2(cublasHandle_t handle, int length, const float *x, int step_x,
+                             const float *y, int step_y, float *result)
+{
+    return dot(handle, length, x, CUDA_R_32F, step_x, y, CUDA_R_32F, step_y, result, CUDA_R_32F,
+               CUBLAS_COMPUTE_32F);
+}
+
+cublasStatus_t cublasDdot_v2(cublasHandle_t handle, int length, const double *x, int step_x,
+                             const double *y, int step_y, double *result)
+{
+    return dot(handle, length, x, CUDA_R_64F, step_x, y, CUDA_R_64F, step_y, result, CUDA_R_64F,
+               CUBLAS_COMPUTE_64F);
+}
+
+cublasStatus_t cublasDotEx(cublasHandle_t handle, int length, const void *x, cudaDataType type_x,
+                           int step_x, const void *y, cudaDataType type_y, int step_y,
+                           void *result, cudaDataType type, cudaDataType compute)
+{
+    return dot(handle, length, x, type_x, step_x, y, type_y, step_y, result, type,
+               compute == CUDA_R_64F ? CUBLAS_COMPUTE_64F : CUBLAS_COMPUTE_32F);
+}

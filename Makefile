@@ -18,10 +18,9 @@ TEST_FLAGS ?= -n 2 --dist loadfile --no-loadscope-reorder -p no:benchmark
 # On a stand-in for CUDA (tests/rehearsal) bench.gpu and tests/cuda run in test-oldest alone, with the
 # versions that a CUDA machine has: once is what half an hour of CI has time for.
 REHEARSED := $(wildcard tests/rehearsal/test_bench_gpu.py tests/rehearsal/test_cuda_tests.py)
-# What depends on the versions of torch and triton: kernels interpreted, built, executed, captured and
-# rehearsed, their PyTorch twins, a training step. Few combinations of parameters (tests/few.py).
-OLDEST_TESTS ?= tests/test_interpreter.py $(REHEARSED) tests/test_interpreter_products.py \
-  tests/rehearsal/test_stand_in.py tests/executed tests/test_bare_machine.py \
+# What depends on the versions of torch and triton: kernels built, executed, captured and rehearsed,
+# their PyTorch twins, a training step. Few combinations of parameters (tests/few.py).
+OLDEST_TESTS ?= $(REHEARSED) tests/rehearsal/test_stand_in.py tests/executed tests/test_bare_machine.py \
   $(wildcard tests/test_offline*.py) $(addprefix tests/test_,$(addsuffix .py,capture kernel_sources launch \
   steps latent noise likelihood linear_likelihood mixture importance compile lowest))
 BENCH_FLAGS ?=
@@ -41,6 +40,8 @@ test: $(INSTALLED)
 test-oldest: $(OLDEST)/.installed
 	PYTEST_PLUGINS=tests.few OMP_WAIT_POLICY=passive \
 	  $(OLDEST)/bin/python -m pytest $(TEST_FLAGS) $(OLDEST_TESTS)
+	PYTEST_PLUGINS=tests.few OMP_WAIT_POLICY=passive TRITON_INTERPRET=1 VAEZ_BACKEND=triton \
+	  $(OLDEST)/bin/python -m pytest $(TEST_FLAGS) tests/interpreted -k reference
 
 bench: $(INSTALLED)
 	$(BIN)/python -m pytest bench --benchmark-only $(BENCH_FLAGS)

@@ -26,7 +26,7 @@ def run_interpreted(*arguments: str) -> None:
     environment = os.environ | {"TRITON_INTERPRET": "1", "VAEZ_BACKEND": "triton"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
     run = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1800
     )
     output = run.stdout + run.stderr
     assert run.returncode == 0, f"{' '.join(command)} ended with {run.returncode}:\n{output}"

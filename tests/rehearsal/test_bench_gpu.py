@@ -25,7 +25,7 @@ ROWS = (
     "test_compared[bernoulli_log_prob/uint8, 1\\xd71\\xd71 float32",
     "likelihood[float32-1x128x784-forward+backward",
     *(f"test_{op}-forward+backward-triton]" for op in OPS),
-    "test_importance[kernel bfloat16]",
+    "test_importance[kernel bfloat16",
     "noise[16384-normal]",
     "test_training_step[lyeoni-products float32]",
     "test_training[analytic]",

@@ -364,6 +364,26 @@ def test_conversions_to_integers_round_as_named_and_saturate() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("start", "end", "wanted"),
+    [
+        ("f32", "s32", 0),
+        ("f32", "u32", 0),
+        ("f32", "s64", 1 << 63),
+        ("f32", "u64", 1 << 63),
+        ("f64", "s16", 1 << 15),
+        ("f64", "s32", 1 << 31),
+        ("f64", "u32", 1 << 31),
+        ("f64", "s64", 1 << 63),
+        ("f64", "u64", 1 << 63),
+    ],
+)
+def test_nan_becomes_the_integer_that_the_isa_names(start: str, end: str, wanted: int) -> None:
+    nan = np.full(32, np.nan, f"f{int(start[1:]) // 8}")
+    out = compute(f"cvt.rzi.{end}.{start} {{out}}, {{0}};", nan, out=f"u{int(end[1:]) // 8}")
+    assert set(out.tolist()) == {wanted}
+
+
 def test_narrow_integers_extend_by_their_kind() -> None:
     a = integers("u4")
     low = (a & 0xFF).astype(np.uint8)

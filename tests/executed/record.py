@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from bench.accuracy import worst
 from tests.executed.cases import OUTPUTS, Case
 from tests.executed.route import execution
 from tests.ptx.units import Units
@@ -17,7 +19,16 @@ Record = dict[str, Any]
 
 def record_of(rows: Sequence[Record]) -> Record:
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    return {"date": now, "machine": environment(), "rows": list(rows)}
+    return {"date": now, "machine": environment(), "rows": [_with_words(row) for row in rows]}
+
+
+def _with_words(row: Record) -> Record:
+    # JSON has no NaN: such a share becomes a word, which float() reads.
+    errors = {
+        output: {units: x if math.isfinite(x) else str(x) for units, x in shares.items()}
+        for output, shares in row["errors"].items()
+    }
+    return row | {"errors": errors}
 
 
 def rows_of(case: Case, target: str) -> Iterator[Record]:
@@ -142,8 +153,8 @@ def _cells(row: Record) -> tuple[str, ...]:
 def _largest(rows: Sequence[Record]) -> tuple[str, ...]:
     found = []
     for units in Units:
-        shares = [of[units.value] for row in rows for of in row["errors"].values()]
-        found.append(f"{max(shares):.3f}")
+        shares = [float(of[units.value]) for row in rows for of in row["errors"].values()]
+        found.append(f"{worst(shares):.3f}")
     return tuple(found)
 
 

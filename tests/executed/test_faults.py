@@ -9,6 +9,7 @@ from unittest.mock import patch
 
 import pytest
 
+from bench.accuracy import worst
 from tests import helpers, last_layer, mixtures, pixels
 from tests.executed.cases import KEY
 from tests.executed.route import executed
@@ -38,7 +39,7 @@ def largest_share(compare: Compare, edit: Edit, target: str) -> float:
         patch.object(launch, "parse", lambda ptx: parse(edit(ptx))),
         executed(target),
     ):
-        return max(one.share() for one in compare())
+        return worst([one.share() for one in compare()])
 
 
 def shown(

@@ -98,8 +98,8 @@ def page(records: Sequence[Record]) -> str:
         ),
         Text(
             "**bytes / floor**: bytes that blocks of threads load and store, as "
-            "tests/executed/moved.py counts them, over the least that is possible; for the "
-            "mixture, whose kernels read components again for each block of draws, over what "
+            "tests/executed/global_traffic.py counts them, over the least that is possible; for "
+            "the mixture, whose kernels read components again for each block of draws, over what "
             "bench/traffic.py says of them. **16-byte**: the share of these bytes in 128-bit "
             "accesses."
         ),

@@ -31,7 +31,7 @@ def execute(
     shared_bytes: int = 0,
     units: Units = Units.NEAREST,
 ) -> Traffic:
-    """Launch a kernel.
+    """Launch a kernel, with blocks of `program.block` threads (see `Program.with_block`).
 
     Args:
         grid: the number of blocks, in one to three dimensions.

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.ptx import Fault, Traffic, Units
+from tests.ptx import Fault, Traffic, Units, UnsupportedPtx
 from tests.ptx.errors import (
     DivergentBarrier,
     EarlyRead,
@@ -130,6 +130,19 @@ def test_shared_memory_must_be_written_before_it_is_read() -> None:
 def test_shared_memory_ends_where_the_launch_says_and_vectors_are_aligned() -> None:
     refuse(OutOfBounds, "thread 63 .* at 256, beyond", "add.s32 %r2, %r2, 4;", STORE)
     refuse(Misaligned, "8 bytes of shared memory at 4", "st.shared.v2.b32 [%r2], {%r0, %r0};")
+
+
+def test_a_kernel_may_declare_its_shared_memory_itself() -> None:
+    declared = ".shared .align 8 .b8 first[6]; .shared .b32 second[64];"
+    through = "mov.u32 %r5, second; add.s32 %r2, %r2, %r5; add.s32 %r3, %r3, %r5;"
+    got, _ = exchange(declared, through, STORE, BARRIER, LOAD)
+    assert got[:4] == [1, 0, 3, 2]
+    # They end at 264. The 256 bytes that the launch adds begin at the next multiple of 16.
+    refuse(OutOfBounds, "thread 63 .* at 528, beyond shared memory of 528 bytes", declared, through,
+           "add.s32 %r2, %r2, 268;", STORE)  # fmt: skip
+    for unclear in (".shared .b32 table[4][8];", ".shared .b32 one[4]; .shared .b64 one;"):
+        with pytest.raises(UnsupportedPtx, match="variables in shared memory"):
+            exchange(unclear)
 
 
 def test_all_threads_of_a_block_must_reach_the_same_barrier() -> None:

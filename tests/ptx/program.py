@@ -116,8 +116,8 @@ def parse(ptx: str) -> Program:
             labels[text[:-1]] = len(steps)
         elif text.startswith(".reg"):
             names.declare(text)
-        elif text.startswith(".pragma"):
-            continue
+        elif text.startswith((".pragma", ".shared")):
+            continue  # _declare_shared has read the variables
         elif text.startswith("."):
             raise UnsupportedPtx(f"line {statement.line}: {text}: directive not supported")
         else:
@@ -207,9 +207,16 @@ def _declare_shared(entry: Entry, names: Names) -> int:
     """Give addresses to the module's variables in shared memory; the extern one comes last."""
     end = 0
     extern = None
-    bodies = [statement.text for statement in entry.body if statement.text.startswith(".shared")]
-    pattern = r"(\.extern\s+)?\.shared\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+([\w$]+)(?:\[(\d*)\])?"
-    for found in re.finditer(pattern, entry.before + "\n".join(bodies)):
+    inner = [f"{one.text};" for one in entry.body if one.text.startswith(".shared")]
+    text = entry.before + "".join(inner)
+    pattern = (
+        r"(\.extern\s+)?\.shared\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+([\w$]+)(?:\[(\d*)\])?\s*;"
+    )
+    variables = list(re.finditer(pattern, text))
+    different = {found[4] for found in variables}
+    if not len(variables) == len(different) == len(re.findall(r"\.shared\b", text)):
+        raise UnsupportedPtx("cannot read the variables in shared memory")
+    for found in variables:
         if found[1]:
             extern = found[4]
             continue

@@ -88,8 +88,8 @@ def page(records: Sequence[Record]) -> str:
             "executed instruction by instruction on a CPU (tests/ptx), through the public "
             "functions, backward included. Outputs are held to the float64 truth within the bounds "
             "that hold on every backend. **error** is the largest error of a kernel's outputs in "
-            "units of its bound: of 1 it would be as large as it may be. Low precisions come close "
-            "to 1, because rounding the result is most of their bound."
+            "units of its bound: 1 is the largest error allowed. Low precisions come close to 1, "
+            "because rounding the result is most of their bound."
         ),
         Text(
             "Each was executed three times: with approximate instructions (ex2.approx, rcp.approx, "

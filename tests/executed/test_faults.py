@@ -79,7 +79,7 @@ def test_no_barrier_can_be_left_out(kernel: str) -> None:
     assert shown(latent_case(), kernel, BARRIER) == {"SharedRace"}
 
 
-def test_nor_one_before_which_weights_pass_through_global_memory(
+def test_barriers_around_weights_in_global_memory_are_needed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(mixture, "PROGRAMS", 1)  # two tiles of components in one program

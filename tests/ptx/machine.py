@@ -1,6 +1,6 @@
-"""Runs a program: all threads of some blocks at once, and of groups that diverged the one behind.
+"""Runs all threads of some blocks at once.
 
-Of all threads those with the smallest program counter run, until they branch or reach others that
+When threads diverge, the group with the smallest program counter runs first. It runs until it branches or reaches others that
 wait: so paths that parted meet again where they join, as a compiler's reconvergence has it.
 """
 
@@ -20,7 +20,8 @@ from .traffic import Traffic
 from .types import Mask
 from .units import Units
 
-LANES = 4096  # so many at once: more cost memory, fewer cost calls of numpy
+# Threads run at once. A larger number needs more memory, a smaller one more numpy calls.
+LANES = 4096
 
 
 def execute(

@@ -1,4 +1,4 @@
-"""What is left open: by the documentation of a unit, or by the order of stores."""
+"""Selects among the results that NVIDIA's documentation allows."""
 
 from enum import Enum
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
+from tests.executed import __main__, cases, record
+from tests.executed.cases import Case
 from tests.executed.record import Record, faults, line, page, record_of
+from tests.ptx import Fault
 from vaez_fast.files import read_json, write_json
 
 
@@ -45,3 +50,26 @@ def test_an_output_that_is_no_number_shows_in_the_record_and_on_the_page(
     # The two launches as one, and the first of them.
     assert text.count(" | ".join([f"{share:.3f}"] * 3)) == 2
     assert text.count("0.500 | 0.500 | 0.500") == 1
+
+
+def test_a_run_that_ends_early_keeps_the_cases_before(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    three = [Case("noise", name, torch.float32, (2, 3), list) for name in ("a", "b", "c")]
+
+    def rows(case: Case, target: str) -> Iterator[Record]:
+        if case.flags == "c":
+            raise Fault("this one has a race")
+        yield row(normal=0.5) | {"flags": case.flags}
+
+    monkeypatch.setattr(cases, "all_cases", lambda: three)
+    monkeypatch.setattr(record, "rows_of", rows)
+    with pytest.raises(Fault, match="race"):
+        __main__.main(["--out", str(tmp_path)])
+    (written,) = tmp_path.glob("results-triton-*.json")
+    assert [one["flags"] for one in read_json(written)["rows"]] == ["a", "b"]
+    assert not (tmp_path / "README.md").exists()
+    assert __main__.main(["--out", str(tmp_path), "--only=-b-"]) == 0
+    assert [one["flags"] for one in read_json(written)["rows"]] == ["b"]
+    assert "0.500" in (tmp_path / "README.md").read_text()
+    assert __main__.main(["--only=another"]) == 2

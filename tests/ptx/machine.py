@@ -1,7 +1,8 @@
 """Runs all threads of some blocks at once.
 
-When threads diverge, the group with the smallest program counter runs first. It runs until it branches or reaches others that
-wait: so paths that parted meet again where they join, as a compiler's reconvergence has it.
+When threads diverge, the group with the smallest program counter runs first. It runs until it
+branches or reaches others that wait: so paths that parted meet again where they join, as a
+compiler's reconvergence has it.
 """
 
 from __future__ import annotations

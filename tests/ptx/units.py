@@ -4,7 +4,7 @@ from enum import Enum
 
 
 class Units(Enum):
-    """Which results approximate units return within their documented error: see approximate.py."""
+    """Which errors approximate units make (approximate.py), and which store wins (shared.py)."""
 
     NEAREST = "nearest"
     UP = "up"

@@ -182,9 +182,9 @@ class SharedMemory:
         thread = access.thread[:, None]
         others = (read[at] >= self._warp_time[access.warps]) & (reader[at] != thread)
         reader[at] = np.where(others, SEVERAL, thread)
-        clash = reader[at] != thread
-        if clash.any():
-            several = np.nonzero(clash)
+        crowded = reader[at] != thread
+        if crowded.any():
+            several = np.nonzero(crowded)
             reader[access.at[several[0]], several[1], access.warp[several[0]]] = SEVERAL
         read[at] = self._time
         access.of_writable(self._read_by)[access.at] = access.lanes.instruction.number

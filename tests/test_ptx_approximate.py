@@ -106,6 +106,27 @@ def test_special_cases_are_as_the_tables_say(units: Units) -> None:
 
 
 @pytest.mark.parametrize("units", list(Units))
+def test_where_no_error_is_bounded_the_result_is_nan(units: Units) -> None:
+    a = np.tile(np.array([314.15, -314.15, 314.17, -314.17, 1e9], F32), 32)[:128]
+    for name in ("sin", "cos"):
+        out = compute(f"{name}.approx.f32 {{out}}, {{0}};", a, units=units)[:5]
+        assert np.isnan(out).tolist() == [False, False, True, True, True]
+    b = np.tile(np.array([2.0**-126, -(2.0**-126), 1e-40, -1e-40, 0.0], F32), 32)[:128]
+    one = np.full(128, 0.5, F32)
+    out = compute("div.approx.f32 {out}, {0}, {1};", one, b, units=units)[:5]
+    assert np.isnan(out).tolist() == [False, False, True, True, False]
+    # As zeros they have a row in the table, and div.full takes all numbers.
+    flushed = compute("div.approx.ftz.f32 {out}, {0}, {1};", one, b, units=units)[2:5]
+    assert flushed.tolist() == [np.inf, -np.inf, np.inf]
+    assert not np.isnan(compute("div.full.f32 {out}, {0}, {1};", one, b, units=units)).any()
+
+
+def test_a_quotient_of_nan_is_nan_however_large_the_divisor() -> None:
+    nan, far = np.full(32, np.nan, F32), np.full(32, 2.0**127, F32)
+    assert np.isnan(compute("div.approx.f32 {out}, {0}, {1};", nan, far)).all()
+
+
+@pytest.mark.parametrize("units", list(Units))
 def test_flushing_takes_subnormal_arguments_and_results_for_zero(units: Units) -> None:
     subnormal = np.tile(np.array([1e-40, -1e-40], F32), 16)
     assert np.isfinite(compute("lg2.approx.f32 {out}, {0};", np.abs(subnormal))).all()

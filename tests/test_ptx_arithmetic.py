@@ -254,6 +254,13 @@ def test_flushing_makes_subnormal_numbers_zeros_of_their_sign() -> None:
     assert small[2] == 0
 
 
+def test_saturation_leaves_no_negative_zero() -> None:
+    a = np.tile(np.array([-0.0, 0.0, -3.0, 0.25, 3.0, np.nan, np.inf, -np.inf], F32), 4)
+    out = compute("mul.sat.f32 {out}, {0}, {1};", a, np.ones(32, F32))[:8]
+    assert out.tolist() == [0, 0, 0, 0.25, 1, 0, 1, 0]
+    assert not np.signbit(out).any()
+
+
 def test_signs_are_bits() -> None:
     a = floats().view(np.uint32)
     assert (compute("neg.f32 {out}, {0};", a) == a ^ np.uint32(1 << 31)).all()
@@ -311,6 +318,9 @@ def test_comparisons_of_integers_know_their_sign() -> None:
         "setp.gt.u32 %p3, {0}, 20; setp.lt.and.u32 %p1, {0}, {1}, %p3; selp.b32 {out}, 1, 0, %p1;"
     )
     assert (compute(both, a, b) == ((a < b) & (a > 20))).all()
+    other = both.replace("gt.u32 %p3, {0}, 20", "lt.u32 %p3, {0}, 1000000000")
+    negated = other.replace("{1}, %p3", "{1}, !%p3")
+    assert (compute(negated, a, b) == ((a < b) & (a >= 1000000000))).all()
 
 
 def bfloat16(a: np.ndarray[Any, Any]) -> list[int]:
@@ -362,6 +372,26 @@ def test_conversions_to_integers_round_as_named_and_saturate() -> None:
         compute("cvt.rn.f32.s64 {out}, {0};", long, out=F32),
         [nearest(Fraction(x)) for x in long.tolist()],
     )
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "wanted"),
+    [
+        ("f32", "s32", 0),
+        ("f32", "u32", 0),
+        ("f32", "s64", 1 << 63),
+        ("f32", "u64", 1 << 63),
+        ("f64", "s16", 1 << 15),
+        ("f64", "s32", 1 << 31),
+        ("f64", "u32", 1 << 31),
+        ("f64", "s64", 1 << 63),
+        ("f64", "u64", 1 << 63),
+    ],
+)
+def test_nan_becomes_the_integer_that_the_isa_names(start: str, end: str, wanted: int) -> None:
+    nan = np.full(32, np.nan, f"f{int(start[1:]) // 8}")
+    out = compute(f"cvt.rzi.{end}.{start} {{out}}, {{0}};", nan, out=f"u{int(end[1:]) // 8}")
+    assert set(out.tolist()) == {wanted}
 
 
 def test_narrow_integers_extend_by_their_kind() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.ptx import Fault, Traffic, Units
+from tests.ptx import Fault, Traffic, Units, UnsupportedPtx
 from tests.ptx.errors import (
     DivergentBarrier,
     EarlyRead,
@@ -94,6 +94,10 @@ def test_two_threads_may_not_write_to_one_place() -> None:
     # Thread 32 and thread 0, in one instruction.
     refuse(SharedRace, "as another warp does", "and.b32 %r4, %r2, 124; st.shared.b32 [%r4], %r0;",
            everyone)  # fmt: skip
+    # Whoever wins: thread 5 stores another number than thread 0, which wins, and than warp 1.
+    fifth = "setp.eq.u32 %p1, %r0, 5; selp.b32 %r4, 1, 0, %p1; st.shared.b32 [0], %r4;"
+    for units in Units:
+        refuse(SharedRace, "as another warp does", fifth, everyone, units=units)
     # The same number does no harm: layouts with copies write so.
     exchange(same.format(3, 7), everyone)
     # In two instructions.
@@ -104,14 +108,14 @@ def test_two_threads_may_not_write_to_one_place() -> None:
     exchange(STORE, WARP_BARRIER, twice, everyone, distance=4)
 
 
-def test_of_a_warps_clashing_stores_either_may_win_and_they_are_counted() -> None:
-    clash = "and.b32 %r4, %r2, 0xFFFFFF80; st.shared.b32 [%r4], %r0;"
+def test_of_a_warps_conflicting_stores_either_may_win_and_they_are_counted() -> None:
+    conflict = "and.b32 %r4, %r2, 0xFFFFFF80; st.shared.b32 [%r4], %r0;"
     read = "and.b32 %r5, %r2, 0xFFFFFF80; ld.shared.b32 %r10, [%r5];"
     for units, winner in ((Units.NEAREST, 31), (Units.UP, 31), (Units.DOWN, 0)):
-        got, traffic = exchange(clash, BARRIER, read, units=units)
+        got, traffic = exchange(conflict, BARRIER, read, units=units)
         assert got[0] == winner
         assert got[63] == 32 + winner
-        assert traffic.clashes == 62
+        assert traffic.conflicting_stores == 62
 
 
 def test_shared_memory_must_be_written_before_it_is_read() -> None:
@@ -126,6 +130,19 @@ def test_shared_memory_must_be_written_before_it_is_read() -> None:
 def test_shared_memory_ends_where_the_launch_says_and_vectors_are_aligned() -> None:
     refuse(OutOfBounds, "thread 63 .* at 256, beyond", "add.s32 %r2, %r2, 4;", STORE)
     refuse(Misaligned, "8 bytes of shared memory at 4", "st.shared.v2.b32 [%r2], {%r0, %r0};")
+
+
+def test_a_kernel_may_declare_its_shared_memory_itself() -> None:
+    declared = ".shared .align 8 .b8 first[6]; .shared .b32 second[64];"
+    through = "mov.u32 %r5, second; add.s32 %r2, %r2, %r5; add.s32 %r3, %r3, %r5;"
+    got, _ = exchange(declared, through, STORE, BARRIER, LOAD)
+    assert got[:4] == [1, 0, 3, 2]
+    # They end at 264. The 256 bytes that the launch adds begin at the next multiple of 16.
+    refuse(OutOfBounds, "thread 63 .* at 528, beyond shared memory of 528 bytes", declared, through,
+           "add.s32 %r2, %r2, 268;", STORE)  # fmt: skip
+    for unclear in (".shared .b32 table[4][8];", ".shared .b32 one[4]; .shared .b64 one;"):
+        with pytest.raises(UnsupportedPtx, match="variables in shared memory"):
+            exchange(unclear)
 
 
 def test_all_threads_of_a_block_must_reach_the_same_barrier() -> None:
@@ -172,6 +189,31 @@ def test_a_copy_that_was_not_waited_for_must_not_be_used() -> None:
         copied(COPY, WAIT, BARRIER, own)
     with pytest.raises(SharedRace, match="written by thread 1,"):
         copied(COPY, COMMIT, WAIT, LOAD)
+
+
+def test_two_warps_may_not_copy_different_numbers_to_one_place() -> None:
+    place = "and.b32 %r4, %r2, 124; cvt.u64.u32 %d10, %r4; add.s64 %d10, %d0, %d10;"
+    copy = "cp.async.ca.shared.global [%r4], [{}], 4;"
+    # It shows at once, wherever the threads wait.
+    with pytest.raises(SharedRace, match=r"copies 4 bytes .* as another warp does"):
+        copied(place, copy.format("%d9"))
+    # The same numbers do no harm.
+    read = "ld.shared.b32 %r10, [%r4];"
+    got = copied(place, copy.format("%d10"), COMMIT, WAIT, BARRIER, read)
+    assert got == [100 + thread % 32 for thread in range(64)]
+
+
+def test_of_a_warps_conflicting_copies_either_may_win_and_they_are_counted() -> None:
+    place = "and.b32 %r4, %r2, 0xFFFFFF80;"
+    copy = f"{place} cp.async.ca.shared.global [%r4], [%d9], 4;"
+    a = np.arange(100, 164, dtype=np.uint32)
+    read = f"{COMMIT} {WAIT} {BARRIER} ld.shared.b32 %r10, [%r4]; st.global.b32 [%d9], %r10;"
+    for units, winner in ((Units.NEAREST, 131), (Units.UP, 131), (Units.DOWN, 100)):
+        out = a.copy()
+        body = PLACES.format(distance=4) + copy + read
+        traffic = run(body, out, threads=64, shared=256, units=units)
+        assert out.tolist() == [winner] * 32 + [32 + winner] * 32
+        assert traffic.conflicting_stores == 62
 
 
 def test_a_wait_leaves_the_last_groups_under_way() -> None:

@@ -1,6 +1,7 @@
 """Execute every kernel's PTX and write down its errors, bytes and instructions.
 
 Results of other versions of Triton that are in the folder already stay, and are in the page too.
+The JSON file is written after each case: a run that is interrupted keeps what it has executed.
 Exit status: 0 done, 1 an error is larger than its bound, 2 nothing can be executed or written.
 """
 
@@ -41,8 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                     for row in rows_of(case, target):
                         rows.append(row)
                         print(line(row), flush=True)
+                if options.out is not None:
+                    write_json(options.out / name, record_of(rows))
+        if not rows:
+            print(f"executed: error: no case has {options.only!r} in its name", file=sys.stderr)
+            return 2
         if options.out is not None:
-            write_json(options.out / name, record_of(rows))
             records = [read_json(path) for path in sorted(options.out.glob("results-*.json"))]
             write_atomically(options.out / "README.md", page(records).encode())
     except OutputError as error:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from bench.accuracy import worst
 from tests.executed.cases import OUTPUTS, Case
 from tests.executed.route import execution
 from tests.ptx.units import Units
@@ -17,7 +19,16 @@ Record = dict[str, Any]
 
 def record_of(rows: Sequence[Record]) -> Record:
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    return {"date": now, "machine": environment(), "rows": list(rows)}
+    return {"date": now, "machine": environment(), "rows": [_with_words(row) for row in rows]}
+
+
+def _with_words(row: Record) -> Record:
+    # JSON has no NaN: such a share becomes a word, which float() reads.
+    errors = {
+        output: {units: x if math.isfinite(x) else str(x) for units, x in shares.items()}
+        for output, shares in row["errors"].items()
+    }
+    return row | {"errors": errors}
 
 
 def rows_of(case: Case, target: str) -> Iterator[Record]:
@@ -77,8 +88,8 @@ def page(records: Sequence[Record]) -> str:
             "executed instruction by instruction on a CPU (tests/ptx), through the public "
             "functions, backward included. Outputs are held to the float64 truth within the bounds "
             "that hold on every backend. **error** is the largest error of a kernel's outputs in "
-            "units of its bound: of 1 it would be as large as it may be. Low precisions come close "
-            "to 1, because rounding the result is most of their bound."
+            "units of its bound: 1 is the largest error allowed. Low precisions come close to 1, "
+            "because rounding the result is most of their bound."
         ),
         Text(
             "Each was executed three times: with approximate instructions (ex2.approx, rcp.approx, "
@@ -87,8 +98,8 @@ def page(records: Sequence[Record]) -> str:
         ),
         Text(
             "**bytes / floor**: bytes that blocks of threads load and store, as "
-            "tests/executed/moved.py counts them, over the least that is possible; for the "
-            "mixture, whose kernels read components again for each block of draws, over what "
+            "tests/executed/global_traffic.py counts them, over the least that is possible; for "
+            "the mixture, whose kernels read components again for each block of draws, over what "
             "bench/traffic.py says of them. **16-byte**: the share of these bytes in 128-bit "
             "accesses."
         ),
@@ -142,8 +153,8 @@ def _cells(row: Record) -> tuple[str, ...]:
 def _largest(rows: Sequence[Record]) -> tuple[str, ...]:
     found = []
     for units in Units:
-        shares = [of[units.value] for row in rows for of in row["errors"].values()]
-        found.append(f"{max(shares):.3f}")
+        shares = [float(of[units.value]) for row in rows for of in row["errors"].values()]
+        found.append(f"{worst(shares):.3f}")
     return tuple(found)
 
 

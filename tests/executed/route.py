@@ -16,7 +16,7 @@ from unittest.mock import patch
 import pytest
 
 from tests.executed.cases import Case
-from tests.executed.moved import Moved, counted
+from tests.executed.global_traffic import Moved, counted
 from tests.helpers import Compared
 from tests.interpreted.watch import watch
 from tests.ptx.launch import PtxKernel

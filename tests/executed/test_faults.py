@@ -9,6 +9,7 @@ from unittest.mock import patch
 
 import pytest
 
+from bench.accuracy import worst
 from tests import helpers, last_layer, mixtures, pixels
 from tests.executed.cases import KEY
 from tests.executed.route import executed
@@ -38,7 +39,7 @@ def largest_share(compare: Compare, edit: Edit, target: str) -> float:
         patch.object(launch, "parse", lambda ptx: parse(edit(ptx))),
         executed(target),
     ):
-        return max(one.share() for one in compare())
+        return worst([one.share() for one in compare()])
 
 
 def shown(
@@ -78,7 +79,7 @@ def test_no_barrier_can_be_left_out(kernel: str) -> None:
     assert shown(latent_case(), kernel, BARRIER) == {"SharedRace"}
 
 
-def test_nor_one_before_which_weights_pass_through_global_memory(
+def test_barriers_around_weights_in_global_memory_are_needed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(mixture, "PROGRAMS", 1)  # two tiles of components in one program

@@ -71,7 +71,7 @@ def decode_ld(form: Form) -> Run:
 
 
 def spread(lanes: Lanes, addresses: Any, where: Any) -> Any:
-    """Those of the lanes that are active, for a literal address, too."""
+    """The active lanes' addresses. A literal address is repeated for each."""
     if addresses.ndim == 0:
         addresses = np.full(lanes.size, addresses)
     return addresses if where is None else addresses[where]

@@ -2,8 +2,9 @@
 
 `Units.NEAREST` returns the float32 nearest to the true value, `UP` the largest within the
 documented error of it, `DOWN` the smallest. A bound that holds for all three does not rest on
-numpy's accuracy. No hardware is as bad everywhere and always to one side. Where the ISA's table of
-special cases names a result (an argument of zero, infinity or NaN), all three return it.
+numpy's accuracy. Real hardware errs less, and not always in one direction. Where the ISA's table of
+special cases names a result (an argument of zero, infinity or NaN), all three return it. Where the
+ISA bounds no error, all three return NaN.
 
 Errors are those of PTX ISA 9.1, sections 9.7.3.8 to 9.7.3.22.
 """
@@ -22,11 +23,13 @@ from .types import Array, Mask
 from .units import Units
 
 DIV_ULPS = 2  # 9.7.3.8: div.full everywhere, div.approx for 2^-126 <= |b| <= 2^126
+SMALLEST_NORMAL = 2.0**-126
 RCP_ULPS = 1  # 9.7.3.13: "across the full range of inputs"
 SQRT_RELATIVE = 2.0**-23  # 9.7.3.15
 RSQRT_RELATIVE = 2.0**-22.9  # 9.7.3.16
 SINE_ABSOLUTE = 2.0**-20.5  # 9.7.3.18 and 9.7.3.19: within 2 pi
-FAR_SINE_ABSOLUTE = 2.0**-14.7  # the same: within 100 pi; beyond nothing is promised
+FAR_SINE_ABSOLUTE = 2.0**-14.7  # the same: within 100 pi
+SINE_RANGE = 100 * np.pi  # the same: beyond it nothing is promised
 LG2_ABSOLUTE = 2.0**-22  # 9.7.3.20: between 0.5 and 2
 LG2_RELATIVE = 2.0**-22  # the same: elsewhere
 EX2_ULPS = 2  # 9.7.3.21: "from correctly rounded result across the full range of inputs"
@@ -114,8 +117,13 @@ def divide(a: Any, b: Any) -> Any:
 
 def divide_approx(a: Any, b: Any) -> Any:
     far = (np.abs(b) > 2.0**126) & np.isfinite(b)
-    beyond = np.where(np.isinf(a), np.nan, np.copysign(0.0, a) * np.sign(b))
-    return np.where(far, beyond, a / b)
+    beyond = np.where(np.isfinite(a), np.copysign(0.0, a) * np.sign(b), np.nan)
+    subnormal = (np.abs(b) < SMALLEST_NORMAL) & (b != 0)
+    return np.where(subnormal, np.nan, np.where(far, beyond, a / b))
+
+
+def in_range(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda a: np.where(np.abs(a) <= SINE_RANGE, function(a), np.nan)
 
 
 def decode_div(form: Form) -> Run:
@@ -129,8 +137,8 @@ DECODERS: dict[str, Callable[[Form], Run]] = {
     "rcp": approximate(lambda a: 1.0 / a, lambda exact, a: ulps(exact, RCP_ULPS)),
     "sqrt": approximate(np.sqrt, relative(SQRT_RELATIVE)),
     "rsqrt": approximate(lambda a: 1.0 / np.sqrt(a), relative(RSQRT_RELATIVE)),
-    "sin": approximate(np.sin, sine_error),
-    "cos": approximate(np.cos, sine_error),
+    "sin": approximate(in_range(np.sin), sine_error),
+    "cos": approximate(in_range(np.cos), sine_error),
     "tanh": approximate(np.tanh, relative(TANH_RELATIVE)),
     "div": decode_div,
 }

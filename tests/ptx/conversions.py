@@ -91,8 +91,9 @@ def _to_integer(
 ) -> Callable[[Any], Any]:
     limits = np.iinfo(end.dtype)
     low, high = int(limits.min), int(limits.max)
-    # PTX ISA 9.7.9.21: NaN gives 0, but for 64 bits from f32 and narrower, 2^63.
-    nan = 0 if end.bits < 64 else -(2**63) if end.kind == "s" else 2**63
+    # PTX ISA 9.7.9.21: NaN gives 0 if neither type has 64 bits, else the highest bit alone.
+    top = low if end.kind == "s" else 1 << (end.bits - 1)
+    nan = top if 64 in (start.bits, end.bits) else 0
 
     def convert(a: Any) -> Any:
         a = from_bfloat16(a) if start.name == "bf16" else a

@@ -51,8 +51,8 @@ def _decode_copy(form: Form) -> Run:
         if (sizes > size).any():
             raise form.refuse(f"reads more than it copies: {sizes.max()} bytes of {size}")
         data = _read(lanes, where, sources, sizes, size)
-        lanes.shared.begin_copy(lanes, where, addresses, size)
-        lanes.copies.begin(where, addresses, data)
+        lanes.shared.begin_copy(lanes, where, addresses, data)
+        lanes.copies.begin(where, addresses, size)
 
     return run
 

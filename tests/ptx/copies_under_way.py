@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 
 
 class Copy(NamedTuple):
-    """What some lanes copy: where to, what, and in which of their groups."""
+    """What some lanes copy: where to, how many bytes, and in which of their groups."""
 
     where: Array
     addresses: Array
-    data: Array  # (lanes, bytes)
     group: Array
+    size: int
 
     def part(self, chosen: Mask) -> Copy:
-        return Copy(*(field[chosen] for field in self))
+        return Copy(self.where[chosen], self.addresses[chosen], self.group[chosen], self.size)
 
 
 class Copies:
@@ -31,8 +31,8 @@ class Copies:
         self._group = np.zeros(lanes, np.int64)
         self._under_way: list[Copy] = []
 
-    def begin(self, where: Array, addresses: Array, data: Array) -> None:
-        self._under_way.append(Copy(where, addresses, data, self._group[where]))
+    def begin(self, where: Array, addresses: Array, size: int) -> None:
+        self._under_way.append(Copy(where, addresses, self._group[where], size))
 
     def commit(self, active: Mask | None) -> None:
         self._group[slice(None) if active is None else active] += 1
@@ -50,7 +50,7 @@ class Copies:
                 done = done & active[copy.where]
             if done.any():
                 landed = copy.part(done)
-                lanes.shared.land(lanes, landed.where, landed.addresses, landed.data)
+                lanes.shared.land(lanes, landed.where, landed.addresses, landed.size)
             if not done.all():
                 left.append(copy.part(~done))
         self._under_way = left

@@ -12,7 +12,7 @@ class UnsupportedPtx(PtxError):
 
 
 class Fault(PtxError):
-    """Base of what an executed instruction did wrong."""
+    """Base of all errors of executed instructions."""
 
 
 class OutOfBounds(Fault):

@@ -27,6 +27,16 @@ def flushing(compute: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *operands: flush(compute(*(flush(operand) for operand in operands)))
 
 
+def saturating(compute: Callable[..., Any]) -> Callable[..., Any]:
+    """Results in [+0, 1]; those that are NaN or -0 become +0."""
+
+    def saturated(*operands: Any) -> Any:
+        exact = compute(*operands)
+        return np.where(exact > 0, np.minimum(exact, np.float32(1)), np.float32(0))
+
+    return saturated
+
+
 def to_bfloat16(a: Any) -> Any:
     """Float32 → the bits of the nearest bfloat16, ties to even; NaN to 0x7FFF."""
     bits = a.view(np.uint32)
@@ -127,8 +137,7 @@ def arithmetic(compute: Callable[..., Any], operands: int) -> Callable[[Form], R
         if ftz and type.name != "f32":
             raise form.refuse("flushing of 16-bit numbers is not supported")
         if saturate:
-            exact = function
-            function = lambda *x: np.nan_to_num(np.clip(exact(*x), 0, 1), nan=0.0)  # noqa: E731
+            function = saturating(function)
         return elementwise(form, [type] * operands, type, function)
 
     return decode

@@ -90,7 +90,7 @@ class Lanes:
         self.written[slot] = True if written is True or written.all() else written
 
     def note_unset(self, slot: int, active: Mask | None, strict: bool) -> None:
-        """A register is read that some lanes have not set, or computed from one that they have not.
+        """Note that some lanes read a register that they never set, or one computed from such.
 
         That is an error where it decides something (`strict`), else the result is unset, too: a
         compiler lets lanes whose result nobody uses compute with what they have.

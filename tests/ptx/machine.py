@@ -1,7 +1,8 @@
-"""Runs a program: all threads of some blocks at once, and of groups that diverged the one behind.
+"""Runs all threads of some blocks at once.
 
-Of all threads those with the smallest program counter run, until they branch or reach others that
-wait: so paths that parted meet again where they join, as a compiler's reconvergence has it.
+When threads diverge, the group with the smallest program counter runs first. It runs until it
+branches or reaches others that wait: so paths that parted meet again where they join, as a
+compiler's reconvergence has it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from .traffic import Traffic
 from .types import Mask
 from .units import Units
 
-LANES = 4096  # so many at once: more cost memory, fewer cost calls of numpy
+# Threads run at once. A larger number needs more memory, a smaller one more numpy calls.
+LANES = 4096
 
 
 def execute(
@@ -31,7 +33,7 @@ def execute(
     shared_bytes: int = 0,
     units: Units = Units.NEAREST,
 ) -> Traffic:
-    """Launch a kernel.
+    """Launch a kernel, with blocks of `program.block` threads (see `Program.with_block`).
 
     Args:
         grid: the number of blocks, in one to three dimensions.

@@ -64,6 +64,7 @@ class Program(NamedTuple):
     name: str
     parameters: tuple[Parameter, ...]
     block: tuple[int, int, int]  # threads
+    exact: bool  # whether all blocks have so many (.reqntid), or at most as many (.maxntid)
     shared_bytes: int  # that the program declares itself; a launch may add more
     steps: tuple[Step, ...]
     registers: tuple[str, ...]
@@ -73,6 +74,22 @@ class Program(NamedTuple):
     @property
     def threads(self) -> int:
         return math.prod(self.block)
+
+    def with_block(self, block: tuple[int, ...]) -> Program:
+        """The program for a launch with so many threads in a block.
+
+        Raises:
+            ValueError: it was not compiled for a block of that size, or that is no whole warps.
+        """
+        x, y, z = (*block, 1, 1)[:3]
+        threads = math.prod((x, y, z))
+        if self.exact and (x, y, z) != self.block:
+            raise ValueError(f"{self.name} requires a block of {self.block}, got {(x, y, z)}")
+        if threads > self.threads:
+            raise ValueError(f"{self.name} takes at most {self.threads} threads, got {threads}")
+        if threads % 32 or not threads:
+            raise ValueError(f"expected whole warps of 32 threads, got a block of {(x, y, z)}")
+        return self._replace(block=(x, y, z))
 
 
 def parse(ptx: str) -> Program:
@@ -99,8 +116,8 @@ def parse(ptx: str) -> Program:
             labels[text[:-1]] = len(steps)
         elif text.startswith(".reg"):
             names.declare(text)
-        elif text.startswith(".pragma"):
-            continue
+        elif text.startswith((".pragma", ".shared")):
+            continue  # _declare_shared has read the variables
         elif text.startswith("."):
             raise UnsupportedPtx(f"line {statement.line}: {text}: directive not supported")
         else:
@@ -110,7 +127,7 @@ def parse(ptx: str) -> Program:
     return Program(
         entry.name,
         tuple(parameters.values()),
-        _block(entry),
+        *_block(entry),
         shared_bytes,
         tuple(_with_target(step, form, labels) for step, form in zip(steps, forms, strict=True)),
         tuple(names.names),
@@ -172,24 +189,34 @@ def _parameters(entry: Entry) -> dict[str, Parameter]:
     return parameters
 
 
-def _block(entry: Entry) -> tuple[int, int, int]:
-    found = re.search(r"\.(?:reqntid|maxntid)\s+([\d\s,]+)", entry.directives)
+def _block(entry: Entry) -> tuple[tuple[int, int, int], bool]:
+    """A block's threads, and whether they are exactly so many; else `with_block` may set fewer."""
+    found = re.search(r"\.reqntid\s+([\d\s,]+)", entry.directives)
+    exact = found is not None
+    found = found or re.search(r"\.maxntid\s+([\d\s,]+)", entry.directives)
     if not found:
         raise UnsupportedPtx("expected .reqntid or .maxntid, the number of threads of a block")
     sizes = [int(size) for size in found[1].split(",")]
     if math.prod(sizes) % 32:
         raise UnsupportedPtx(f"expected whole warps of 32 threads, got a block of {sizes}")
     x, y, z = (*sizes, 1, 1)[:3]
-    return x, y, z
+    return (x, y, z), exact
 
 
 def _declare_shared(entry: Entry, names: Names) -> int:
     """Give addresses to the module's variables in shared memory; the extern one comes last."""
     end = 0
     extern = None
-    bodies = [statement.text for statement in entry.body if statement.text.startswith(".shared")]
-    pattern = r"(\.extern\s+)?\.shared\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+([\w$]+)(?:\[(\d*)\])?"
-    for found in re.finditer(pattern, entry.before + "\n".join(bodies)):
+    inner = [f"{one.text};" for one in entry.body if one.text.startswith(".shared")]
+    text = entry.before + "".join(inner)
+    pattern = (
+        r"(\.extern\s+)?\.shared\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+([\w$]+)(?:\[(\d*)\])?\s*;"
+    )
+    variables = list(re.finditer(pattern, text))
+    different = {found[4] for found in variables}
+    if not len(variables) == len(different) == len(re.findall(r"\.shared\b", text)):
+        raise UnsupportedPtx("cannot read the variables in shared memory")
+    for found in variables:
         if found[1]:
             extern = found[4]
             continue

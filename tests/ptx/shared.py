@@ -8,7 +8,7 @@ block, or a bar.warp.sync of a warp that made both, came between. Shuffles order
 Where lanes of a warp store different numbers to one place in one instruction, the hardware keeps
 one of them, and does not say which. Triton makes such stores: lanes that hold copies of a sum
 differ in its last bit where a product was fused into it in one lane, and not in the other. Here the
-last lane wins, with `Units.DOWN` the first, and `Traffic.clashes` counts who lost.
+last lane wins, with `Units.DOWN` the first, and `Traffic.conflicting_stores` counts who lost.
 """
 
 from __future__ import annotations
@@ -90,30 +90,36 @@ class SharedMemory:
         rows = self._data.view(f"u{width}").reshape(-1, count)
         new = values.T
         self._check_writing(access, lambda: rows[access.at] != new)
-        order = slice(None, None, -1 if lanes.units is Units.DOWN else 1)
-        rows[access.at[order]] = new[order]
-        self._note_writing(access, self._time, order)
-        lost = (rows[access.at] != new).any(1)
-        if lost.any():
-            winner = access.of(self._writer)[:, 0]
-            others = lost & (_warp_of(winner) != access.warp)
-            if others.any():
-                access.fault(SharedRace, others, "as another warp does, with no barrier between")
-            lanes.traffic.clashes += int(lost.sum())
+        self._put(access, rows, new, self._time)
         lanes.traffic.shared_bytes += access.at.size * width * count
 
-    def begin_copy(self, lanes: Lanes, where: Array, addresses: Array, size: int) -> None:
-        """A cp.async to these addresses is under way: until `land`, nobody may use them."""
-        access = Access(self, lanes, where, addresses, size, "copies")
-        self._check_writing(access, None)
-        self._note_writing(access, UNDER_WAY)
-
-    def land(self, lanes: Lanes, where: Array, addresses: Array, data: Array) -> None:
-        """The bytes (lanes, size) of a copy have arrived, as if its threads stored them now."""
+    def begin_copy(self, lanes: Lanes, where: Array, addresses: Array, data: Array) -> None:
+        """A cp.async of the bytes (lanes, size) is under way: until `land`, nobody may use them."""
         access = Access(self, lanes, where, addresses, data.shape[1], "copies")
-        self._data.reshape(-1, data.shape[1])[access.at] = data
+        self._check_writing(access, None)
+        # They lie there from now on, as no access sees them before they land.
+        self._put(access, self._data.reshape(-1, data.shape[1]), data, UNDER_WAY)
+
+    def land(self, lanes: Lanes, where: Array, addresses: Array, size: int) -> None:
+        """Copies of `size` bytes each have arrived, as if their threads stored them now."""
+        access = Access(self, lanes, where, addresses, size, "copies")
         self._note_writing(access, self._time)
-        lanes.traffic.shared_bytes += data.size
+        lanes.traffic.shared_bytes += access.at.size * size
+
+    def _put(self, access: Access, rows: Array, new: Array, time: int) -> None:
+        """Write a row for each lane; of lanes of a warp that share a place one wins."""
+        order = slice(None, None, -1 if access.lanes.units is Units.DOWN else 1)
+        rows[access.at[order]] = new[order]
+        self._note_writing(access, time, order)
+        lost = (rows[access.at] != new).any(1)
+        if not lost.any():
+            return
+        winner = access.of(self._writer)[:, 0]
+        disputed = np.isin(access.at, access.at[lost])
+        others = disputed & (_warp_of(winner) != access.warp)
+        if others.any():
+            access.fault(SharedRace, others, "as another warp does, with no barrier between")
+        access.lanes.traffic.conflicting_stores += int(lost.sum())
 
     def sync_blocks(self, blocks: Array | None) -> None:
         """A bar.sync of these blocks, None for all."""
@@ -176,9 +182,9 @@ class SharedMemory:
         thread = access.thread[:, None]
         others = (read[at] >= self._warp_time[access.warps]) & (reader[at] != thread)
         reader[at] = np.where(others, SEVERAL, thread)
-        clash = reader[at] != thread
-        if clash.any():
-            several = np.nonzero(clash)
+        crowded = reader[at] != thread
+        if crowded.any():
+            several = np.nonzero(crowded)
             reader[access.at[several[0]], several[1], access.warp[several[0]]] = SEVERAL
         read[at] = self._time
         access.of_writable(self._read_by)[access.at] = access.lanes.instruction.number

@@ -22,7 +22,7 @@ class Traffic:
     atomics: Counter[int] = field(default_factory=Counter)
     shared_bytes: int = 0  # read and written
     barriers: int = 0  # of a block
-    clashes: int = 0  # stores to shared memory that lost against another lane's, see shared.py
+    conflicting_stores: int = 0  # to shared memory, that lost against another lane's: shared.py
     products: int = 0  # mma instructions of a warp
 
     @property

@@ -1,10 +1,10 @@
-"""What is left open: by the documentation of a unit, or by the order of stores."""
+"""Selects among the results that NVIDIA's documentation allows."""
 
 from enum import Enum
 
 
 class Units(Enum):
-    """Which results approximate units return within their documented error: see approximate.py."""
+    """Which errors approximate units make (approximate.py), and which store wins (shared.py)."""
 
     NEAREST = "nearest"
     UP = "up"

@@ -27,7 +27,12 @@ class Block(NamedTuple):
 
 
 def prepared(
-    ptx: bytes, name: str, grid: tuple[int, ...], shared_bytes: int, parameters: int
+    ptx: bytes,
+    name: str,
+    grid: tuple[int, ...],
+    block: tuple[int, ...],
+    shared_bytes: int,
+    parameters: int,
 ) -> Callable[[], object]:
     """What a launch computes, to be called once or at every replay of a graph.
 
@@ -36,17 +41,21 @@ def prepared(
     Args:
         parameters: the address of the array of pointers to the kernel's arguments, which are read
             at once.
+
+    Raises:
+        ValueError: the PTX is of another kernel, or requires blocks of another size.
     """
     if not ptx:
         raise NotImplementedError(f"the rehearsal has no PTX of the kernel {name}")
     program = _parsed(ptx)
     if program.name != name:
         raise ValueError(f"expected the kernel {name} in its PTX, got {program.name}")
+    program = program.with_block(block)
     arguments = list(_arguments(program, parameters))
     memory = GlobalMemory()
-    for block in _blocks_of(program, arguments):
-        data = (ctypes.c_uint8 * block.size).from_address(block.address)
-        memory.add(block.address, np.ctypeslib.as_array(data))
+    for piece in _blocks_of(program, arguments):
+        data = (ctypes.c_uint8 * piece.size).from_address(piece.address)
+        memory.add(piece.address, np.ctypeslib.as_array(data))
     return partial(execute, program, grid, arguments, memory, shared_bytes)
 
 

@@ -40,7 +40,7 @@ def _launch(
     parameters: int,
     capturing: bool,
 ) -> int:
-    work: Callable[[], object] = prepared(ptx, name, grid, shared_bytes, parameters)
+    work: Callable[[], object] = prepared(ptx, name, grid, block, shared_bytes, parameters)
     if name in _idle:
         _idle[name].append(name)
         work = _nothing

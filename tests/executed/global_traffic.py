@@ -2,10 +2,10 @@
 
 Threads of a block that read one address in one instruction cost it once: Triton has all threads
 load the key, and a row's number where its columns are. So an instruction's addresses are counted
-once for each block. Nor is a load counted that repeats an earlier one of the same addresses, with
-neither a jump back nor a store between: Triton emits such loads where a number is broadcast, and
-ptxas keeps one of them (of 64 in the mixture's forward kernel 16 remain). The key and the step of
-the noise are counted apart.
+once for each block. A load by the same lanes, of the same
+width and the same addresses as an earlier load is not counted again, unless a jump back or a store
+came between: Triton emits such loads where a number is broadcast, and ptxas keeps one of them (of
+64 in the mixture's forward kernel 16 remain). The key and the step of the noise are counted apart.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from tests.executed.handover import Handover
+from tests.executed.global_races import GlobalRaceDetector
 from tests.ptx.lanes import Lanes
 from tests.ptx.memory import GlobalMemory
 from tests.ptx.types import Array
@@ -48,7 +48,7 @@ def counted(arguments: tuple[Any, ...]) -> Iterator[Moved]:
     """What a kernel given these arguments moves meanwhile.
 
     Raises:
-        GlobalRace: see handover.py.
+        GlobalRace: see global_races.py.
     """
     keys = [
         range(t.data_ptr(), t.data_ptr() + 16)
@@ -57,13 +57,14 @@ def counted(arguments: tuple[Any, ...]) -> Iterator[Moved]:
     ]
     moved = Moved()
     load, store = GlobalMemory.load, GlobalMemory.store
-    stretch, handover = _Stretch(), Handover()
+    stretch, races = _Stretch(), GlobalRaceDetector()
 
     def noted_load(
         self: GlobalMemory, lanes: Lanes, where: Array | None, at: Array, width: int, count: int
     ) -> Array:
-        handover.load(lanes, where, at, width * count)
-        size = 0 if stretch.repeats(lanes, at) else _bytes(lanes, where, at, width * count)
+        races.load(lanes, where, at, width * count)
+        repeated = stretch.repeats(lanes, where, at, width * count)
+        size = 0 if repeated else _bytes(lanes, where, at, width * count)
         if len(at) > 0 and any(int(at[0]) in key for key in keys):
             moved.key += size
         else:
@@ -75,7 +76,7 @@ def counted(arguments: tuple[Any, ...]) -> Iterator[Moved]:
     ) -> None:
         stretch.loads.clear()
         width = values.dtype.itemsize * len(values)
-        handover.store(lanes, where, at, width)
+        races.store(lanes, where, at, width)
         moved.stores[width] += _bytes(lanes, where, at, width)
         store(self, lanes, where, at, values)
 
@@ -91,13 +92,13 @@ class _Stretch:
     """Code that was run without a jump back or a store, and what it loaded."""
 
     at: int = 0  # the last load's place in the program
-    loads: set[bytes] = field(default_factory=set)
+    loads: set[tuple[bytes | None, int, bytes]] = field(default_factory=set)
 
-    def repeats(self, lanes: Lanes, addresses: Array) -> bool:
+    def repeats(self, lanes: Lanes, where: Array | None, addresses: Array, width: int) -> bool:
         if lanes.instruction.number <= self.at:
             self.loads.clear()
         self.at = lanes.instruction.number
-        load = addresses.tobytes()
+        load = (None if where is None else where.tobytes(), width, addresses.tobytes())
         before = load in self.loads
         self.loads.add(load)
         return before

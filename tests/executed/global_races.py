@@ -17,7 +17,7 @@ class GlobalRace(Fault):
     """Two threads of a block used a word, one wrote it, and no barrier stood between."""
 
 
-class Handover:
+class GlobalRaceDetector:
     """Who read and who wrote which words since the last barrier, of those that a launch writes."""
 
     def __init__(self) -> None:

@@ -97,15 +97,6 @@ def test_kernels_and_fallback_agree() -> None:
 
 
 @pytest.mark.usefixtures("small_tiles")
-def test_results_are_repeatable_bit_for_bit() -> None:
-    given = inputs((3, 5, 20, 33), targets=torch.float32)
-    for one, two in zip(measured(given), measured(given), strict=True):
-        assert one is not None
-        assert two is not None
-        assert torch.equal(one, two)
-
-
-@pytest.mark.usefixtures("small_tiles")
 def test_many_pixels_take_their_logarithm_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     # All factors are 2 here: without parts their product would reach 2 to the 200.
     hidden, weight = torch.zeros(1, 1, 1), torch.zeros(200 * 16, 1)

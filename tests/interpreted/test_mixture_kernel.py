@@ -72,12 +72,6 @@ def test_kernels_and_fallback_agree() -> None:
         assert_within(name, one, two, 2.0 * bound)
 
 
-def test_results_are_repeatable_bit_for_bit() -> None:
-    case = mixture(17, 150, 5)
-    for one, two in zip(measured(case), measured(case), strict=True):
-        assert torch.equal(one, two)
-
-
 @pytest.mark.parametrize("programs", [1, 3, 1 << 20])
 def test_the_number_of_programs_reorders_sums_alone(
     programs: int, monkeypatch: pytest.MonkeyPatch

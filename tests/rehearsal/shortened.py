@@ -6,6 +6,7 @@ A plugin of pytest, beside `results`.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Generator
 from typing import Any
 
@@ -21,7 +22,9 @@ from .left_out import LEFT_OUT, NOT_EXECUTED
 MEMORY = 8 << 30
 STEPS_PER_REPLAY = 2
 # Products of a case's sizes: to execute larger kernels takes a minute each.
-LARGEST = 10**7
+LARGEST = 10**6
+# Combinations of parameters, of those that tests/few.py keeps: tests/executed has them all.
+MOST = 3
 
 
 def _once(work: Callable[[], Any], *args: object, **options: object) -> float:
@@ -45,10 +48,25 @@ def _work(item: pytest.Item) -> int:
     return math.prod(callspec.params.get("shape", ())) if callspec else 1
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    left = [item for item in items if _name(item) in LEFT_OUT or _work(item) > LARGEST]
+def _leave_out(config: pytest.Config, items: list[pytest.Item], left: list[pytest.Item]) -> None:
     config.hook.pytest_deselected(items=left)
     items[:] = [item for item in items if item not in left]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> Generator[None, None, None]:
+    large = [item for item in items if _name(item) in LEFT_OUT or _work(item) > LARGEST]
+    _leave_out(config, items, large)
+    yield  # tests/few.py
+    seen: Counter[str] = Counter()
+    more = []
+    for item in items:
+        seen[_name(item)] += 1
+        if item.path.parent.name == "cuda" and seen[_name(item)] > MOST:
+            more.append(item)
+    _leave_out(config, items, more)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -2,6 +2,9 @@
 
 TRITON_INTERPRET is read where a kernel is decorated, hence the process of its own; there are two,
 of which test_interpreter_products.py runs the other, because test files share the cores.
+
+Of each test few combinations of its parameters run (tests/few.py): tests/executed has the others'
+compiled code. `TRITON_INTERPRET=1 VAEZ_BACKEND=triton pytest tests/interpreted` runs them all.
 """
 
 from __future__ import annotations
@@ -24,7 +27,8 @@ PRODUCTS = sorted(
 def run_interpreted(*arguments: str) -> None:
     """Run pytest with these arguments in the interpreter; all must pass, and none be skipped."""
     environment = os.environ | {"TRITON_INTERPRET": "1", "VAEZ_BACKEND": "triton"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+    plugins = ["-p", "no:cacheprovider", "-p", "tests.few"]
+    command = [sys.executable, "-m", "pytest", "-q", *plugins, *arguments]
     run = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1800
     )

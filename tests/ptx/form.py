@@ -108,6 +108,13 @@ class Form:
             return self._constant(text, type)
         return self._register(slot, text, type, narrow, strict)
 
+    def predicate(self, text: str, strict: bool = False) -> Source:
+        """What reads a predicate, negated after a "!"; `strict` is as for `source`."""
+        read = self.source(text.removeprefix("!").strip(), PRED, strict=strict)
+        if not text.startswith("!"):
+            return read
+        return lambda lanes, active: np.logical_not(read(lanes, active))
+
     def _register(self, slot: int, text: str, type: Type, narrow: bool, strict: bool) -> Source:
         width, dtype = self.names.widths[slot], type.dtype
         if width != type.bits and not (narrow and width > type.bits > 1):
@@ -193,10 +200,7 @@ class Form:
         if self.guard is None:
             return None
         name, negated = self.guard
-        read = self.source(name, PRED, strict=True)
-        if not negated:
-            return read
-        return lambda lanes, active: ~read(lanes, active)
+        return self.predicate(f"!{name}" if negated else name, strict=True)
 
     def address(self, index: int, bits: int) -> Source:
         """What gives the addresses of an operand like [%rd1+16], in so many bits."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .floats import flush, from_bfloat16
-from .form import Form, Run, Source
+from .form import Form, Run
 from .integers import elementwise
 from .lanes import Lanes
 from .types import PRED, TYPES, Mask
@@ -145,7 +145,7 @@ def decode_setp(form: Form) -> Run:
     ftz = type.name == "f32" and form.flag("ftz")
     form.done(4 if combined else 3)
     a, b = form.source(1, type), form.source(2, type)
-    third = _third(form) if combined else None
+    third = form.predicate(form.operands[3]) if combined else None
     words = form.operands[0].split("|")
     writes = [form.target(word, PRED) for word in words]
 
@@ -162,12 +162,6 @@ def decode_setp(form: Form) -> Run:
             write(lanes, active, value)
 
     return run
-
-
-def _third(form: Form) -> Source:
-    text = form.operands[3]
-    read = form.source(text.removeprefix("!").strip(), PRED)
-    return (lambda lanes, active: ~read(lanes, active)) if text.startswith("!") else read
 
 
 def decode_cvta(form: Form) -> Run:

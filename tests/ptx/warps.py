@@ -86,13 +86,11 @@ def decode_vote(form: Form) -> Run:
     type = form.type("b32") if mode == "ballot" else form.type("pred")
     form.done(3)
     write, mask = form.target(0, type), form.source(2, U32, strict=True)
-    text = form.operands[1]
-    negated = text.startswith("!")
-    read = form.source(text.removeprefix("!"), PRED, strict=True)
+    read = form.predicate(form.operands[1], strict=True)
 
     def run(lanes: Lanes, active: Mask | None) -> None:
         members(lanes, active, mask(lanes, active))
-        holds = np.broadcast_to(read(lanes, active), lanes.size) ^ negated
+        holds = np.broadcast_to(read(lanes, active), lanes.size)
         here = lanes.everyone if active is None else active
         yes, no = (holds & here).reshape(-1, WARP), (~holds & here).reshape(-1, WARP)
         if mode == "ballot":

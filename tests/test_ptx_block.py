@@ -8,6 +8,7 @@ import pytest
 from tests.ptx import GlobalMemory, execute, parse
 from tests.ptx_snippets import module
 from tests.rehearsal import results
+from tests.rehearsal.stand_in import Launch
 
 BODY = """
     ld.param.u64 %d0, [p0];
@@ -48,4 +49,4 @@ def test_a_rehearsed_launch_of_another_block_fails() -> None:
     ptx = EXACT.encode()
     for capturing in (False, True):
         with pytest.raises(ValueError, match=r"requires a block of \(64, 1, 1\), got \(32, 1, 1\)"):
-            results._launch(ptx, "kernel", (1, 1, 1), (32, 1, 1), 0, 0, capturing)
+            results._launch(Launch(ptx, "kernel", (1, 1, 1), (32, 1, 1), 0, 0, capturing))

@@ -16,6 +16,8 @@ from tests.ptx.machine import execute
 from tests.ptx.memory import GlobalMemory
 from tests.ptx.program import Program, parse
 
+from .stand_in import Launch
+
 POINTER = "u64"
 
 
@@ -26,37 +28,27 @@ class Block(NamedTuple):
     size: int  # as asked for, without what the allocator rounds up
 
 
-def prepared(
-    ptx: bytes,
-    name: str,
-    grid: tuple[int, ...],
-    block: tuple[int, ...],
-    shared_bytes: int,
-    parameters: int,
-) -> Callable[[], object]:
+def prepared(launch: Launch) -> Callable[[], object]:
     """What a launch computes, to be called once or at every replay of a graph.
 
-    The kernel may touch the tensors that its pointers point into, and nothing else.
-
-    Args:
-        parameters: the address of the array of pointers to the kernel's arguments, which are read
-            at once.
+    The kernel may touch the tensors that its pointers point into, and nothing else. Its arguments
+    are read at once.
 
     Raises:
         ValueError: the PTX is of another kernel, or requires blocks of another size.
     """
-    if not ptx:
-        raise NotImplementedError(f"the rehearsal has no PTX of the kernel {name}")
-    program = _parsed(ptx)
-    if program.name != name:
-        raise ValueError(f"expected the kernel {name} in its PTX, got {program.name}")
-    program = program.with_block(block)
-    arguments = list(_arguments(program, parameters))
+    if not launch.ptx:
+        raise NotImplementedError(f"the rehearsal has no PTX of the kernel {launch.name}")
+    program = _parsed(launch.ptx)
+    if program.name != launch.name:
+        raise ValueError(f"expected the kernel {launch.name} in its PTX, got {program.name}")
+    program = program.with_block(launch.block)
+    arguments = list(_arguments(program, launch.parameters))
     memory = GlobalMemory()
     for piece in _blocks_of(program, arguments):
         data = (ctypes.c_uint8 * piece.size).from_address(piece.address)
         memory.add(piece.address, np.ctypeslib.as_array(data))
-    return partial(execute, program, grid, arguments, memory, shared_bytes)
+    return partial(execute, program, launch.grid, arguments, memory, launch.shared_bytes)
 
 
 # A failed assertion calls the only function that kernels have, which prints it, and then traps.

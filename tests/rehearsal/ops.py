@@ -90,11 +90,12 @@ def _nodes(work: Callable[[], object]) -> int:
     return nodes
 
 
-def _host_us(work: Callable[[], object]) -> float:
+def host_us(work: Callable[[], object], calls: int = CALLS) -> float:
+    """Microseconds of the host for one of so many calls."""
     before = time.perf_counter()
-    for _ in range(CALLS):
+    for _ in range(calls):
         work()
-    return (time.perf_counter() - before) / CALLS * 1e6
+    return (time.perf_counter() - before) / calls * 1e6
 
 
 def rehearse(work: Callable[[], object]) -> Rehearsed:
@@ -105,7 +106,7 @@ def rehearse(work: Callable[[], object]) -> Rehearsed:
         work()
     nodes = _nodes(work)
     stand_in.set_duration("*", 0)
-    rounds = [(_host_us(work), _host_us(lambda: torch.add(a, b))) for _ in range(ROUNDS)]
+    rounds = [(host_us(work), host_us(lambda: torch.add(a, b))) for _ in range(ROUNDS)]
     stand_in.forget_durations()
     ours, adds = zip(*rounds, strict=True)
     return Rehearsed(counts, nodes, median(ours), median(adds))

@@ -31,20 +31,12 @@ def _keep(work: Callable[[], object]) -> int:
     return number
 
 
-def _launch(
-    ptx: bytes,
-    name: str,
-    grid: tuple[int, ...],
-    block: tuple[int, ...],
-    shared_bytes: int,
-    parameters: int,
-    capturing: bool,
-) -> int:
-    work: Callable[[], object] = prepared(ptx, name, grid, block, shared_bytes, parameters)
-    if name in _idle:
-        _idle[name].append(name)
+def _launch(launch: stand_in.Launch) -> int:
+    work: Callable[[], object] = prepared(launch)
+    if launch.name in _idle:
+        _idle[launch.name].append(launch.name)
         work = _nothing
-    if capturing:
+    if launch.capturing:
         return _keep(work)
     work()
     return 0

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ctypes import POINTER, c_char_p, c_double, c_int, c_int64, c_size_t, c_uint, c_void_p
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 
 class Kind(enum.IntEnum):
@@ -260,24 +261,34 @@ def _guarded(call: Callable[..., int]) -> Callable[..., int]:
     return guarded
 
 
-Launch = Callable[[bytes, str, tuple[int, ...], tuple[int, ...], int, int, bool], int]
+class Launch(NamedTuple):
+    """A launch through the driver, as the executor sees it."""
+
+    ptx: bytes
+    name: str
+    grid: tuple[int, ...]
+    block: tuple[int, ...]
+    shared_bytes: int
+    # The address of the array of pointers to the kernel's arguments, valid during the call.
+    parameters: int
+    capturing: bool
+
+
 _kept: list[_Executor] = []
 
 
 def set_executor(
-    launch: Launch | None = None,
+    launch: Callable[[Launch], int] | None = None,
     replay: Callable[[int], int] | None = None,
     product: Callable[[Product], int] | None = None,
     aten: Callable[[str], int] | None = None,
 ) -> None:
     """Python computes what the device would, from now on; without arguments nothing does.
 
-    ``launch(ptx, name, grid, block, shared_bytes, parameters, capturing)`` sees every launch
-    through the driver; ``parameters`` is the address of the array of pointers to the kernel's
-    arguments, valid during the call. It returns 0, or while capturing a node's number above 0,
-    which ``replay`` gets at each replay. ``product`` gets every matrix product when it has to be
-    computed, replays included. ``aten`` gets the name of every kernel that is launched through the
-    runtime, also while capturing. All return 0; an exception makes the launch fail.
+    ``launch`` sees every launch through the driver. It returns 0, or while capturing a node's
+    number above 0, which ``replay`` gets at each replay. ``product`` gets every matrix product when
+    it has to be computed, replays included. ``aten`` gets the name of every kernel that is launched
+    through the runtime, also while capturing. All return 0; an exception makes the launch fail.
     """
 
     def on_launch(
@@ -291,7 +302,8 @@ def set_executor(
     ) -> int:
         assert launch is not None
         dims = [tuple(dims[i] for i in range(3)) for dims in (grid, block)]  # type: ignore[index]
-        return launch(_ptx(module), name.decode(), dims[0], dims[1], shared, where, bool(capturing))
+        ptx, is_capturing = _ptx(module), bool(capturing)
+        return launch(Launch(ptx, name.decode(), dims[0], dims[1], shared, where, is_capturing))
 
     def on_product(described: object) -> int:
         assert product is not None

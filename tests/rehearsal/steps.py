@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from tests.rehearsal import stand_in
+from tests.rehearsal.ops import host_us
 from tests.rehearsal.stand_in import Counts
 from vaez_fast.batches import Batches
 from vaez_fast.engine import Engine
@@ -50,13 +50,6 @@ def _engine(objective: Callable[[VAE], Objective], precision: torch.dtype) -> En
     )
 
 
-def _host_us(work: Callable[[], object], calls: int) -> float:
-    before = time.perf_counter()
-    for _ in range(calls):
-        work()
-    return (time.perf_counter() - before) / calls * 1e6
-
-
 def rehearse_step(objective: str, precision: str) -> Step:
     """Compiles, steps once, captures, and replays: the altosaar VAE with batches of 128."""
     engine = _engine(OBJECTIVES[objective], PRECISIONS[precision])
@@ -68,7 +61,7 @@ def rehearse_step(objective: str, precision: str) -> Step:
     with stand_in.counting() as replay:
         phase.advance(STEPS_PER_REPLAY)
     stand_in.set_duration("*", 0)
-    host_us = _host_us(engine.step, 50)
-    replay_us = _host_us(lambda: phase.advance(STEPS_PER_REPLAY), 20) / STEPS_PER_REPLAY
+    us = host_us(engine.step, 50)
+    replay_us = host_us(lambda: phase.advance(STEPS_PER_REPLAY), 20) / STEPS_PER_REPLAY
     stand_in.forget_durations()
-    return Step(one, capture, replay, host_us, replay_us)
+    return Step(one, capture, replay, us, replay_us)

@@ -107,8 +107,8 @@ def test_the_ptx_of_a_launch_is_what_was_compiled(built: tuple[bytes, str]) -> N
     function = loaded(built[0])
     seen: list[bytes] = []
 
-    def keep(ptx: bytes, *rest: object) -> int:
-        seen.append(ptx)
+    def keep(of: stand_in.Launch) -> int:
+        seen.append(of.ptx)
         return 0
 
     stand_in.set_executor(launch=keep)

@@ -105,18 +105,10 @@ def test_a_launch_through_the_driver_shows_its_ptx_and_is_replayed() -> None:
     noise = vaez_kernels.noise_key(3, "train", device=torch.device("cuda"))
     seen: list[tuple[object, ...]] = []
 
-    def launch(
-        ptx: bytes,
-        name: str,
-        grid: tuple[int, ...],
-        block: tuple[int, ...],
-        shared: int,
-        parameters: int,
-        capturing: bool,
-    ) -> int:
-        assert f".entry {name}".encode() in ptx
-        seen.append((grid, block[0] % 32, parameters > 0, capturing))
-        return 5 if capturing else 0
+    def launch(of: stand_in.Launch) -> int:
+        assert f".entry {of.name}".encode() in of.ptx
+        seen.append((of.grid, of.block[0] % 32, of.parameters > 0, of.capturing))
+        return 5 if of.capturing else 0
 
     replayed: list[int] = []
 

@@ -51,13 +51,11 @@ class Arguments:
     def __init__(self) -> None:
         self.captured: list[tuple[int, int]] = []
 
-    def __call__(
-        self, _: bytes, name: str, __: object, ___: object, ____: int, where: int, capturing: bool
-    ) -> int:
-        if not capturing:
+    def __call__(self, launch: stand_in.Launch) -> int:
+        if not launch.capturing:
             return 0
-        assert name == "latent_forward_kernel"
-        arguments = ctypes.cast(where, ctypes.POINTER(ctypes.POINTER(ctypes.c_uint64)))
+        assert launch.name == "latent_forward_kernel"
+        arguments = ctypes.cast(launch.parameters, ctypes.POINTER(ctypes.POINTER(ctypes.c_uint64)))
         self.captured.append((arguments[0][0], arguments[1][0]))
         return len(self.captured)
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import triton
 
+from tests.few import leave_out
 from vaez_fast import regime
 from vaez_kernels import launch
 
@@ -48,25 +49,20 @@ def _work(item: pytest.Item) -> int:
     return math.prod(callspec.params.get("shape", ())) if callspec else 1
 
 
-def _leave_out(config: pytest.Config, items: list[pytest.Item], left: list[pytest.Item]) -> None:
-    config.hook.pytest_deselected(items=left)
-    items[:] = [item for item in items if item not in left]
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_collection_modifyitems(
     config: pytest.Config, items: list[pytest.Item]
 ) -> Generator[None, None, None]:
-    large = [item for item in items if _name(item) in LEFT_OUT or _work(item) > LARGEST]
-    _leave_out(config, items, large)
+    large = {item for item in items if _name(item) in LEFT_OUT or _work(item) > LARGEST}
+    leave_out(config, items, large)
     yield  # tests/few.py
     seen: Counter[str] = Counter()
-    more = []
+    more = set()
     for item in items:
         seen[_name(item)] += 1
         if item.path.parent.name == "cuda" and seen[_name(item)] > MOST:
-            more.append(item)
-    _leave_out(config, items, more)
+            more.add(item)
+    leave_out(config, items, more)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -463,16 +463,24 @@ class TestPage:
         of.write("plan", worker="0", rows=["eager"])
         values = {"worker": "0", "why": "", "seconds": 1.5, "prepared_seconds": 0.5}
         of.write("row", id="eager", outcome="dry run", benchmark=row, **values)
-        of.write("row", worker="0", id="fatal", outcome="crashed", why="killed")
-        of.write("row", worker="0", id="last", outcome="dry run", why="", seconds=2.5)
         of.write("end", seconds=2.0, problems=[])
         (ops,) = (part for part in page.write(tmp_path) if part.part.name == "ops")
+        assert ops.passed
         text = (tmp_path / "README.md").read_text()
         assert text.startswith("# DRY RUN on a GPU: no times and no checks")
-        # A crashed row has no seconds, and does not end the table.
-        assert "| eager | 1.50 | 0.50 |\n| fatal | – | – |\n| last | 2.50 | – |" in text
+        assert "| ops | dry run | 1 of 1 |" in text
+        assert "| eager | 1.50 | 0.50 |" in text
         assert benchmarks(ops, []) is None
         assert not (tmp_path / "ops.json").exists()
+
+    def test_a_crashed_row_has_no_seconds_and_does_not_end_the_table(self, tmp_path: Path) -> None:
+        of = journal(tmp_path, dry_run=True)
+        of.write("row", worker="0", id="first", outcome="dry run", why="", seconds=1.5)
+        of.write("row", worker="0", id="fatal", outcome="crashed", why="killed")
+        of.write("row", worker="0", id="last", outcome="dry run", why="", seconds=2.5)
+        page.write(tmp_path)
+        text = (tmp_path / "README.md").read_text()
+        assert "| first | 1.50 | – |\n| fatal | – | – |\n| last | 2.50 | – |" in text
 
 
 ROW = Row("rsample", "z", "cuda", "float32", "1×7×20", 1e-7, 1e-7, 1.0, 1e-7, 1e-6, 1e-7, True)

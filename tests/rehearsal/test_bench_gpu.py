@@ -71,8 +71,15 @@ def rows(out: Path, part: str) -> dict[str, str]:
 def test_every_part_runs_rows_to_their_end(out: Path) -> None:
     assert len(rows(out, "correctness")) == 2
     assert set(rows(out, "correctness").values()) == {"dry run"}
-    assert set(rows(out, "ops").values()) == {"dry run"}
-    assert len(rows(out, "ops")) == 7 + len(OPS) + 2
+    ops = rows(out, "ops")
+    assert set(ops.values()) == {"dry run"}
+    providers = ("eager", "compiled", "fallback", "triton")
+    graphs = ("eager graph", "compiled graph", "triton graph")
+    of_likelihood = [row for row in ops if "likelihood[" in row]
+    for provider in (*providers, *graphs):
+        assert sum(row.endswith(f"-{provider}]") for row in of_likelihood) == 1, provider
+    assert len(of_likelihood) == 7
+    assert len(ops) == 7 + len(OPS) + 2
     assert list(rows(out, "training").values()) == ["dry run"]
     rivals = rows(out, "rivals")
     (row,) = (row for row in rivals if row.endswith("-compiled max-autotune]"))

@@ -17,7 +17,7 @@ OLDEST_PYTHON ?= $(or $(firstword $(foreach python,python3.12 $(wildcard $(HOME)
 TEST_FLAGS ?= -n 2 --dist loadfile --no-loadscope-reorder -p no:benchmark
 # On a stand-in for CUDA (tests/rehearsal) bench.gpu and tests/cuda run in test-oldest alone, with the
 # versions that a CUDA machine has: once is what half an hour of CI has time for.
-REHEARSED := $(wildcard tests/rehearsal/test_bench_gpu.py tests/rehearsal/test_cuda_tests.py)
+REHEARSED := tests/rehearsal/test_bench_gpu.py tests/rehearsal/test_cuda_tests.py
 # What depends on the versions of torch and triton: kernels built, executed, captured and rehearsed,
 # their PyTorch twins, a training step. Few combinations of parameters (tests/few.py).
 OLDEST_TESTS ?= $(REHEARSED) tests/rehearsal/test_stand_in.py tests/executed tests/test_bare_machine.py \

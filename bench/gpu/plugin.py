@@ -33,8 +33,6 @@ from vaez_fast.evaluate import Evaluator, Metrics
 # Not compiled ahead: max-autotune times candidates, which needs the machine alone, and JAX keeps
 # nothing on the disk.
 NOT_AHEAD = (AUTOTUNED, "jax", "jax bfloat16")
-
-
 TORCH_TESTING = Path(torch.testing.__file__).parent
 
 

@@ -2,10 +2,10 @@
 
 Threads of a block that read one address in one instruction cost it once: Triton has all threads
 load the key, and a row's number where its columns are. So an instruction's addresses are counted
-once for each block. A load by the same lanes, of the same
-width and the same addresses as an earlier load is not counted again, unless a jump back or a store
-came between: Triton emits such loads where a number is broadcast, and ptxas keeps one of them (of
-64 in the mixture's forward kernel 16 remain). The key and the step of the noise are counted apart.
+once for each block. A load by the same lanes, of the same width and the same addresses as an
+earlier load is not counted again, unless a jump back or a store came between: Triton emits such
+loads where a number is broadcast, and ptxas keeps one of them (of 64 in the mixture's forward
+kernel 16 remain). The key and the step of the noise are counted apart.
 """
 
 from __future__ import annotations

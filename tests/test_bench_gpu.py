@@ -254,7 +254,8 @@ class TestJournal:
 class TestProcesses:
     def test_what_outlives_the_limit_is_interrupted_and_its_log_kept(self, tmp_path: Path) -> None:
         code = (
-            "import time\nprint('begun', flush=True)\n"
+            "import signal, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+            "print('begun', flush=True)\n"
             "try: time.sleep(60)\nexcept KeyboardInterrupt: print('told to stop')"
         )
         begin = time.monotonic()

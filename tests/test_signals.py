@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,15 @@ def test_patience_is_ten_minutes_unless_it_is_set(monkeypatch: pytest.MonkeyPatc
     assert world.patience(7).total_seconds() == 2.5
 
 
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """SIGINT as Python hears it: a shell that starts the tests with & has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
 def test_every_command_ends_with_the_status_of_its_signal(
     name: str,
@@ -179,6 +189,7 @@ def test_a_signal_that_was_ignored_at_the_start_stays_so() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.usefixtures("heard")
 def test_a_held_signal_waits_and_only_a_later_ctrl_c_does_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

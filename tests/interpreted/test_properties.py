@@ -35,7 +35,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return watch(monkeypatch, *launchers)
 
 
-@repeatable(20)
+@repeatable(12)
 @given(latent_cases())
 def test_latent_values_and_gradients_are_the_references(
     launches: list[str], case: LatentCase
@@ -45,7 +45,7 @@ def test_latent_values_and_gradients_are_the_references(
     assert launches == ["_launch_forward", "_launch_backward"]
 
 
-@repeatable(40)
+@repeatable(20)
 @given(latent_cases(extreme=True))
 def test_latent_nan_and_infinity_appear_where_the_formula_says(case: LatentCase) -> None:
     properties.latent_propagates(case, truncates=True)
@@ -65,7 +65,7 @@ def test_likelihoods_nan_and_infinity_appear_where_the_formula_says(case: PixelC
     properties.pixels_propagate(case, truncates=True)
 
 
-@repeatable(15)
+@repeatable(8)
 @given(st.data())
 def test_rows_of_z_do_not_depend_on_which_others_are_drawn(data: st.DataObject) -> None:
     case = data.draw(latent_cases(extreme=True))
@@ -74,7 +74,7 @@ def test_rows_of_z_do_not_depend_on_which_others_are_drawn(data: st.DataObject) 
     properties.rows_of_z_need_no_others(case, slice(first, last))
 
 
-@repeatable(15)
+@repeatable(8)
 @given(st.data())
 def test_rows_never_meet(data: st.DataObject) -> None:
     case = data.draw(latent_cases(extreme=True))

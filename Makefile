@@ -11,8 +11,6 @@ INSTALLED := $(VENV)/.installed
 OLDEST := .venv-oldest
 OLDEST_PYTHON ?= $(or $(firstword $(foreach python,python3.12 $(wildcard $(HOME)/.pyenv/versions/3.12.*/bin/python),\
   $(shell $(python) -c 'print("$(python)")' 2>/dev/null))),$(PYTHON))
-# Python compiles what it imports: to compile all of PyTorch here takes a third of the time.
-PIP := pip install --quiet --disable-pip-version-check --no-compile
 # Two processes, a file at a time: most of the tests' time is compilation on one core. Their threads
 # must not spin while they wait, or each process would hold both cores. In the files' order: xdist's
 # own, by their numbers of tests, leaves the interpreter's for last, minutes on one core.
@@ -88,7 +86,7 @@ $(INSTALLED): pyproject.toml
 	  || { echo "Python 3.11 or newer is needed; name one with PYTHON=python3.12"; exit 1; }
 	@echo "Setting up $(VENV) with PyTorch: minutes the first time, gigabytes to download."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m $(PIP) -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 # pythae asks for "dataclasses", a copy for Python 3.6 that torch.compile's workers would import
 # instead of Python's own, and die.
 	$(BIN)/python -m pip uninstall --quiet --disable-pip-version-check --yes dataclasses
@@ -98,5 +96,5 @@ $(OLDEST)/.installed: pyproject.toml tests/lowest.py
 	@echo "Setting up $(OLDEST) with $(OLDEST_PYTHON) and the lowest versions of PyTorch and Triton."
 	$(OLDEST_PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python tests/lowest.py > $(OLDEST)/requirements.txt
-	$(OLDEST)/bin/python -m $(PIP) -r $(OLDEST)/requirements.txt
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -r $(OLDEST)/requirements.txt
 	@touch $@

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from bench.traffic import mixture_log_prob_moved
 from tests.helpers import MODES
+from vaez_kernels import decoder_kernel
+from vaez_kernels import linear_likelihood as layer
 from vaez_kernels import mixture as kernels
 
 
@@ -19,6 +21,7 @@ class Floor(NamedTuple):
 
     loaded: int
     stored: int
+    again: int = 0  # what it may load once more: one operand in the layouts of two uses
 
 
 def noise(samples: int, rows: int, columns: int) -> Floor:
@@ -63,3 +66,40 @@ def mixture(draws: int, components: int, D: int, leave_out: bool) -> tuple[Floor
         Floor(forward - of_tops + left, of_tops),
         Floor(both - forward - weights - of_sums + d_blocks * left, weights + of_sums),
     )
+
+
+def last_layer(
+    hidden: Tensor, weight: Tensor, bias: Tensor, x: Tensor
+) -> tuple[Floor, Floor, Floor]:
+    """Of the forward, hidden and weight kernels, where one program takes all rows and pixels.
+
+    A target is shared by the samples of an image, which are rows of a tile: threads that hold
+    different samples may each load it. The operand of a gradient's product is in the logits', too.
+    """
+    samples, images, _ = hidden.shape
+    of_hidden, of_weight, of_bias, of_x = (
+        t.numel() * t.element_size() for t in (hidden, weight, bias, x)
+    )
+    results = 4 * samples * images
+    inputs = of_hidden + of_weight + of_bias + of_x
+    again = (min(samples, layer.SAMPLES_PER_PROGRAM) - 1) * of_x
+    gradients = 4 * (weight.numel() + bias.numel())
+    return (
+        Floor(inputs, results, again),
+        Floor(inputs + results, of_hidden, again + of_weight),
+        Floor(inputs + results, gradients, again + of_hidden),
+    )
+
+
+def decoder(shape: tuple[int, ...], precision: str, gpu: str) -> Floor:
+    """Of images, samples, D, H1, H2 and P, uint8 targets: a program reads its image and all layers.
+
+    mu and logvar are in the noise's layout and in that of the sum over latents.
+    """
+    images, samples, D, H1, H2, P = shape
+    tile = decoder_kernel.TILES[gpu][precision, H2 > 256]
+    programs = images * -(-samples // tile.samples)
+    size = 2 if precision == "bfloat16" else 4
+    layers = size * (H1 * D + H2 * H1 + P * H2) + 4 * (H1 + H2 + P)
+    latents = 2 * 4 * D
+    return Floor(programs * (latents + layers + P), 12 * programs, programs * latents)

@@ -179,7 +179,12 @@ def _layer_case(
     # For sm_90 products of other precisions become wgmma, which tests/ptx does not execute.
     plain = precision == "float32" and dtype == torch.float32
     gpus = ("sm_80", "sm_90") if plain else ("sm_80",)
-    return Case("last layer", flags, dtype, shape, compare, targets=gpus, quick=quick)
+    names = ("forward", "hidden", "weight")
+    kernels = [f"linear_bernoulli_{name}_kernel" for name in names]
+    # Of shapes that are one tile; larger ones read operands again for each of several.
+    one_tile = shape[1] * shape[0] <= 32 and max(shape[2:]) <= 20
+    of = dict(zip(kernels, floors.last_layer(*given), strict=True)) if one_tile else {}
+    return Case("last layer", flags, dtype, shape, compare, of, gpus, quick)
 
 
 def _decoder() -> Iterator[Case]:
@@ -197,8 +202,9 @@ def _decoder_case(
 ) -> Case:
     flags = f"{activation.__name__.lower()}, {precision} products"
     compare = partial(_sampled, shape, activation, precision)
-    name = "importance sampling"
-    return Case(name, flags, torch.float32, shape, compare, targets=("sm_80",), quick=quick)
+    gpu, name = "sm_80", "importance sampling"
+    of = {"decoder_kernel": floors.decoder(shape, precision, gpu)}
+    return Case(name, flags, torch.float32, shape, compare, of, (gpu,), quick)
 
 
 def _sampled(shape: tuple[int, ...], activation: type[nn.Module], precision: str) -> list[Compared]:

@@ -94,7 +94,7 @@ def last_layer(
 def decoder(shape: tuple[int, ...], precision: str, gpu: str) -> Floor:
     """Of images, samples, D, H1, H2 and P, uint8 targets: a program reads its image and all layers.
 
-    mu and logvar are in the noise's layout and in that of the sum over latents.
+    mu and logvar are in up to three layouts: the noise's, a product's, and the sum's over latents.
     """
     images, samples, D, H1, H2, P = shape
     tile = decoder_kernel.TILES[gpu][precision, H2 > 256]
@@ -102,4 +102,4 @@ def decoder(shape: tuple[int, ...], precision: str, gpu: str) -> Floor:
     size = 2 if precision == "bfloat16" else 4
     layers = size * (H1 * D + H2 * H1 + P * H2) + 4 * (H1 + H2 + P)
     latents = 2 * 4 * D
-    return Floor(programs * (latents + layers + P), 12 * programs, programs * latents)
+    return Floor(programs * (latents + layers + P), 12 * programs, 2 * programs * latents)

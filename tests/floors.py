@@ -21,7 +21,6 @@ class Floor(NamedTuple):
 
     loaded: int
     stored: int
-    again: int = 0  # what it may load once more: one operand in the layouts of two uses
 
 
 def noise(samples: int, rows: int, columns: int) -> Floor:
@@ -71,35 +70,52 @@ def mixture(draws: int, components: int, D: int, leave_out: bool) -> tuple[Floor
 def last_layer(
     hidden: Tensor, weight: Tensor, bias: Tensor, x: Tensor
 ) -> tuple[Floor, Floor, Floor]:
-    """Of the forward, hidden and weight kernels, where one program takes all rows and pixels.
-
-    A target is shared by the samples of an image, which are rows of a tile: threads that hold
-    different samples may each load it. The operand of a gradient's product is in the logits', too.
-    """
-    samples, images, _ = hidden.shape
-    of_hidden, of_weight, of_bias, of_x = (
-        t.numel() * t.element_size() for t in (hidden, weight, bias, x)
-    )
-    results = 4 * samples * images
-    inputs = of_hidden + of_weight + of_bias + of_x
-    again = (min(samples, layer.SAMPLES_PER_PROGRAM) - 1) * of_x
+    """Of the forward, hidden and weight kernels, where one program takes all rows and pixels."""
+    inputs = sum(map(_bytes, (hidden, weight, bias, x)))
+    results = 4 * hidden.shape[0] * hidden.shape[1]
     gradients = 4 * (weight.numel() + bias.numel())
     return (
-        Floor(inputs, results, again),
-        Floor(inputs + results, of_hidden, again + of_weight),
-        Floor(inputs + results, gradients, again + of_hidden),
+        Floor(inputs, results),
+        Floor(inputs + results, _bytes(hidden)),
+        Floor(inputs + results, gradients),
     )
+
+
+def last_layer_again(hidden: Tensor, weight: Tensor, x: Tensor) -> tuple[int, int, int]:
+    """Bytes that these kernels may load once more, as the layouts of two uses differ.
+
+    Samples of an image are rows of a tile, and share its targets: threads that hold different
+    samples may each load them. The operand of a gradient's product is one of the logits', too.
+    """
+    of_x = (min(len(hidden), layer.SAMPLES_PER_PROGRAM) - 1) * _bytes(x)
+    return of_x, of_x + _bytes(weight), of_x + _bytes(hidden)
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
 
 
 def decoder(shape: tuple[int, ...], precision: str, gpu: str) -> Floor:
-    """Of images, samples, D, H1, H2 and P, uint8 targets: a program reads its image and all layers.
+    """Each program reads its image and all layers.
 
-    mu and logvar are in up to three layouts: the noise's, a product's, and the sum's over latents.
+    shape: images, samples, D, H1, H2 and P; targets are uint8.
     """
-    images, samples, D, H1, H2, P = shape
-    tile = decoder_kernel.TILES[gpu][precision, H2 > 256]
-    programs = images * -(-samples // tile.samples)
+    _, _, D, H1, H2, P = shape
+    programs = _decoder_programs(shape, precision, gpu)
     size = 2 if precision == "bfloat16" else 4
     layers = size * (H1 * D + H2 * H1 + P * H2) + 4 * (H1 + H2 + P)
-    latents = 2 * 4 * D
-    return Floor(programs * (latents + layers + P), 12 * programs, 2 * programs * latents)
+    return Floor(programs * (2 * 4 * D + layers + P), 12 * programs)
+
+
+def decoder_again(shape: tuple[int, ...], precision: str, gpu: str) -> int:
+    """Bytes that this kernel may load once more: mu and logvar, in up to three layouts.
+
+    These are the noise's, a product's, and the one of the sum over latents.
+    """
+    return 2 * _decoder_programs(shape, precision, gpu) * 2 * 4 * shape[2]
+
+
+def _decoder_programs(shape: tuple[int, ...], precision: str, gpu: str) -> int:
+    images, samples, _, _, H2, _ = shape
+    tile = decoder_kernel.TILES[gpu][precision, H2 > 256]
+    return images * -(-samples // tile.samples)

@@ -50,6 +50,7 @@ class Case(NamedTuple):
     shape: tuple[int, ...]
     compare: Callable[[], list[Compared]]
     floors: dict[str, Floor] = {}  # noqa: RUF012 (by kernel; empty where none is stated)
+    again: dict[str, int] = {}  # noqa: RUF012 (by kernel: bytes that it may load once more)
     targets: tuple[str, ...] = ("sm_90",)
     quick: bool = True  # whether CI executes it
 
@@ -106,7 +107,7 @@ def _latent_case(
     compare = partial(helpers.compared, mode, mu, logvar, KEY, samples, **(offsets or {}))
     names = ("latent_forward_kernel", "latent_backward_kernel")
     of = dict(zip(names, floors.latent(mode, mu, samples), strict=True))
-    return Case("latent", mode, dtype, shape, compare, of, targets, quick)
+    return Case("latent", mode, dtype, shape, compare, of, targets=targets, quick=quick)
 
 
 def _bernoulli() -> Iterator[Case]:
@@ -181,10 +182,13 @@ def _layer_case(
     gpus = ("sm_80", "sm_90") if plain else ("sm_80",)
     names = ("forward", "hidden", "weight")
     kernels = [f"linear_bernoulli_{name}_kernel" for name in names]
-    # Of shapes that are one tile; larger ones read operands again for each of several.
-    one_tile = shape[1] * shape[0] <= 32 and max(shape[2:]) <= 20
-    of = dict(zip(kernels, floors.last_layer(*given), strict=True)) if one_tile else {}
-    return Case("last layer", flags, dtype, shape, compare, of, gpus, quick)
+    of, again = {}, {}
+    # The smallest tile has 32 rows and 32 pixels; of several, each reads operands again.
+    if shape[0] * shape[1] <= 32 and shape[3] <= 32:
+        of = dict(zip(kernels, floors.last_layer(*given), strict=True))
+        repeated = floors.last_layer_again(given.hidden, given.weight, given.x)
+        again = dict(zip(kernels, repeated, strict=True))
+    return Case("last layer", flags, dtype, shape, compare, of, again, gpus, quick)
 
 
 def _decoder() -> Iterator[Case]:
@@ -204,7 +208,8 @@ def _decoder_case(
     compare = partial(_sampled, shape, activation, precision)
     gpu, name = "sm_80", "importance sampling"
     of = {"decoder_kernel": floors.decoder(shape, precision, gpu)}
-    return Case(name, flags, torch.float32, shape, compare, of, (gpu,), quick)
+    again = {"decoder_kernel": floors.decoder_again(shape, precision, gpu)}
+    return Case(name, flags, torch.float32, shape, compare, of, again, (gpu,), quick)
 
 
 def _sampled(shape: tuple[int, ...], activation: type[nn.Module], precision: str) -> list[Compared]:

@@ -51,7 +51,7 @@ def rows_of(case: Case, target: str) -> Iterator[Record]:
             "errors": errors,
             "loaded": run.moved.loaded,
             "stored": run.moved.stored,
-            "floor": None if floor is None else floor.loaded + floor.stored,
+            "floor": None if floor is None else sum(floor),
             "wide": run.moved.loads[16] + run.moved.stores[16],
             "instructions": run.traffic.instructions,
             "barriers": run.traffic.barriers,

@@ -199,7 +199,7 @@ def _read_nvidia(built: Any) -> Binary:
         cubin.write_bytes(built.asm["cubin"])
         source.write_text(ptx)
         usage = _run(knobs.nvidia.cuobjdump.path, "--dump-resource-usage", cubin)
-        sass = _run(knobs.nvidia.nvdisasm.path, "-c", cubin)
+        sass = _run(knobs.nvidia.nvdisasm.path, "-c", "-ndf", cubin)
     line = r"^\s+/\*[0-9a-f]{4,6}\*/\s+(?:@!?U?P\w+ )?([A-Z][A-Z0-9_.]*)"
     instructions = Counter(name for name in re.findall(line, sass, re.M) if name != "NOP")
     return Binary(

@@ -27,8 +27,9 @@ from bench.kills import environment
 from tests import fake_study, suite_record
 from tests.bad_files import FILES, MARK, Code, Damage, cut, flip
 from tests.fake_run import CONFIG, make_run
+from tests.uncompiled import uncompiled
 from vaez_fast import checkpoint as checkpoints
-from vaez_fast import data, engine, features, files, regime, trained
+from vaez_fast import data, features, files, regime, trained
 from vaez_fast import study as studies
 from vaez_fast.checkpoint import Checkpoint
 from vaez_fast.cli import main
@@ -48,11 +49,8 @@ GROUPS = {"an op, 8 × 128, float32": {"eager": 2e-3, "fallback": 1e-3}}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def nothing_is_compiled() -> Iterator[None]:
-    """A step is the same function; to compile it would take longer than all that is done here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "_graphs", {})
-        patch.setattr(engine, "compile_graph", lambda update, *_, **__: update)
+def uncompiled_steps() -> Iterator[None]:
+    with uncompiled():
         yield
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ from torch import Tensor
 from bench.baselines import CarefulTraining, TextbookTraining, TextbookVAE, compiled_training
 from bench.products import products_of, replay
 from bench.training_checks import check_first_step, check_loss, check_product
+from tests.uncompiled import uncompiled
 from vaez_fast.batches import Batches
 from vaez_fast.data import binarized, load
 from vaez_fast.engine import Engine
@@ -21,6 +22,12 @@ from vaez_fast.optimizer import Adam, CenteredRMSprop, Optimizer, constant
 from vaez_kernels import noise_key, normal
 
 MODEL, BATCH, STEPS = "lyeoni", 64, 60
+
+
+@pytest.fixture(scope="module", autouse=True)
+def uncompiled_steps() -> Iterator[None]:
+    with uncompiled():
+        yield
 
 
 @pytest.fixture(scope="module")

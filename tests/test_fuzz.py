@@ -31,8 +31,9 @@ from tests import fake_study, suite_record
 from tests.cases import repeatable
 from tests.digits import first
 from tests.fake_run import CONFIG, make_run
+from tests.uncompiled import uncompiled
 from vaez_fast import checkpoint as checkpoints
-from vaez_fast import data, engine, features, files, report, report_run, study, theory
+from vaez_fast import data, features, files, report, report_run, study, theory
 from vaez_fast.batches import Batches
 from vaez_fast.checkpoint import Checkpoint
 from vaez_fast.config import ConfigError, TrainConfig
@@ -248,9 +249,7 @@ def training() -> Iterator[tuple[Callable[[], Run], dict[str, Any]]]:
         plan = phases(config, vae, batches, steps=6, precision=torch.float32, pixel_scale=1.0)
         return Run(config, few, vae, batches, plan, 6, ALONE, None, 1)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "_graphs", {})
-        patch.setattr(engine, "compile_graph", lambda update, *_, **__: update)
+    with uncompiled():
         begun = make()
         begun.begin_epoch(0)
         begun.phases[0].advance(3)

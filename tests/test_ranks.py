@@ -30,15 +30,18 @@ def alone() -> dict[str, Any]:
     return rank_worker.found(ALONE)
 
 
-# Two ranks run compiled steps. Four would compile four more, for a minute: they run the graphs as
-# they are, like a machine without a C++ compiler.
+# A machine without a C++ compiler: steps run as they were traced. Each rank would compile its own.
+UNCOMPILED = {"CXX": "none"}
+
+
+# Two ranks run compiled steps, four uncompiled ones.
 @pytest.fixture(scope="module", params=[2, 4])
 def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The number of ranks, what they found, and their folder."""
     out = tmp_path_factory.mktemp("ranks")
     done = subprocess.run(
         torchrun(request.param, str(Path(rank_worker.__file__)), str(out)),
-        env=environment() | ({"CXX": "none"} if request.param == 4 else {}),
+        env=environment() | (UNCOMPILED if request.param == 4 else {}),
         capture_output=True, text=True, timeout=500, cwd=ROOT,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -90,7 +93,7 @@ def start(out: Path, ranks: int) -> subprocess.Popen[str]:
     endless = ["--steps", "200000", "--checkpoint-seconds", "2", "--out", str(out)]
     process = subprocess.Popen(
         torchrun(ranks, "-m", "vaez_fast", "train", *SETTINGS, *endless),
-        env=environment(), stderr=subprocess.PIPE, text=True, cwd=out.parent,
+        env=environment() | UNCOMPILED, stderr=subprocess.PIPE, text=True, cwd=out.parent,
     )  # fmt: skip
     while not (out / checkpoint.NAME).exists():
         assert process.poll() is None

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor
 
 from tests.digits import first
+from tests.uncompiled import uncompiled
 from vaez_fast.config import TrainConfig
 from vaez_fast.data import Dataset, binarized, load
 from vaez_fast.model import MODELS, VAE
@@ -27,6 +29,12 @@ def dataset() -> Dataset:
     full = load("mnist-5k")
 
     return Dataset("mnist-1k", first(full.train, 1000), first(full.validation, 100), full.test)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def uncompiled_steps() -> Iterator[None]:
+    with uncompiled():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,14 @@
-"""A run that was stopped anywhere and goes on ends as if it had never stopped, bit for bit."""
+"""A run that was stopped anywhere and goes on ends as if it had never stopped, bit for bit.
+
+The steps are uncompiled here; test_kills.py stops and resumes compiled ones.
+"""
 
 from __future__ import annotations
 
 import errno
 import math
 import signal
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +17,7 @@ import pytest
 import torch
 
 from tests.digits import first
+from tests.uncompiled import uncompiled
 from vaez_fast import checkpoint as checkpoints
 from vaez_fast.checkpoint import Keeping
 from vaez_fast.config import TrainConfig
@@ -41,6 +46,12 @@ def dataset() -> Dataset:
     return Dataset(
         "mnist-200", first(full.train, 200), first(full.validation, 50), first(full.test, 50)
     )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def uncompiled_steps() -> Iterator[None]:
+    with uncompiled():
+        yield
 
 
 class SignalAfter(Signals):

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
 from bench.baselines import TextbookVAE
+from tests.uncompiled import uncompiled
 from vaez_fast import checkpoint as checkpoints
-from vaez_fast import graph
 from vaez_fast.checkpoint import Keeping
 from vaez_fast.config import TrainConfig
 from vaez_fast.data import Dataset, Split
@@ -57,10 +57,8 @@ def dataset() -> Dataset:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def uncompiled() -> Iterator[None]:
-    """Steps run as graphs that nobody compiles: a loop does not care, and it saves a minute."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(graph, "has_cpu_compiler", lambda: False)
+def uncompiled_steps() -> Iterator[None]:
+    with uncompiled():
         yield
 
 

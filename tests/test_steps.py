@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vaez_fast import engine as engines
+from tests.uncompiled import uncompiled
 from vaez_fast.batches import Batches
 from vaez_fast.config import TrainConfig
 from vaez_fast.engine import Engine
@@ -24,10 +24,10 @@ from vaez_kernels import noise_key
 BATCH, STEPS, SEED = 6, 4, 5
 
 
-@pytest.fixture(autouse=True)
-def nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "_graphs", {})
-    monkeypatch.setattr(engines, "compile_graph", lambda graph, *_, **__: graph)
+@pytest.fixture(scope="module", autouse=True)
+def uncompiled_steps() -> Iterator[None]:
+    with uncompiled():
+        yield
 
 
 @dataclass(frozen=True)

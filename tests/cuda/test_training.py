@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.cuda.moved import CUDA
+from tests.uncompiled import uncompiled
 from vaez_fast.batches import Batches
 from vaez_fast.engine import Engine
 from vaez_fast.model import VAE
@@ -40,7 +41,7 @@ def phase(device: torch.device, precision: torch.dtype = torch.float32) -> Phase
     return Phase("vae", [engine])
 
 
-@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float32])
 def test_replayed_steps_are_the_steps_bit_for_bit(precision: torch.dtype) -> None:
     """Also when another epoch has another order and other images."""
     replayed, stepped = phase(CUDA, precision), phase(CUDA, precision)
@@ -58,7 +59,9 @@ def test_replayed_steps_are_the_steps_bit_for_bit(precision: torch.dtype) -> Non
 
 
 def test_losses_are_those_of_a_cpu() -> None:
-    ours, theirs = phase(CUDA), phase(torch.device("cpu"))
+    ours = phase(CUDA)
+    with uncompiled():
+        theirs = phase(torch.device("cpu"))
     for _ in range(20):
         ours.advance(1)
         theirs.advance(1)

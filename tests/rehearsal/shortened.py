@@ -25,8 +25,9 @@ MEMORY = 8 << 30
 STEPS_PER_REPLAY = 2
 # Products of a case's sizes: to execute larger kernels takes a minute each.
 LARGEST = 10**6
-# Combinations of parameters, of those that tests/few.py keeps: tests/executed has them all.
-MOST = 3
+# Combinations of parameters, of those that tests/few.py keeps: tests/executed has them all. To
+# compile a training step takes longer than to execute it.
+MOST, MOST_TRAINED = 3, 1
 
 
 def _once(work: Callable[[], Any], *args: object, **options: object) -> float:
@@ -63,7 +64,8 @@ def pytest_collection_modifyitems(
     more = set()
     for item in items:
         seen[_name(item)] += 1
-        if item.path.parent.name == "cuda" and seen[_name(item)] > MOST:
+        most = MOST_TRAINED if item.path.stem == "test_training" else MOST
+        if item.path.parent.name == "cuda" and seen[_name(item)] > most:
             more.add(item)
     leave_out(config, items, more)
 

@@ -100,8 +100,9 @@ def page(records: Sequence[Record]) -> str:
             "**bytes / floor**: bytes that blocks of threads load and store, as "
             "tests/executed/global_traffic.py counts them, over the least that is possible; for "
             "the mixture, whose kernels read components again for each block of draws, over what "
-            "bench/traffic.py says of them. **16-byte**: the share of these bytes in 128-bit "
-            "accesses."
+            "bench/traffic.py says of them. The last layer's kernels and the decoder's load some "
+            "tensors twice, for two uses that want them in different layouts. **16-byte**: the "
+            "share of these bytes in 128-bit accesses."
         ),
         Text("`python -m tests.executed --out DIR` repeats this page for the Triton at hand."),
     ]

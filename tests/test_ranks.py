@@ -1,4 +1,8 @@
-"""Several processes train, evaluate and study as one does, and end with one message if one dies."""
+"""Several processes train, evaluate and study as one does, and end with one message if one dies.
+
+Each rank compiles its own steps, for half a minute; here they run as they were traced. Ranks that
+compile are held to one process in test_bench_scaling.py.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,7 @@ import torch
 
 from bench.kills import ROOT, environment
 from tests import rank_worker
+from tests.uncompiled import uncompiled
 from vaez_fast import checkpoint
 from vaez_fast.world import ALONE, World
 
@@ -25,23 +30,23 @@ def torchrun(ranks: int, *arguments: str) -> list[str]:
     return [*launcher, "--nproc-per-node", str(ranks), *arguments]
 
 
-@pytest.fixture(scope="module")
-def alone() -> dict[str, Any]:
-    return rank_worker.found(ALONE)
-
-
-# A machine without a C++ compiler: steps run as they were traced. Each rank would compile its own.
+# As on a machine without a C++ compiler.
 UNCOMPILED = {"CXX": "none"}
 
 
-# Two ranks run compiled steps, four uncompiled ones.
+@pytest.fixture(scope="module")
+def alone() -> dict[str, Any]:
+    with uncompiled():
+        return rank_worker.found(ALONE)
+
+
 @pytest.fixture(scope="module", params=[2, 4])
 def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The number of ranks, what they found, and their folder."""
     out = tmp_path_factory.mktemp("ranks")
     done = subprocess.run(
         torchrun(request.param, str(Path(rank_worker.__file__)), str(out)),
-        env=environment() | (UNCOMPILED if request.param == 4 else {}),
+        env=environment() | UNCOMPILED,
         capture_output=True, text=True, timeout=500, cwd=ROOT,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -15,14 +15,14 @@ OLDEST_PYTHON ?= $(or $(firstword $(foreach python,python3.12 $(wildcard $(HOME)
 # must not spin while they wait, or each process would hold both cores. In the files' order: xdist's
 # own, by their numbers of tests, leaves the interpreter's for last, minutes on one core.
 TEST_FLAGS ?= -n 2 --dist loadfile --no-loadscope-reorder -p no:benchmark
-# What is there for a CUDA machine runs in test-oldest alone, with the versions of such a machine:
-# bench.gpu and tests/cuda on a stand-in for CUDA, and what works without the packages that it lacks.
-# Once is what half an hour of CI has time for.
-REHEARSED := tests/rehearsal/test_bench_gpu.py tests/rehearsal/test_cuda_tests.py \
+# Tests of what a CUDA machine runs: bench.gpu and tests/cuda on a stand-in for CUDA, and our code
+# without the packages that such a machine lacks. They run in test-oldest alone, with its versions,
+# because CI has no time to run them twice.
+CUDA_MACHINE_TESTS := tests/rehearsal/test_bench_gpu.py tests/rehearsal/test_cuda_tests.py \
   tests/test_bare_machine.py
 # What depends on the versions of torch and triton: kernels built, executed, captured and rehearsed,
 # their PyTorch twins, a training step. Few combinations of parameters (tests/few.py).
-OLDEST_TESTS ?= $(REHEARSED) tests/rehearsal/test_stand_in.py tests/executed \
+OLDEST_TESTS ?= $(CUDA_MACHINE_TESTS) tests/rehearsal/test_stand_in.py tests/executed \
   $(wildcard tests/test_offline*.py) $(addprefix tests/test_,$(addsuffix .py,capture kernel_sources launch \
   steps latent noise likelihood linear_likelihood mixture importance compile lowest))
 BENCH_FLAGS ?=
@@ -37,7 +37,7 @@ DOCS_OUT ?= build/docs
 .PHONY: test test-oldest bench compare gpu soak mutants repeat docs lint format clean
 
 test: $(INSTALLED)
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest $(TEST_FLAGS) $(addprefix --ignore=,$(REHEARSED))
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest $(TEST_FLAGS) $(addprefix --ignore=,$(CUDA_MACHINE_TESTS))
 
 test-oldest: $(OLDEST)/.installed
 	PYTEST_PLUGINS=tests.few OMP_WAIT_POLICY=passive \

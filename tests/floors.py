@@ -30,7 +30,7 @@ def noise(samples: int, rows: int, columns: int) -> Floor:
 def latent(mode: str, mu: Tensor, samples: int) -> tuple[Floor, Floor]:
     """Of the forward and of the backward kernel, where both gradients are wanted."""
     write_z, kl = MODES[mode]
-    elements, rows = mu.numel() * mu.element_size(), 4 * len(mu)
+    elements, rows = mu.nbytes, 4 * len(mu)
     of_z, of_kl = write_z * samples * elements, (kl != "none") * rows
     # z alone: its gradient in mu is the upstream one, in logvar it takes logvar but not mu.
     inputs = 1 if kl == "none" else 2
@@ -40,7 +40,7 @@ def latent(mode: str, mu: Tensor, samples: int) -> tuple[Floor, Floor]:
 
 def bernoulli(logits: Tensor, x: Tensor) -> tuple[Floor, Floor]:
     """Of the forward and of the backward kernel, for all gradients that there are."""
-    of_logits, of_x = (t.numel() * t.element_size() for t in (logits, x))
+    of_logits, of_x = logits.nbytes, x.nbytes
     results = 4 * logits.shape[0] * logits.shape[1]
     backward = Floor(of_logits + of_x + results, of_logits + (of_x if x.requires_grad else 0))
     return Floor(of_logits + of_x, results), backward
@@ -71,12 +71,12 @@ def last_layer(
     hidden: Tensor, weight: Tensor, bias: Tensor, x: Tensor
 ) -> tuple[Floor, Floor, Floor]:
     """Of the forward, hidden and weight kernels, where one program takes all rows and pixels."""
-    inputs = sum(map(_bytes, (hidden, weight, bias, x)))
+    inputs = sum(t.nbytes for t in (hidden, weight, bias, x))
     results = 4 * hidden.shape[0] * hidden.shape[1]
     gradients = 4 * (weight.numel() + bias.numel())
     return (
         Floor(inputs, results),
-        Floor(inputs + results, _bytes(hidden)),
+        Floor(inputs + results, hidden.nbytes),
         Floor(inputs + results, gradients),
     )
 
@@ -87,12 +87,8 @@ def last_layer_again(hidden: Tensor, weight: Tensor, x: Tensor) -> tuple[int, in
     Samples of an image are rows of a tile, and share its targets: threads that hold different
     samples may each load them. The operand of a gradient's product is one of the logits', too.
     """
-    of_x = (min(len(hidden), layer.SAMPLES_PER_PROGRAM) - 1) * _bytes(x)
-    return of_x, of_x + _bytes(weight), of_x + _bytes(hidden)
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+    of_x = (min(len(hidden), layer.SAMPLES_PER_PROGRAM) - 1) * x.nbytes
+    return of_x, of_x + weight.nbytes, of_x + hidden.nbytes
 
 
 def decoder(shape: tuple[int, ...], precision: str, gpu: str) -> Floor:

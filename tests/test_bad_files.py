@@ -27,7 +27,6 @@ from bench.kills import environment
 from tests import fake_study, suite_record
 from tests.bad_files import FILES, MARK, Code, Damage, cut, flip
 from tests.fake_run import CONFIG, make_run
-from tests.uncompiled import uncompiled
 from vaez_fast import checkpoint as checkpoints
 from vaez_fast import data, features, files, regime, trained
 from vaez_fast import study as studies
@@ -38,6 +37,8 @@ from vaez_fast.environment import environment as machine
 from vaez_fast.files import OutputError
 from vaez_fast.study import slug
 
+pytestmark = pytest.mark.usefixtures("uncompiled_steps")
+
 ROOT = Path(__file__).parents[1]
 LOAD = data.load
 # One compiled step for all that trains here.
@@ -46,12 +47,6 @@ SETTINGS = [
     *("--precision", "float32", "--checkpoint-seconds", "0"),
 ]
 GROUPS = {"an op, 8 × 128, float32": {"eager": 2e-3, "fallback": 1e-3}}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def uncompiled_steps() -> Iterator[None]:
-    with uncompiled():
-        yield
 
 
 @pytest.fixture(scope="module")

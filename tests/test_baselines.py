@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +12,6 @@ from torch import Tensor
 from bench.baselines import CarefulTraining, TextbookTraining, TextbookVAE, compiled_training
 from bench.products import products_of, replay
 from bench.training_checks import check_first_step, check_loss, check_product
-from tests.uncompiled import uncompiled
 from vaez_fast.batches import Batches
 from vaez_fast.data import binarized, load
 from vaez_fast.engine import Engine
@@ -21,13 +20,9 @@ from vaez_fast.objective import Distortion, NegativeElbo, Rate
 from vaez_fast.optimizer import Adam, CenteredRMSprop, Optimizer, constant
 from vaez_kernels import noise_key, normal
 
+pytestmark = pytest.mark.usefixtures("uncompiled_steps")
+
 MODEL, BATCH, STEPS = "lyeoni", 64, 60
-
-
-@pytest.fixture(scope="module", autouse=True)
-def uncompiled_steps() -> Iterator[None]:
-    with uncompiled():
-        yield
 
 
 @pytest.fixture(scope="module")

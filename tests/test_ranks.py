@@ -1,7 +1,7 @@
 """Several processes train, evaluate and study as one does, and end with one message if one dies.
 
-Each rank compiles its own steps, for half a minute; here they run as they were traced. Ranks that
-compile are held to one process in test_bench_scaling.py.
+Each rank would compile its own steps, for half a minute; here they run as they were traced.
+test_bench_scaling.py holds ranks that compile to one process.
 """
 
 from __future__ import annotations

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor
 
 from tests.digits import first
-from tests.uncompiled import uncompiled
 from vaez_fast.config import TrainConfig
 from vaez_fast.data import Dataset, binarized, load
 from vaez_fast.model import MODELS, VAE
@@ -19,6 +17,8 @@ from vaez_fast.objective import Distortion, NegativeElbo, Rate
 from vaez_fast.regime import forget_x
 from vaez_fast.train import Result, train
 from vaez_kernels import kl_standard_normal, noise_key, reference
+
+pytestmark = pytest.mark.usefixtures("uncompiled_steps")
 
 BASE = TrainConfig(model="lyeoni", epochs=6, batch_size=50, lr=3e-3, seed=3)
 
@@ -29,12 +29,6 @@ def dataset() -> Dataset:
     full = load("mnist-5k")
 
     return Dataset("mnist-1k", first(full.train, 1000), first(full.validation, 100), full.test)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def uncompiled_steps() -> Iterator[None]:
-    with uncompiled():
-        yield
 
 
 @pytest.fixture(scope="module")

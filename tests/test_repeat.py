@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bench.repeat import differences, main, verdict
-from tests.uncompiled import uncompiled
 from vaez_fast.cli import main as vaez_fast
 
+pytestmark = pytest.mark.usefixtures("uncompiled_steps")
+
 Record = dict[str, Any]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def uncompiled_steps() -> Iterator[None]:
-    with uncompiled():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import math
 import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ import pytest
 import torch
 
 from tests.digits import first
-from tests.uncompiled import uncompiled
 from vaez_fast import checkpoint as checkpoints
 from vaez_fast.checkpoint import Keeping
 from vaez_fast.config import TrainConfig
@@ -26,6 +24,8 @@ from vaez_fast.files import OutputError
 from vaez_fast.run import Run, TrainingError
 from vaez_fast.stopping import Signals, Stopped
 from vaez_fast.train import Result, train
+
+pytestmark = pytest.mark.usefixtures("uncompiled_steps")
 
 # 10 batches of 20 an epoch, two epochs and a half.
 CONFIG = TrainConfig(
@@ -46,12 +46,6 @@ def dataset() -> Dataset:
     return Dataset(
         "mnist-200", first(full.train, 200), first(full.validation, 50), first(full.test, 50)
     )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def uncompiled_steps() -> Iterator[None]:
-    with uncompiled():
-        yield
 
 
 class SignalAfter(Signals):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +18,6 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
 from bench.baselines import TextbookVAE
-from tests.uncompiled import uncompiled
 from vaez_fast import checkpoint as checkpoints
 from vaez_fast.checkpoint import Keeping
 from vaez_fast.config import TrainConfig
@@ -28,6 +26,8 @@ from vaez_fast.model import VAE
 from vaez_fast.stopping import Stopped
 from vaez_fast.train import Result, steps_of, train
 from vaez_kernels import noise_key, reference
+
+pytestmark = pytest.mark.usefixtures("uncompiled_steps")
 
 # Three batches an epoch, ten images left over; two epochs and two thirds of a third one.
 BATCH, PER_EPOCH, STEPS, SEED, SAMPLES = 20, 3, 8, 5, 6
@@ -54,12 +54,6 @@ def grey(name: str) -> Tensor:
 def dataset() -> Dataset:
     splits = (Split(grey(name), torch.arange(SIZES[name]) % 10) for name in SIZES)
     return Dataset("noise", *splits)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def uncompiled_steps() -> Iterator[None]:
-    with uncompiled():
-        yield
 
 
 def pixels(name: str, key: Tensor) -> Tensor:

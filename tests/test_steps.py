@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.uncompiled import uncompiled
 from vaez_fast.batches import Batches
 from vaez_fast.config import TrainConfig
 from vaez_fast.engine import Engine
@@ -21,13 +20,9 @@ from vaez_fast.regime import Phase, phases
 from vaez_fast.world import ALONE, World
 from vaez_kernels import noise_key
 
+pytestmark = pytest.mark.usefixtures("uncompiled_steps")
+
 BATCH, STEPS, SEED = 6, 4, 5
-
-
-@pytest.fixture(scope="module", autouse=True)
-def uncompiled_steps() -> Iterator[None]:
-    with uncompiled():
-        yield
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,9 @@ MEMORY = 8 << 30
 STEPS_PER_REPLAY = 2
 # Products of a case's sizes: to execute larger kernels takes a minute each.
 LARGEST = 10**6
-# Combinations of parameters, of those that tests/few.py keeps: tests/executed has them all. To
-# compile a training step takes longer than to execute it.
+# Combinations of parameters, of those that tests/few.py keeps: tests/executed has them all. Of the
+# training tests, whose steps take long to compile, only the first precision is run: bfloat16, which
+# has copies of the weights.
 MOST, MOST_TRAINED = 3, 1
 
 

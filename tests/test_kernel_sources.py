@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch._library.custom_ops import CustomOpDef
+from torch._library.triton import get_inner_triton_kernels, get_triton_kernels_for_op
 
 import vaez_kernels
 from tests import offline
@@ -185,3 +187,22 @@ def test_every_kernel_that_inductor_sees_is_compiled_with_constants() -> None:
     kernels = {name.rpartition(".")[2] for name in jitted() if name.endswith("_kernel")}
     # The whole decoder's kernel is launched past torch.compile.
     assert {f"{name}_kernel" for name in LAUNCHES} == kernels - {"decoder_kernel"}
+
+
+@needs_triton
+@compiles
+def test_an_op_names_the_kernels_that_pytorch_would_find_in_its_source() -> None:
+    # Compiled code is kept on the disk under their sources: one too few, and code of an older
+    # kernel would be run.
+    ops = {
+        value._qualname: value
+        for info in pkgutil.walk_packages(vaez_kernels.__path__, "vaez_kernels.")
+        for value in vars(importlib.import_module(info.name)).values()
+        if isinstance(value, CustomOpDef) and "twin" not in value._qualname
+    }
+    assert len(ops) == 9
+    for name, op in ops.items():
+        assert op._abstract_fn is not None
+        found: set[Any] = set(get_inner_triton_kernels(op._abstract_fn))
+        kernels = {kernel for kernel in found if kernel.__name__.endswith("_kernel")}
+        assert set(get_triton_kernels_for_op(name)) == kernels != set(), name

@@ -7,16 +7,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
 def python(code: str) -> str:
+    return finished(code).stdout
+
+
+def finished(code: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"}
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=300
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return done
 
 
 def test_the_kernels_folder_shadows_no_package() -> None:
@@ -37,6 +43,16 @@ def test_the_ops_work_where_triton_is_not_installed() -> None:
     )
     assert "[1.5, 1.5] [2.0, 2.0, 2.0]" in printed
     assert "triton is not installed" in printed
+
+
+@pytest.mark.parametrize("triton", ["installed", "missing"])
+def test_the_import_says_nothing_and_leaves_the_compiler_to_the_first_call(triton: str) -> None:
+    hide = "sys.modules['triton'] = None\n" if triton == "missing" else ""
+    done = finished(
+        f"import sys\n{hide}import vaez_kernels, vaez_fast.train, vaez_fast.evaluate\n"
+        "print([m for m in ('torch._inductor', 'torch._dynamo') if m in sys.modules])"
+    )
+    assert (done.stdout.strip(), done.stderr) == ("[]", "")
 
 
 def test_the_kernels_know_nothing_of_the_study() -> None:

@@ -27,7 +27,7 @@ TRITON_VERSION = tuple(map(int, triton.__version__.split(".")[:2])) if triton el
 
 
 def _make_cache_directory() -> None:
-    # PyTorch makes it whenever it defines an op or traces a graph, and fails where it cannot.
+    # PyTorch makes it whenever it traces a graph, and fails where it cannot.
     directory = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
     if not directory:
         return

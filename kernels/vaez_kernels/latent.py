@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import triton_op
 
 from .backend import (
     goes_through_op,
@@ -27,6 +26,7 @@ from .checks import check_choice, check_count, check_latent, check_noise
 from .compiler import canonical, compiled, has_cpu_compiler, kind
 from .launch import launch
 from .noise import check_offsets, draw, normal_jit
+from .registration import triton_op
 
 MONTE_CARLO = ("total-derivative", "sticking-the-landing")
 KLS = ("none", "analytic", *MONTE_CARLO)  # the kernels' KL flag is the index here
@@ -421,7 +421,7 @@ def _draws(write_z: bool, kl: str) -> bool:
     return write_z or kl in MONTE_CARLO
 
 
-@triton_op("vaez::latent_forward", mutates_args=())
+@triton_op("vaez::latent_forward", latent_forward_kernel)
 def latent_forward_op(
     mu: Tensor,
     logvar: Tensor,
@@ -447,7 +447,7 @@ def latent_forward_op(
     return z, kl_rows, no_eps if eps is None else eps
 
 
-@triton_op("vaez::latent_backward", mutates_args=())
+@triton_op("vaez::latent_backward", latent_backward_kernel)
 def latent_backward_op(
     grad_z: Tensor | None,
     grad_kl: Tensor | None,

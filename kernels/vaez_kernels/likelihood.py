@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import triton_op
 
 from .backend import (
     goes_through_op,
@@ -25,6 +24,7 @@ from .backend import (
 from .checks import check_pixels
 from .compiler import canonical, compiled, has_cpu_compiler, kind
 from .launch import launch
+from .registration import triton_op
 
 # A program sums up to so many samples of its rows; more are spread over programs.
 SAMPLES_PER_PROGRAM = 8
@@ -275,14 +275,14 @@ def _run_twin(twin: Any, *tensors: Tensor, needs: tuple[bool, ...] = ()) -> Any:
 # Registration.
 
 
-@triton_op("vaez::bernoulli_forward", mutates_args=())
+@triton_op("vaez::bernoulli_forward", bernoulli_forward_kernel)
 def bernoulli_forward_op(logits: Tensor, x: Tensor) -> Tensor:
     if uses_triton(logits):
         return _launch_forward(launcher(bernoulli_forward_kernel), logits, x)
     return bernoulli_twin(logits, x)
 
 
-@triton_op("vaez::bernoulli_backward", mutates_args=())
+@triton_op("vaez::bernoulli_backward", bernoulli_backward_kernel)
 def bernoulli_backward_op(
     grad: Tensor, logits: Tensor, x: Tensor, need_logits: bool, need_x: bool
 ) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.library import triton_op
 
 from .backend import (
     goes_through_op,
@@ -36,6 +35,7 @@ from .compiler import (
 )
 from .likelihood import bernoulli_twin, readable
 from .noise import log_tail_jit
+from .registration import triton_op
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
 # Up to so many samples of an image are rows of one program, and share its targets.
@@ -753,7 +753,7 @@ def _(
     )
 
 
-@triton_op("vaez::linear_bernoulli_forward", mutates_args=())
+@triton_op("vaez::linear_bernoulli_forward", linear_bernoulli_forward_kernel)
 def linear_bernoulli_forward_op(
     hidden: Tensor, weight: Tensor, bias: Tensor, x: Tensor, precision: str
 ) -> Tensor:
@@ -763,7 +763,11 @@ def linear_bernoulli_forward_op(
     return torch.ops.vaez.linear_bernoulli_twin(hidden, weight, bias, x, precision)
 
 
-@triton_op("vaez::linear_bernoulli_backward", mutates_args=())
+@triton_op(
+    "vaez::linear_bernoulli_backward",
+    linear_bernoulli_hidden_kernel,
+    linear_bernoulli_weight_kernel,
+)
 def linear_bernoulli_backward_op(
     grad: Tensor,
     hidden: Tensor,

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.library import custom_op, triton_op
+from torch.library import custom_op
 from torch.nn.functional import pad
 
 from .backend import (
@@ -29,6 +29,7 @@ from .backend import (
 )
 from .checks import check_indices, check_mixture
 from .compiler import Code, compiled_once, compiled_without_guards, example, has_cpu_compiler
+from .registration import triton_op
 
 # Squares are summed 32 at a time, and then these sums: a single chain of float32 additions would
 # err by 6e-7 of a sum of 128 (the worst of 10,000).
@@ -624,7 +625,7 @@ def _(
     return z.new_empty(z.shape)
 
 
-@triton_op("vaez::mixture_forward", mutates_args=())
+@triton_op("vaez::mixture_forward", mixture_forward_kernel)
 def mixture_forward_op(
     z: Tensor, mu: Tensor, logvar: Tensor, leave_out: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -633,7 +634,7 @@ def mixture_forward_op(
     return torch.ops.vaez.mixture_twin_forward(z, mu, logvar, leave_out)
 
 
-@triton_op("vaez::mixture_backward", mutates_args=())
+@triton_op("vaez::mixture_backward", mixture_backward_kernel)
 def mixture_backward_op(
     grad: Tensor,
     z: Tensor,

@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import triton_op
 
 from .backend import is_plain, jit, launcher, tl, undecorated, uses_triton
 from .checks import check_choice, check_count, check_noise, check_transforms
 from .compiler import compiled_once, compiled_without_guards, example, has_cpu_compiler
 from .launch import launch
+from .registration import triton_op
 
 PURPOSES = ("train", "binarize", "permute", "evaluate", "generate")
 
@@ -380,7 +380,7 @@ def _(
     return torch.empty((samples, rows, columns), dtype=torch.float32, device=noise.device)
 
 
-@triton_op("vaez::noise", mutates_args=())
+@triton_op("vaez::noise", noise_kernel)
 def noise_op(
     noise: Tensor,
     samples: int,

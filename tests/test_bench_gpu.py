@@ -470,18 +470,24 @@ class TestPage:
         text = (tmp_path / "README.md").read_text()
         assert text.startswith("# DRY RUN on a GPU: no times and no checks")
         assert "| ops | dry run | 1 of 1 |" in text
-        assert "| eager | 1.50 | 0.50 |" in text
+        assert "| eager | 1 | 1.5 | 0.5 |" in text
         assert benchmarks(ops, []) is None
         assert not (tmp_path / "ops.json").exists()
 
-    def test_a_crashed_row_has_no_seconds_and_does_not_end_the_table(self, tmp_path: Path) -> None:
+    def test_a_line_sums_the_seconds_of_a_tests_rows_and_names_the_slowest(
+        self, tmp_path: Path
+    ) -> None:
         of = journal(tmp_path, dry_run=True)
-        of.write("row", worker="0", id="first", outcome="dry run", why="", seconds=1.5)
-        of.write("row", worker="0", id="fatal", outcome="crashed", why="killed")
-        of.write("row", worker="0", id="last", outcome="dry run", why="", seconds=2.5)
+        values = {"worker": "0", "outcome": "dry run", "why": ""}
+        of.write("row", id="a.py::test[1]", seconds=1.5, prepared_seconds=0.25, **values)
+        of.write("row", id="b.py::test[1]", seconds=2.5, **values)
+        of.write("row", id="a.py::test[2]", seconds=4.0, prepared_seconds=0.5, **values)
+        # A row that crashed has no seconds.
+        of.write("row", worker="0", id="a.py::test[3]", outcome="crashed", why="killed")
         page.write(tmp_path)
         text = (tmp_path / "README.md").read_text()
-        assert "| first | 1.50 | – |\n| fatal | – | – |\n| last | 2.50 | – |" in text
+        assert "| a.py::test | 3 | 5.5 | 0.8 | [2] | 4.0 |" in text
+        assert "| b.py::test | 1 | 2.5 | 0.0 | [1] | 2.5 |" in text
 
 
 ROW = Row("rsample", "z", "cuda", "float32", "1×7×20", 1e-7, 1e-7, 1.0, 1e-7, 1e-6, 1e-7, True)

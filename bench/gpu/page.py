@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.gpu import clocks
-from bench.gpu.journal import DRY, PASSED, SKIPPED
+from bench.gpu.journal import DRY, PASSED, SKIPPED, Line
 from bench.gpu.parts import PARTS
 from bench.gpu.results import Found, benchmarks, comparison, found
 from bench.summary import rows_of_json, summary
@@ -114,6 +114,7 @@ def _skipped(of: Found) -> dict[str, str]:
 
 
 def _host_seconds(parts: Sequence[Found]) -> Iterator[str]:
+    """A line a test; its rows are in the journals."""
     yield ""
     yield "## Seconds on the host"
     for of in parts:
@@ -122,14 +123,20 @@ def _host_seconds(parts: Sequence[Found]) -> Iterator[str]:
             yield ""
             yield f"**{of.part.name}**" + (f", compiled ahead in {ahead:.1f} s" if ahead else "")
             yield ""
-            yield "| row | seconds | of them to prepare |"
-            yield "| --- | ---: | ---: |"
+            yield "| test | rows | seconds | of them to prepare | slowest row | its seconds |"
+            yield "| --- | ---: | ---: | ---: | --- | ---: |"
+            tests: dict[str, dict[str, Line]] = {}
             for row, line in of.rows.items():
-                prepared = line.get("prepared_seconds")
-                cell = "–" if prepared is None else f"{prepared:.2f}"
-                # A row that crashed has no seconds.
-                seconds = f"{line['seconds']:.2f}" if "seconds" in line else "–"
-                yield f"| {row} | {seconds} | {cell} |"
+                tests.setdefault(row.partition("[")[0], {})[row] = line
+            for test, rows in tests.items():
+                # A row that crashed has no seconds, and one that has no rivals prepares nothing.
+                seconds = {row: line.get("seconds", 0.0) for row, line in rows.items()}
+                prepared = sum(line.get("prepared_seconds", 0.0) for line in rows.values())
+                slowest = max(seconds, key=lambda row: seconds[row])
+                yield (
+                    f"| {test} | {len(rows)} | {sum(seconds.values()):.1f} | {prepared:.1f} | "
+                    f"{slowest.removeprefix(test)} | {seconds[slowest]:.1f} |"
+                )
 
 
 def _warm_graphs(measured: dict[str, dict[str, Any]]) -> Iterator[str]:

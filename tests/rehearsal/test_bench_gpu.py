@@ -58,7 +58,7 @@ def out(stand_in_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         env=others | environment(stand_in_folder) | paths,
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=1800,
     )
     logs = "".join(log.read_text()[-3000:] for log in (folder / "out" / "log").glob("*.txt"))
     assert done.returncode == 0, done.stdout + done.stderr + logs

@@ -33,7 +33,7 @@ def outcomes(
         env=os.environ | environment(stand_in_folder),
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=1800,
     )
     assert report.exists(), done.stdout + done.stderr
     found: dict[str, list[str]] = {}
@@ -56,7 +56,7 @@ def test_the_other_device_is_an_a100(stand_in_folder: Path) -> None:
         env=os.environ | environment(stand_in_folder, device="a100"),
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=1800,
     )
     assert "NVIDIA A100 (rehearsed)" in done.stdout, done.stderr
     assert "multi_processor_count=108" in done.stdout

@@ -54,9 +54,10 @@ def _lines(parts: Sequence[Found], measured: dict[str, dict[str, Any]]) -> list[
         return ["# No part of bench.gpu was run here"]
     run = max(runs, key=lambda run: float(run["time"]))
     machine, dry = run["machine"], run["dry_run"]
-    title = f"# The ops on {machine['device']}"
+    title, repeat = f"# The ops on {machine['device']}", "make gpu"
     if dry:
         title = f"# DRY RUN on {machine['device']}: no times and no checks"
+        repeat = "python -m bench.gpu --dry-run --out DIR"
     changes = " (with changes)" if machine["dirty"] else ""
     when = time.strftime("%Y-%m-%d", time.gmtime(run["time"]))
     lines = [
@@ -64,7 +65,7 @@ def _lines(parts: Sequence[Found], measured: dict[str, dict[str, Any]]) -> list[
         "",
         f"{when}, torch {machine['torch']}, triton {machine['triton']}, Python "
         f"{machine['python']}, revision {machine['revision']}{changes}, code {run['code']}. "
-        "Repeat with `make gpu`.",
+        f"Repeat with `{repeat}`.",
         "",
         *([f"`{run['gpu']}`", ""] if run["gpu"] else []),
         *_states(parts),

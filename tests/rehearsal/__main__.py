@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,9 +18,9 @@ from vaez_fast.environment import environment as machine
 from vaez_fast.errors import printable
 from vaez_fast.files import OutputError, prepare_files, write_atomically, write_json
 
-from .build import build, environment, reason_to_skip
+from .build import reason_to_skip
+from .command import run_on_stand_in
 
-ROOT = Path(__file__).parents[2]
 INSIDE = "import json; from tests.rehearsal.__main__ import results; print(json.dumps(results()))"
 
 
@@ -118,17 +116,7 @@ def page(found: dict[str, Any]) -> Iterator[str]:
 
 
 def _rehearse() -> dict[str, Any]:
-    with tempfile.TemporaryDirectory(prefix="rehearsal_") as folder:
-        paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
-        variables = {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
-        done = subprocess.run(
-            [sys.executable, "-c", INSIDE],
-            cwd=ROOT,
-            env=os.environ | environment(build(Path(folder))) | variables,
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-        )
+    done = run_on_stand_in([sys.executable, "-c", INSIDE], stdout=subprocess.PIPE, check=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 

@@ -56,10 +56,19 @@ def test_the_other_device_is_an_a100(stand_in_folder: Path) -> None:
         env=os.environ | environment(stand_in_folder, device="a100"),
         capture_output=True,
         text=True,
-        timeout=1800,
+        timeout=900,
     )
     assert "NVIDIA A100 (rehearsed)" in done.stdout, done.stderr
     assert "multi_processor_count=108" in done.stdout
+
+
+def test_any_command_runs_on_it_and_ends_with_its_own_status(stand_in_folder: Path) -> None:
+    code = "import sys, torch, vaez_kernels; print(torch.cuda.get_device_name()); sys.exit(3)"
+    command = ["tests.rehearsal.command", sys.executable, "-c", code]
+    done = subprocess.run(
+        [sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, timeout=900
+    )
+    assert (done.stdout, done.returncode) == ("NVIDIA H100 (rehearsed)\n", 3), done.stderr
 
 
 def test_code_that_does_not_compile_is_told(

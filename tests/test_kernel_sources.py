@@ -60,15 +60,19 @@ def test_the_list_of_names_is_that_of_3_6() -> None:
     assert all(isinstance(names[name], ModuleType) for name in names.keys() - NAMES_OF_3_6)
 
 
+def modules() -> list[ModuleType]:
+    found = pkgutil.walk_packages(vaez_kernels.__path__, "vaez_kernels.")
+    return [importlib.import_module(info.name) for info in found]
+
+
 def jitted() -> dict[str, Any]:
     """Every function that our modules decorate with `jit`, by its module and name."""
-    found = {}
-    for info in pkgutil.walk_packages(vaez_kernels.__path__, "vaez_kernels."):
-        module = importlib.import_module(info.name)
-        for name, value in vars(module).items():
-            if isinstance(value, triton.runtime.JITFunction) and value.fn.__module__ == info.name:
-                found[f"{info.name}.{name}"] = value
-    return found
+    return {
+        f"{module.__name__}.{name}": value
+        for module in modules()
+        for name, value in vars(module).items()
+        if isinstance(value, triton.runtime.JITFunction) and value.fn.__module__ == module.__name__
+    }
 
 
 def loaded_globals(function: Callable[..., Any]) -> set[str]:
@@ -192,12 +196,12 @@ def test_every_kernel_that_inductor_sees_is_compiled_with_constants() -> None:
 @needs_triton
 @compiles
 def test_an_op_names_the_kernels_that_pytorch_would_find_in_its_source() -> None:
-    # Compiled code is kept on the disk under their sources: one too few, and code of an older
-    # kernel would be run.
+    # PyTorch keeps compiled code on the disk under their sources. If a name were missing, it would
+    # run code that it compiled before that kernel was changed.
     ops = {
         value._qualname: value
-        for info in pkgutil.walk_packages(vaez_kernels.__path__, "vaez_kernels.")
-        for value in vars(importlib.import_module(info.name)).values()
+        for module in modules()
+        for value in vars(module).values()
         if isinstance(value, CustomOpDef) and "twin" not in value._qualname
     }
     assert len(ops) == 9

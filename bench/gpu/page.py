@@ -115,7 +115,7 @@ def _skipped(of: Found) -> dict[str, str]:
 
 
 def _host_seconds(parts: Sequence[Found]) -> Iterator[str]:
-    """A line a test; its rows are in the journals."""
+    """The page shows one line for each test; the journals hold its rows."""
     yield ""
     yield "## Seconds on the host"
     for of in parts:
@@ -129,15 +129,18 @@ def _host_seconds(parts: Sequence[Found]) -> Iterator[str]:
             tests: dict[str, dict[str, Line]] = {}
             for row, line in of.rows.items():
                 tests.setdefault(row.partition("[")[0], {})[row] = line
-            for test, rows in tests.items():
-                # A row that crashed has no seconds, and one that has no rivals prepares nothing.
-                seconds = {row: line.get("seconds", 0.0) for row, line in rows.items()}
-                prepared = sum(line.get("prepared_seconds", 0.0) for line in rows.values())
-                slowest = max(seconds, key=lambda row: seconds[row])
-                yield (
-                    f"| {test} | {len(rows)} | {sum(seconds.values()):.1f} | {prepared:.1f} | "
-                    f"{slowest.removeprefix(test)} | {seconds[slowest]:.1f} |"
-                )
+            yield from (_seconds_of(test, rows) for test, rows in tests.items())
+
+
+def _seconds_of(test: str, rows: dict[str, Line]) -> str:
+    # A row that crashed has no seconds, and one that has no rivals prepares nothing.
+    seconds = {row: line.get("seconds", 0.0) for row, line in rows.items()}
+    prepared = sum(line.get("prepared_seconds", 0.0) for line in rows.values())
+    slowest = max(seconds, key=lambda row: seconds[row])
+    return (
+        f"| {test} | {len(rows)} | {sum(seconds.values()):.1f} | {prepared:.1f} | "
+        f"{slowest.removeprefix(test)} | {seconds[slowest]:.1f} |"
+    )
 
 
 def _warm_graphs(measured: dict[str, dict[str, Any]]) -> Iterator[str]:

@@ -39,6 +39,12 @@ class Outcome:
         return self.status in FINISHED
 
 
+def checkout_first() -> str:
+    """PYTHONPATH with this checkout's packages before what it already holds."""
+    paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
+    return os.pathsep.join(filter(None, paths))
+
+
 def run(
     command: Sequence[str],
     log: Path,
@@ -55,9 +61,8 @@ def run(
         stall: seconds in which it says nothing, after which it is stopped, too.
         threads: of its matrix products on the CPU; None for as many as there are.
     """
-    paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "PYTHONPATH": checkout_first(),
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # JAX would take three quarters of the GPU
     }
     if threads is not None:

@@ -14,22 +14,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .build import build, environment, reason_to_skip
+from bench.gpu.processes import checkout_first
 
-ROOT = Path(__file__).parents[2]
+from .build import build, environment, reason_to_skip
 
 
 def run_on_stand_in(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
     """Run `command` with this checkout's packages; `options` are those of `subprocess.run`."""
     with tempfile.TemporaryDirectory(prefix="rehearsal_") as folder:
-        paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
-        variables = {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
-        environ = os.environ | environment(build(Path(folder))) | variables
-        return subprocess.run(command, env=environ, text=True, **options)
+        variables = environment(build(Path(folder))) | {"PYTHONPATH": checkout_first()}
+        return subprocess.run(command, env=os.environ | variables, text=True, **options)
 
 
 def main(command: Sequence[str]) -> int:
-    """Exit status: the command's, as shells count; 2 without a command or the stand-in's parts."""
+    """Exit status: the command's; 2 where it is missing or the stand-in cannot be built.
+
+    Of a command that a signal ends it is 128 and the signal's number, as in a shell.
+    """
     reason = reason_to_skip() or ("" if command else "COMMAND is missing")
     if reason:
         print(f"tests.rehearsal.command: error: {reason}", file=sys.stderr)

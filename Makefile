@@ -19,12 +19,14 @@ TEST_FLAGS ?= -n 2 --dist loadfile --no-loadscope-reorder -p no:benchmark
 # without the packages that such a machine lacks. They run in test-oldest alone, with its versions,
 # because CI has no time to run them twice.
 CUDA_MACHINE_TESTS := tests/rehearsal/test_bench_gpu.py tests/rehearsal/test_cuda_tests.py \
-  tests/test_bare_machine.py
+  tests/project/test_bare_machine.py
 # What depends on the versions of torch and triton: kernels built, executed, captured and rehearsed,
-# their PyTorch twins, a training step. Few combinations of parameters (tests/few.py).
+# their PyTorch twins, a training step. Few combinations of parameters (tests/project/few.py).
 OLDEST_TESTS ?= $(CUDA_MACHINE_TESTS) tests/rehearsal/test_stand_in.py tests/executed \
-  $(wildcard tests/test_offline*.py) $(addprefix tests/test_,$(addsuffix .py,capture kernel_sources launch \
-  steps latent noise likelihood linear_likelihood mixture importance compile lowest))
+  $(wildcard tests/kernels/*/test_offline*.py) $(addprefix tests/kernels/,$(addsuffix .py,test_capture \
+  test_kernel_sources test_launch test_compile noise/test_noise latent/test_latent bernoulli/test_bernoulli \
+  linear_bernoulli/test_linear_bernoulli mixture/test_mixture importance/test_importance)) \
+  tests/training/test_steps.py tests/project/test_lowest.py
 BENCH_FLAGS ?=
 GPU_OUT ?= runs/gpu
 GPU_PART ?=
@@ -40,9 +42,9 @@ test: $(INSTALLED)
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest $(TEST_FLAGS) $(addprefix --ignore=,$(CUDA_MACHINE_TESTS))
 
 test-oldest: $(OLDEST)/.installed
-	PYTEST_PLUGINS=tests.few OMP_WAIT_POLICY=passive \
+	PYTEST_PLUGINS=tests.project.few OMP_WAIT_POLICY=passive \
 	  $(OLDEST)/bin/python -m pytest $(TEST_FLAGS) $(OLDEST_TESTS)
-	PYTEST_PLUGINS=tests.few OMP_WAIT_POLICY=passive TRITON_INTERPRET=1 VAEZ_BACKEND=triton \
+	PYTEST_PLUGINS=tests.project.few OMP_WAIT_POLICY=passive TRITON_INTERPRET=1 VAEZ_BACKEND=triton \
 	  $(OLDEST)/bin/python -m pytest $(TEST_FLAGS) tests/interpreted -k reference
 
 bench: $(INSTALLED)
@@ -58,7 +60,7 @@ gpu: $(INSTALLED)
 
 # A quarter of an hour: 20,000 steps with an eye on memory, and 20 runs killed and resumed.
 soak: $(INSTALLED)
-	OMP_WAIT_POLICY=passive $(BIN)/python -m bench.soak --out $(SOAK_OUT)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m bench soak --out $(SOAK_OUT)
 
 # An hour or two: every small bug of tests/mutants in turn, and the tests that should catch it.
 mutants: $(INSTALLED)
@@ -66,7 +68,7 @@ mutants: $(INSTALLED)
 
 # Some minutes: reports/train-mnist again, to the last digit where the processor is the same.
 repeat: $(INSTALLED)
-	$(BIN)/python -m bench.repeat --data-root $(DATA_ROOT)
+	$(BIN)/python -m bench repeat --data-root $(DATA_ROOT)
 
 docs: $(INSTALLED)
 	$(BIN)/python docs/reference.py $(DOCS_OUT)
@@ -94,9 +96,9 @@ $(INSTALLED): pyproject.toml
 	$(BIN)/python -m pip uninstall --quiet --disable-pip-version-check --yes dataclasses
 	@touch $@
 
-$(OLDEST)/.installed: pyproject.toml tests/lowest.py
+$(OLDEST)/.installed: pyproject.toml tests/project/lowest.py
 	@echo "Setting up $(OLDEST) with $(OLDEST_PYTHON) and the lowest versions of PyTorch and Triton."
 	$(OLDEST_PYTHON) -m venv $(OLDEST)
-	$(OLDEST)/bin/python tests/lowest.py > $(OLDEST)/requirements.txt
+	$(OLDEST)/bin/python tests/project/lowest.py > $(OLDEST)/requirements.txt
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -r $(OLDEST)/requirements.txt
 	@touch $@

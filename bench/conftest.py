@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from bench.measure import available_device, copy_bandwidth
-from bench.rows import Bench
-from bench.summary import summary
-from vaez_fast.environment import environment, expect_no_gpu
+from bench.records.summary import summary
+from bench.timing.clock import available_device, copy_bandwidth
+from bench.timing.rows import Bench
+from vaez_fast.system.environment import environment, expect_no_gpu
 
 SCHEMA = 2
 

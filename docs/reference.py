@@ -14,12 +14,12 @@ MODULES = (
     "vaez_fast.model",
     "vaez_fast.objective",
     "vaez_fast.config",
-    "vaez_fast.train",
-    "vaez_fast.evaluate",
-    "vaez_fast.results",
-    "vaez_fast.samplers",
-    "vaez_fast.aggregate",
-    "vaez_fast.image_metrics",
+    "vaez_fast.training.train",
+    "vaez_fast.measures.evaluate",
+    "vaez_fast.runs.folder",
+    "vaez_fast.measures.samplers",
+    "vaez_fast.measures.aggregate",
+    "vaez_fast.measures.image_metrics",
 )
 
 

@@ -18,7 +18,7 @@ import pytest
 def uncompiled() -> Iterator[None]:
     """Engines that are built in this block do not compile their steps."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vaez_fast.engine.compile_graph", lambda graph, *_, **__: graph)
+        patch.setattr("vaez_fast.training.engine.compile_graph", lambda graph, *_, **__: graph)
         # Steps that were compiled before are not used, and uncompiled ones not left behind.
-        patch.setattr("vaez_fast.engine._graphs", {})
+        patch.setattr("vaez_fast.training.engine._graphs", {})
         yield

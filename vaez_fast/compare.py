@@ -24,7 +24,7 @@ from .comparison_case import Case, Tensors
 from .comparison_products import PRODUCT_OPS, operands_of
 from .config import ConfigError
 from .names import BACKENDS
-from .progress import Progress
+from .system.progress import Progress
 
 # What one number may err by beyond PyTorch's own error in the same dtype: the ops' promise for
 # float32 arithmetic, of the largest number in the output or of 1; and one ulp of that number where

@@ -6,8 +6,8 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .errors import shown
 from .names import BINARIZATIONS, DATA_SETS, MODELS
+from .system.errors import shown
 
 if TYPE_CHECKING:
     import torch

@@ -32,12 +32,12 @@ from torch import Tensor
 from vaez_kernels import noise_key, uniform
 from vaez_kernels.checks import check_choice, check_count
 
-from .archives import read_arrays
-from .errors import printable
-from .files import OutputError, prepare_file, write_atomically
-from .inputs import read_bytes
 from .names import BINARIZATIONS as BINARIZATIONS
 from .names import DATA_SETS as DATA_SETS
+from .system.archives import read_arrays
+from .system.errors import printable
+from .system.files import OutputError, prepare_file, write_atomically
+from .system.inputs import read_bytes
 
 TORCHVISION_CLASSES = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
 SPLITS = ("train", "validation", "test")

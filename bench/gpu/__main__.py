@@ -31,9 +31,9 @@ from bench.gpu.journal import Journal
 from bench.gpu.parts import PARTS, Part
 from bench.gpu.processes import GRACE_SECONDS, ROOT, STALL_SECONDS, workers
 from vaez_fast.data import DataError, load
-from vaez_fast.environment import environment
-from vaez_fast.errors import printable
-from vaez_fast.files import OutputError, claimed, prepare_files
+from vaez_fast.system.environment import environment
+from vaez_fast.system.errors import printable
+from vaez_fast.system.files import OutputError, claimed, prepare_files
 
 # Time limit of a part. Compiling ahead may use up to half of it.
 MINUTES = 8.0

@@ -12,9 +12,9 @@ from bench.gpu import clocks
 from bench.gpu.journal import DRY, PASSED, SKIPPED, Line
 from bench.gpu.parts import PARTS
 from bench.gpu.results import Found, benchmarks, comparison, found
-from bench.summary import rows_of_json, summary
+from bench.records.summary import rows_of_json, summary
 from vaez_fast.compare import table
-from vaez_fast.files import write_atomically
+from vaez_fast.system.files import write_atomically
 
 MOST_NAMED = 40  # rows; the journals have the others
 CLOCKS = "clocks.csv"

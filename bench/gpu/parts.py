@@ -47,23 +47,23 @@ PARTS = {
         Part(
             "ops",
             (
-                "bench/bench_latent.py",
-                "bench/bench_likelihood.py",
-                "bench/bench_linear.py",
-                "bench/bench_importance.py",
-                "bench/bench_mixture.py",
-                "bench/bench_noise.py",
+                "bench/ops/bench_latent.py",
+                "bench/ops/bench_likelihood.py",
+                "bench/ops/bench_linear.py",
+                "bench/ops/bench_importance.py",
+                "bench/ops/bench_mixture.py",
+                "bench/ops/bench_noise.py",
             ),
             timed=True,
             interleave_files=True,
         ),
         Part(
             "training",
-            ("bench/bench_step.py", "bench/bench_training.py"),
+            ("bench/training/bench_step.py", "bench/training/bench_training.py"),
             timed=True,
             digits=True,
         ),
-        Part("rivals", ("bench/bench_jax.py", "bench/bench_autotuned.py"), timed=True),
+        Part("rivals", ("bench/jax/bench_jax.py", "bench/ops/bench_autotuned.py"), timed=True),
     )
 }
 

@@ -22,13 +22,14 @@ import pytest
 import torch
 from torch.distributions import Distribution
 
-from bench import accuracy, building, measure
 from bench.gpu.journal import CRASHED, DRY, FAILED, PASSED, SKIPPED, Journal, settled, this_run
 from bench.gpu.parts import COMPARISON, PARTS, group_of, in_order
 from bench.gpu.processes import LOST, ROOT
-from bench.rivals import AUTOTUNED
-from vaez_fast.engine import Engine
-from vaez_fast.evaluate import Evaluator, Metrics
+from bench.timing import accuracy, building
+from bench.timing import clock as measure
+from bench.timing.rivals import AUTOTUNED
+from vaez_fast.measures.evaluate import Evaluator, Metrics
+from vaez_fast.training.engine import Engine
 
 # Not compiled ahead: max-autotune times candidates, which needs the machine alone, and JAX keeps
 # nothing on the disk.
@@ -192,7 +193,7 @@ class Rows(building.Watcher):
             "row", worker=self.worker, id=item.nodeid, outcome=outcome, why=why, **values
         )
 
-    # The group at work: see `bench.building`.
+    # The group at work: see `bench.timing.building`.
 
     def begin(self, provider: str) -> str | None:
         if self.ahead and provider in NOT_AHEAD:

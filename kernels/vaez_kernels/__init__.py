@@ -1,14 +1,10 @@
 """Fused ops for Gaussian latents: sampling and KL, with one noise stream on every backend."""
 
 from .backend import BACKENDS, interpreting, use_backend
-from .importance import (
-    ImportanceEstimates,
-    importance_estimates,
-    importance_log_likelihood,
-)
+from .bernoulli import bernoulli_log_prob
+from .importance import ImportanceEstimates, importance_estimates, importance_log_likelihood
 from .latent import kl_standard_normal, kl_standard_normal_mc, rsample, rsample_kl
-from .likelihood import bernoulli_log_prob
-from .linear_likelihood import linear_bernoulli_log_prob
+from .linear_bernoulli import linear_bernoulli_log_prob
 from .mixture import mixture_log_prob
 from .noise import PURPOSES, noise_key, normal, uniform
 

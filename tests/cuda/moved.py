@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.helpers import call
+from tests.kernels.helpers import call
 from vaez_kernels import bernoulli_log_prob, linear_bernoulli_log_prob, mixture_log_prob
 
 CUDA = torch.device("cuda")
@@ -34,7 +34,7 @@ def to_cuda(x: Tensor) -> Tensor:
 def call_on_cuda(
     mode: str, mu: Tensor, logvar: Tensor, noise: Tensor, samples: int, **offsets: int
 ) -> tuple[Tensor | None, Tensor | None]:
-    """`tests.helpers.call`, by the Triton kernels."""
+    """`tests.kernels.helpers.call`, by the Triton kernels."""
     z, kl = call(mode, to_cuda(mu), to_cuda(logvar), noise.to(CUDA), samples, **offsets)
     return None if z is None else z.cpu(), None if kl is None else kl.cpu()
 

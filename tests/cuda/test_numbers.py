@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from tests import helpers, mixtures, pixels
 from tests.cuda.moved import CUDA, call_on_cuda, log_prob_on_cuda, mixture_on_cuda
-from tests.helpers import MODES, assert_within, latents, measured, upstream_of
+from tests.kernels import helpers
+from tests.kernels.bernoulli import pixels
+from tests.kernels.helpers import MODES, assert_within, latents, measured, upstream_of
+from tests.kernels.mixture import mixtures
 from vaez_kernels import launch, noise_key, normal, reference, rsample, uniform
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -12,12 +12,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.measure import peak_memory
-from tests import decoders, last_layer
+from bench.timing.clock import peak_memory
 from tests.cuda.moved import CUDA, linear_on_cuda
-from tests.decoders import Given
-from tests.helpers import assert_within
 from tests.interpreted.watch import watch
+from tests.kernels.helpers import assert_within
+from tests.kernels.importance import decoders
+from tests.kernels.importance.decoders import Given
+from tests.kernels.linear_bernoulli import last_layer
 from vaez_kernels import (
     ImportanceEstimates,
     importance,

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from tests.cuda.moved import CUDA
 from tests.uncompiled import uncompiled
-from vaez_fast.batches import Batches
-from vaez_fast.engine import Engine
 from vaez_fast.model import VAE
 from vaez_fast.objective import NegativeElbo
-from vaez_fast.optimizer import Adam, constant
-from vaez_fast.regime import STEPS_PER_REPLAY, Phase
+from vaez_fast.training.batches import Batches
+from vaez_fast.training.engine import Engine
+from vaez_fast.training.optimizer import Adam, constant
+from vaez_fast.training.phases import STEPS_PER_REPLAY, Phase
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

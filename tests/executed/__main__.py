@@ -12,7 +12,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vaez_fast.files import OutputError, prepare_files, read_json, write_atomically, write_json
+from vaez_fast.system.files import (
+    OutputError,
+    prepare_files,
+    read_json,
+    write_atomically,
+    write_json,
+)
 from vaez_kernels.backend import interpreting, triton
 
 

@@ -14,11 +14,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tests import decoders, floors, helpers, last_layer, mixtures, pixels
-from tests.floors import Floor
-from tests.helpers import ERROR, MODES, Compared, latents
+from tests.kernels import floors, helpers
+from tests.kernels.bernoulli import pixels
+from tests.kernels.floors import Floor
+from tests.kernels.helpers import ERROR, MODES, Compared, latents
+from tests.kernels.importance import decoders
+from tests.kernels.linear_bernoulli import last_layer
+from tests.kernels.mixture import mixtures
 from vaez_kernels import importance_estimates, noise_key, normal, reference, uniform
-from vaez_kernels.linear_likelihood import PRECISIONS
+from vaez_kernels.linear_bernoulli import PRECISIONS
 
 KEY = noise_key(29, "evaluate", 2**31 + 5)
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)

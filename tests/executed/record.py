@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from bench.accuracy import worst
+from bench.timing.accuracy import worst
 from tests.executed.cases import OUTPUTS, Case
 from tests.executed.route import execution
 from tests.ptx.units import Units
-from vaez_fast.environment import environment
-from vaez_fast.page import Block, Heading, Table, Text, markdown
+from vaez_fast.drawing.page import Block, Heading, Table, Text, markdown
+from vaez_fast.system.environment import environment
 
 Record = dict[str, Any]
 
@@ -100,9 +100,9 @@ def page(records: Sequence[Record]) -> str:
             "**bytes / floor**: bytes that blocks of threads load and store, as "
             "tests/executed/global_traffic.py counts them, over the least that is possible; for "
             "the mixture, whose kernels read components again for each block of draws, over what "
-            "bench/traffic.py says of them. The last layer's kernels and the decoder's load some "
-            "tensors twice, for two uses that want them in different layouts. **16-byte**: the "
-            "share of these bytes in 128-bit accesses."
+            "bench/timing/traffic.py says of them. The last layer's kernels and the decoder's load "
+            "some tensors twice, for two uses that want them in different layouts. **16-byte**: "
+            "the share of these bytes in 128-bit accesses."
         ),
         Text("`python -m tests.executed --out DIR` repeats this page for the Triton at hand."),
     ]

@@ -17,23 +17,15 @@ import pytest
 
 from tests.executed.cases import Case
 from tests.executed.global_traffic import Moved, counted
-from tests.helpers import Compared
 from tests.interpreted.watch import watch
+from tests.kernels.helpers import Compared
 from tests.ptx.launch import PtxKernel
 from tests.ptx.traffic import Traffic
 from tests.ptx.units import Units
-from vaez_kernels import (
-    backend,
-    decoder_kernel,
-    importance,
-    latent,
-    launch,
-    likelihood,
-    linear_likelihood,
-    mixture,
-    noise,
-    use_backend,
-)
+from vaez_kernels import backend, importance, latent, launch, mixture, noise, use_backend
+from vaez_kernels import bernoulli as likelihood
+from vaez_kernels import linear_bernoulli as linear_likelihood
+from vaez_kernels.importance import kernel as decoder_kernel
 
 # Where the ops look each kernel up.
 KERNELS: tuple[tuple[ModuleType, str], ...] = (

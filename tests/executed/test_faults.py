@@ -9,11 +9,14 @@ from unittest.mock import patch
 
 import pytest
 
-from bench.accuracy import worst
-from tests import helpers, last_layer, mixtures, pixels
+from bench.timing.accuracy import worst
 from tests.executed.cases import KEY
 from tests.executed.route import executed
-from tests.helpers import Compared, latents
+from tests.kernels import helpers
+from tests.kernels.bernoulli import pixels
+from tests.kernels.helpers import Compared, latents
+from tests.kernels.linear_bernoulli import last_layer
+from tests.kernels.mixture import mixtures
 from tests.ptx import launch
 from tests.ptx.errors import Fault
 from tests.ptx.program import parse

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.executed.global_traffic import counted
-from tests.ptx_snippets import run
+from tests.ptx.snippets import run
 
 ONE = "ld.global.b32 %r2, [%d0];"
 ODD = "and.b32 %r3, %r0, 1; setp.eq.u32 %p1, %r3, 1;"

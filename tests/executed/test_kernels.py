@@ -16,7 +16,7 @@ import triton
 import vaez_kernels
 from tests.executed.cases import OUTPUTS, all_cases
 from tests.executed.route import KERNELS, Execution, execution
-from tests.helpers import assert_within
+from tests.kernels.helpers import assert_within
 
 CASES = {str(case): case for case in all_cases() if case.quick}
 TARGETS = [(name, target) for name, case in CASES.items() for target in case.targets]
@@ -45,7 +45,7 @@ FLOORED = [(name, target) for name, target in TARGETS if CASES[name].floors]
 
 @pytest.mark.parametrize(("name", "target"), FLOORED)
 def test_every_byte_moves_once(name: str, target: str) -> None:
-    """tests/floors.py has the least bytes, and which may be loaded again."""
+    """tests/kernels/floors.py has the least bytes, and which may be loaded again."""
     floors, again = CASES[name].floors, CASES[name].again
     runs = done(name, target).runs
     assert {run.kernel for run in runs} == set(floors)

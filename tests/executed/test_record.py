@@ -13,7 +13,7 @@ from tests.executed import __main__, cases, record
 from tests.executed.cases import Case
 from tests.executed.record import Record, faults, line, page, record_of
 from tests.ptx import Fault
-from vaez_fast.files import read_json, write_json
+from vaez_fast.system.files import read_json, write_json
 
 
 def row(**shares: float) -> Record:

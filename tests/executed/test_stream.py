@@ -7,7 +7,7 @@ import torch
 
 from tests.executed.cases import KEY, OFFSETS
 from tests.executed.route import executed
-from tests.helpers import ERROR, assert_within, latents
+from tests.kernels.helpers import ERROR, assert_within, latents
 from tests.ptx.units import Units
 from vaez_kernels import normal, rsample, uniform, use_backend
 

@@ -1,6 +1,6 @@
 """Importance sampling in one kernel, interpreted on the CPU, against the reference.
 
-Run by tests/test_interpreter.py in a process of its own; decoders.py derives the bounds.
+Run by tests/kernels/test_interpreter.py in a process of its own; decoders.py derives the bounds.
 """
 
 from __future__ import annotations
@@ -9,21 +9,21 @@ import pytest
 import torch
 from torch import nn
 
-from tests.decoders import Given, given, truth
-from tests.helpers import assert_within, strided_keys
 from tests.interpreted.watch import accesses, watch
+from tests.kernels.helpers import assert_within, strided_keys
+from tests.kernels.importance.decoders import Given, given, truth
 from vaez_fast.model import VAE
 from vaez_kernels import (
-    decoder_kernel,
     importance,
     importance_estimates,
     importance_log_likelihood,
     interpreting,
     noise_key,
 )
+from vaez_kernels.importance import kernel as decoder_kernel
 
 pytestmark = pytest.mark.skipif(
-    not interpreting(), reason="needs TRITON_INTERPRET=1: run by tests/test_interpreter.py"
+    not interpreting(), reason="needs TRITON_INTERPRET=1: run by tests/kernels/test_interpreter.py"
 )
 
 KEY = noise_key(3, "evaluate", 2)

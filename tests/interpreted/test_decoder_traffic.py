@@ -1,6 +1,6 @@
 """Addresses of the decoder's kernel beyond what 32 bits count, on memory that is not there.
 
-Run by tests/test_interpreter.py in a process of its own.
+Run by tests/kernels/test_interpreter.py in a process of its own.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from tests.interpreted.watch import addresses, far_launch, tensors, touched
-from vaez_kernels import decoder_kernel, interpreting, noise_key
+from vaez_kernels import interpreting, noise_key
+from vaez_kernels.importance import kernel as decoder_kernel
 
 pytestmark = pytest.mark.skipif(
-    not interpreting(), reason="needs TRITON_INTERPRET=1: run by tests/test_interpreter.py"
+    not interpreting(), reason="needs TRITON_INTERPRET=1: run by tests/kernels/test_interpreter.py"
 )
 
 # The last image of 2²⁸ + 5, each of 16 latents and 16 pixels; of many tiles of samples

@@ -1,6 +1,6 @@
 """The Triton kernels, interpreted on the CPU, against the reference and the PyTorch fallback.
 
-Run by tests/test_interpreter.py in a process of its own; helpers.py derives the tolerances.
+Run by tests/kernels/test_interpreter.py in a process of its own; helpers.py derives the tolerances.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.helpers import (
+from tests.interpreted.watch import watch
+from tests.kernels.helpers import (
     KL_ERROR,
     LAYOUTS,
     MODES,
@@ -24,7 +25,6 @@ from tests.helpers import (
     strided_keys,
     upstream_of,
 )
-from tests.interpreted.watch import watch
 from vaez_kernels import (
     interpreting,
     kl_standard_normal,
@@ -41,7 +41,7 @@ from vaez_kernels import (
 )
 
 pytestmark = pytest.mark.skipif(
-    not interpreting(), reason="needs TRITON_INTERPRET=1: run by tests/test_interpreter.py"
+    not interpreting(), reason="needs TRITON_INTERPRET=1: run by tests/kernels/test_interpreter.py"
 )
 
 KEY = noise_key(17, "train", 9)

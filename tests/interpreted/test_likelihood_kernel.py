@@ -1,6 +1,6 @@
 """The likelihood's Triton kernels, interpreted on the CPU, against the reference and the fallback.
 
-Run by tests/test_interpreter.py in a process of its own; pixels.py derives the tolerances.
+Run by tests/kernels/test_interpreter.py in a process of its own; pixels.py derives the tolerances.
 """
 
 from __future__ import annotations
@@ -12,13 +12,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.helpers import assert_within
 from tests.interpreted.watch import watch
-from tests.pixels import LAYOUTS, TARGETS, UNIT, bounds, check, expected, measured, pixels
-from vaez_kernels import bernoulli_log_prob, interpreting, launch, likelihood, use_backend
+from tests.kernels.bernoulli.pixels import (
+    LAYOUTS,
+    TARGETS,
+    UNIT,
+    bounds,
+    check,
+    expected,
+    measured,
+    pixels,
+)
+from tests.kernels.helpers import assert_within
+from vaez_kernels import bernoulli as likelihood
+from vaez_kernels import bernoulli_log_prob, interpreting, launch, use_backend
 
 pytestmark = pytest.mark.skipif(
-    not interpreting(), reason="needs TRITON_INTERPRET=1: run by tests/test_interpreter.py"
+    not interpreting(), reason="needs TRITON_INTERPRET=1: run by tests/kernels/test_interpreter.py"
 )
 
 SHAPES = [  # S, B, P

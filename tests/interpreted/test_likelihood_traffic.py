@@ -3,7 +3,7 @@
 The floor is every logit and target read once, every result and gradient written once: with float32
 logits and uint8 targets, 4·S + 1 bytes a pixel forward and 8·S + 1 backward.
 
-Run by tests/test_interpreter.py in a process of its own.
+Run by tests/kernels/test_interpreter.py in a process of its own.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests import floors
 from tests.interpreted.watch import Traffic, accesses, addresses, far_launch, tensors, touched
-from tests.pixels import pixels
-from vaez_kernels import bernoulli_log_prob, interpreting, launch, likelihood
+from tests.kernels import floors
+from tests.kernels.bernoulli.pixels import pixels
+from vaez_kernels import bernoulli as likelihood
+from vaez_kernels import bernoulli_log_prob, interpreting, launch
 
 pytestmark = pytest.mark.skipif(
-    not interpreting(), reason="needs TRITON_INTERPRET=1: run by tests/test_interpreter.py"
+    not interpreting(), reason="needs TRITON_INTERPRET=1: run by tests/kernels/test_interpreter.py"
 )
 
 ROWS = 7  # an uneven last block where one holds several rows

@@ -1,6 +1,7 @@
 """The fused last layer's Triton kernels, interpreted on the CPU, against the reference.
 
-Run by tests/test_interpreter.py in a process of its own; last_layer.py derives the tolerances.
+tests/kernels/test_interpreter.py runs it in a process of its own; tests/kernels/linear_bernoulli/
+last_layer.py derives the tolerances.
 """
 
 from __future__ import annotations
@@ -8,14 +9,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.helpers import assert_within
 from tests.interpreted.watch import accesses, watch
-from tests.last_layer import LAYOUTS, bounds, check, inputs, measured
+from tests.kernels.helpers import assert_within
+from tests.kernels.linear_bernoulli.last_layer import LAYOUTS, bounds, check, inputs, measured
 from vaez_kernels import interpreting, linear_bernoulli_log_prob, use_backend
-from vaez_kernels import linear_likelihood as op
+from vaez_kernels import linear_bernoulli as op
 
 pytestmark = pytest.mark.skipif(
-    not interpreting(), reason="needs TRITON_INTERPRET=1: run by tests/test_interpreter.py"
+    not interpreting(), reason="needs TRITON_INTERPRET=1: run by tests/kernels/test_interpreter.py"
 )
 
 SMALL = op.Tile(16, 16, 16, 4)

@@ -1,6 +1,6 @@
 """Addresses of the last layer's kernels beyond what 32 bits count, on memory that is not there.
 
-Run by tests/test_interpreter.py in a process of its own.
+Run by tests/kernels/test_interpreter.py in a process of its own.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import torch
 
 from tests.interpreted.watch import Access, addresses, far_launch, tensors, touched
 from vaez_kernels import interpreting
-from vaez_kernels import linear_likelihood as op
+from vaez_kernels import linear_bernoulli as op
 
 pytestmark = pytest.mark.skipif(
-    not interpreting(), reason="needs TRITON_INTERPRET=1: run by tests/test_interpreter.py"
+    not interpreting(), reason="needs TRITON_INTERPRET=1: run by tests/kernels/test_interpreter.py"
 )
 
 # The last samples of the last image of 100 samples of 2²⁷ + 5 images of 16 units: elements of one

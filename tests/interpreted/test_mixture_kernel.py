@@ -1,6 +1,7 @@
 """The mixture's Triton kernels, interpreted on the CPU, against the reference and the fallback.
 
-Run by tests/test_interpreter.py in a process of its own; mixtures.py derives the tolerances.
+tests/kernels/test_interpreter.py runs it in a process of its own; tests/kernels/mixture/mixtures.py
+derives the tolerances.
 """
 
 from __future__ import annotations
@@ -8,15 +9,24 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bench.traffic import mixture_log_prob_moved
-from tests.helpers import assert_within
+from bench.timing.traffic import mixture_log_prob_moved
 from tests.interpreted.watch import accesses, addresses, far_launch, tensors, touched, watch
-from tests.mixtures import LAYOUTS, Mixture, bounds, check, lone, long_chain, measured, mixture
+from tests.kernels.helpers import assert_within
+from tests.kernels.mixture.mixtures import (
+    LAYOUTS,
+    Mixture,
+    bounds,
+    check,
+    lone,
+    long_chain,
+    measured,
+    mixture,
+)
 from vaez_kernels import interpreting, mixture_log_prob, reference, use_backend
 from vaez_kernels import mixture as module
 
 pytestmark = pytest.mark.skipif(
-    not interpreting(), reason="needs TRITON_INTERPRET=1: run by tests/test_interpreter.py"
+    not interpreting(), reason="needs TRITON_INTERPRET=1: run by tests/kernels/test_interpreter.py"
 )
 
 # M, N, D: parts of a block, a whole one, several blocks of each; D of more than one segment.

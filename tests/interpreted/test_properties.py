@@ -1,7 +1,7 @@
 """Properties of the Triton kernels, interpreted on the CPU, over shapes, memory layouts, dtypes and
-extreme values: the cases and claims of tests/test_properties.py.
+extreme values: the cases and claims of tests/kernels/test_properties.py.
 
-Run by tests/test_interpreter.py in a process of its own.
+Run by tests/kernels/test_interpreter.py in a process of its own.
 """
 
 from __future__ import annotations
@@ -11,14 +11,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests import properties
-from tests.cases import LatentCase, PixelCase, latent_cases, pixel_cases, repeatable
 from tests.interpreted.watch import watch
-from vaez_kernels import interpreting, kl_standard_normal, latent, likelihood
+from tests.kernels import properties
+from tests.kernels.drawn import LatentCase, PixelCase, latent_cases, pixel_cases, repeatable
+from vaez_kernels import bernoulli as likelihood
+from vaez_kernels import interpreting, kl_standard_normal, latent
 
 pytestmark = [
     pytest.mark.skipif(
-        not interpreting(), reason="needs TRITON_INTERPRET=1: run by tests/test_interpreter.py"
+        not interpreting(),
+        reason="needs TRITON_INTERPRET=1: run by tests/kernels/test_interpreter.py",
     ),
     pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning"),  # NumPy's, on extremes
 ]

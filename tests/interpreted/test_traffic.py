@@ -4,7 +4,7 @@ The floor is every input element read once and every output element written once
 step, 16 bytes a program, come on top and are counted apart: they stay in the caches of any GPU.
 Also here: the same hook, on addresses that no memory backs, proves that offsets have 64 bits.
 
-Run by tests/test_interpreter.py in a process of its own.
+Run by tests/kernels/test_interpreter.py in a process of its own.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ import numpy as np
 import pytest
 import torch
 
-from tests import floors
-from tests.helpers import MODES, call, latents
 from tests.interpreted.watch import (
     Access,
     Traffic,
@@ -24,10 +22,12 @@ from tests.interpreted.watch import (
     tensors,
     touched,
 )
+from tests.kernels import floors
+from tests.kernels.helpers import MODES, call, latents
 from vaez_kernels import interpreting, latent, launch, noise, noise_key, normal, use_backend
 
 pytestmark = pytest.mark.skipif(
-    not interpreting(), reason="needs TRITON_INTERPRET=1: run by tests/test_interpreter.py"
+    not interpreting(), reason="needs TRITON_INTERPRET=1: run by tests/kernels/test_interpreter.py"
 )
 
 KEY = noise_key(17, "train", 9)

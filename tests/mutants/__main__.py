@@ -14,7 +14,7 @@ from pathlib import Path
 from tests.mutants.mutant import MutantError, read, sample
 from tests.mutants.record import bugs, faults, page, record_of
 from tests.mutants.trial import Verdict, prove_baseline, tried
-from vaez_fast.files import OutputError, prepare_file, write_atomically, write_json
+from vaez_fast.system.files import OutputError, prepare_file, write_atomically, write_json
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]

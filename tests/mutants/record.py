@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.mutants.trial import Verdict
-from vaez_fast.environment import environment
-from vaez_fast.page import Block, Heading, Table, Text, markdown
+from vaez_fast.drawing.page import Block, Heading, Table, Text, markdown
+from vaez_fast.system.environment import environment
 
 LEAST_CAUGHT = 0.9  # of the mutants that are not harmless
 

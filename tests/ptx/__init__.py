@@ -1,11 +1,11 @@
 """Executes the PTX that Triton emits, on numpy: README.md says what it checks and what it lacks."""
 
-from .errors import Fault, PtxError, UnsupportedPtx
-from .machine import execute
-from .memory import GlobalMemory
-from .program import Program, parse
-from .traffic import Traffic
-from .units import Units
+from tests.ptx.errors import Fault, PtxError, UnsupportedPtx
+from tests.ptx.machine import execute
+from tests.ptx.memory import GlobalMemory
+from tests.ptx.program import Program, parse
+from tests.ptx.traffic import Traffic
+from tests.ptx.units import Units
 
 __all__ = [
     "Fault",

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from .errors import OutOfBounds
-from .form import Form, Run
-from .lanes import Lanes
-from .types import TYPES, Mask, Type
+from tests.ptx.errors import OutOfBounds
+from tests.ptx.form import Form, Run
+from tests.ptx.lanes import Lanes
+from tests.ptx.types import TYPES, Mask, Type
 
 NUMBERS = [f"{kind}{bits}" for kind in "bus" for bits in (8, 16, 32, 64)] + ["f32", "f64"]
 SPACES = ("param", "global", "shared::cta", "shared")

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from .floats import flush
-from .form import Form, Run
-from .lanes import Lanes
-from .types import Array, Mask
-from .units import Units
+from tests.ptx.floats import flush
+from tests.ptx.form import Form, Run
+from tests.ptx.lanes import Lanes
+from tests.ptx.types import Array, Mask
+from tests.ptx.units import Units
 
 DIV_ULPS = 2  # 9.7.3.8: div.full everywhere, div.approx for 2^-126 <= |b| <= 2^126
 SMALLEST_NORMAL = 2.0**-126

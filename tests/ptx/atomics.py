@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from .accesses import spread
-from .form import Form, Run
-from .lanes import Lanes
-from .types import TYPES, Mask
+from tests.ptx.accesses import spread
+from tests.ptx.form import Form, Run
+from tests.ptx.lanes import Lanes
+from tests.ptx.types import TYPES, Mask
 
 OPERATIONS: dict[str, tuple[Callable[[Any, Any], Any], tuple[str, ...]]] = {
     "add": (lambda old, new: old + new, ("u32", "s32", "u64", "f32", "f64", "f16")),

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from .form import Form, Run
-from .integers import INTEGERS, elementwise, same_type
-from .types import U32, Array
+from tests.ptx.form import Form, Run
+from tests.ptx.integers import INTEGERS, elementwise, same_type
+from tests.ptx.types import U32, Array
 
 
 def shift_left(a: Any, count: Any) -> Any:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .errors import Trap
-from .form import Form, Run
-from .lanes import Lanes
-from .types import Mask
+from tests.ptx.errors import Trap
+from tests.ptx.form import Form, Run
+from tests.ptx.lanes import Lanes
+from tests.ptx.types import Mask
 
 
 def decode_trap(form: Form) -> Run:

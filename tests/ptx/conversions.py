@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from .floats import flush, from_bfloat16, to_bfloat16
-from .form import Form, Run
-from .integers import elementwise
-from .types import TYPES, Type
+from tests.ptx.floats import flush, from_bfloat16, to_bfloat16
+from tests.ptx.form import Form, Run
+from tests.ptx.integers import elementwise
+from tests.ptx.types import TYPES, Type
 
 INTEGERS = [f"{kind}{bits}" for kind in "us" for bits in (8, 16, 32, 64)]
 FLOATS = ["f16", "bf16", "f32", "f64"]

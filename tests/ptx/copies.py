@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .accesses import EVICTION, PREFETCH, spread
-from .form import Form, Run
-from .lanes import Lanes
-from .types import U32, Array, Mask
+from tests.ptx.accesses import EVICTION, PREFETCH, spread
+from tests.ptx.form import Form, Run
+from tests.ptx.lanes import Lanes
+from tests.ptx.types import U32, Array, Mask
 
 
 def decode_cp(form: Form) -> Run:

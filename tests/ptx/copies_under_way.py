@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from .types import Array, Mask
+from tests.ptx.types import Array, Mask
 
 if TYPE_CHECKING:
-    from .lanes import Lanes
+    from tests.ptx.lanes import Lanes
 
 
 class Copy(NamedTuple):

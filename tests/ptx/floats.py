@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from .form import Form, Run
-from .integers import elementwise
-from .types import TYPES, Type
+from tests.ptx.form import Form, Run
+from tests.ptx.integers import elementwise
+from tests.ptx.types import TYPES, Type
 
 SIGN, EXPONENT = np.uint32(1 << 31), np.uint32(0x7F800000)
 

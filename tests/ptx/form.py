@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .errors import UnsupportedPtx
-from .names import Names
-from .types import B32, PRED, TYPES, U32, Array, Mask, Type
+from tests.ptx.errors import UnsupportedPtx
+from tests.ptx.names import Names
+from tests.ptx.types import B32, PRED, TYPES, U32, Array, Mask, Type
 
 if TYPE_CHECKING:
-    from .lanes import Lanes
+    from tests.ptx.lanes import Lanes
 
 Source = Callable[["Lanes", Mask | None], Any]  # → an array with a number for each lane, or one
 Target = Callable[["Lanes", Mask | None, Any], None]

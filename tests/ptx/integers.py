@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from .form import Form, Run
-from .types import TYPES, Type
+from tests.ptx.form import Form, Run
+from tests.ptx.types import TYPES, Type
 
 SIGNED, UNSIGNED = ("s16", "s32", "s64"), ("u16", "u32", "u64")
 INTEGERS = (*SIGNED, *UNSIGNED)

@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from .copies_under_way import Copies
-from .errors import DivergentBarrier, Fault, InactiveLane, UnsetRegister
-from .memory import GlobalMemory
-from .traffic import Traffic
-from .types import STORAGE, Array, Mask
-from .units import Units
+from tests.ptx.copies_under_way import Copies
+from tests.ptx.errors import DivergentBarrier, Fault, InactiveLane, UnsetRegister
+from tests.ptx.memory import GlobalMemory
+from tests.ptx.traffic import Traffic
+from tests.ptx.types import STORAGE, Array, Mask
+from tests.ptx.units import Units
 
 if TYPE_CHECKING:
-    from .form import Instruction
-    from .program import Program
-    from .shared import SharedMemory
+    from tests.ptx.form import Instruction
+    from tests.ptx.program import Program
+    from tests.ptx.shared import SharedMemory
 
 WARP = 32
 

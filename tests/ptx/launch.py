@@ -13,12 +13,12 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
-from .errors import UnsupportedPtx
-from .machine import execute
-from .memory import GlobalMemory
-from .program import Program, parse
-from .traffic import Traffic
-from .units import Units
+from tests.ptx.errors import UnsupportedPtx
+from tests.ptx.machine import execute
+from tests.ptx.memory import GlobalMemory
+from tests.ptx.program import Program, parse
+from tests.ptx.traffic import Traffic
+from tests.ptx.units import Units
 
 Grid = Sequence[int] | Callable[[dict[str, Any]], Sequence[int]]
 

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .lanes import WARP, Lanes
-from .memory import GlobalMemory
-from .program import Parameter, Program, Step
-from .shared import SharedMemory
-from .traffic import Traffic
-from .types import Mask
-from .units import Units
+from tests.ptx.lanes import WARP, Lanes
+from tests.ptx.memory import GlobalMemory
+from tests.ptx.program import Parameter, Program, Step
+from tests.ptx.shared import SharedMemory
+from tests.ptx.traffic import Traffic
+from tests.ptx.types import Mask
+from tests.ptx.units import Units
 
 # Threads run at once. A larger number needs more memory, a smaller one more numpy calls.
 LANES = 4096

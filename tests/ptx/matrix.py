@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from .accesses import spread
-from .floats import from_bfloat16
-from .form import Form, Run
-from .lanes import WARP, Lanes
-from .types import TYPES, Array, Mask
+from tests.ptx.accesses import spread
+from tests.ptx.floats import from_bfloat16
+from tests.ptx.form import Form, Run
+from tests.ptx.lanes import WARP, Lanes
+from tests.ptx.types import TYPES, Array, Mask
 
 TF32_BITS = np.uint32(0xFFFFE000)
 # Elements of a register, and the depths of a product, by the operands' type.

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from .errors import Misaligned, OutOfBounds
-from .types import Array, Mask
+from tests.ptx.errors import Misaligned, OutOfBounds
+from tests.ptx.types import Array, Mask
 
 if TYPE_CHECKING:
-    from .lanes import Lanes
+    from tests.ptx.lanes import Lanes
 
 
 class Region(NamedTuple):

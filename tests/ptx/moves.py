@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from .floats import flush, from_bfloat16
-from .form import Form, Run
-from .integers import elementwise
-from .lanes import Lanes
-from .types import PRED, TYPES, Mask
+from tests.ptx.floats import flush, from_bfloat16
+from tests.ptx.form import Form, Run
+from tests.ptx.integers import elementwise
+from tests.ptx.lanes import Lanes
+from tests.ptx.types import PRED, TYPES, Mask
 
 NUMBERS = [f"{kind}{bits}" for kind in "bus" for bits in (16, 32, 64)] + [
     "f16",

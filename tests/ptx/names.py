@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from .errors import UnsupportedPtx
-from .types import TYPES
+from tests.ptx.errors import UnsupportedPtx
+from tests.ptx.types import TYPES
 
 
 class Names:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from . import (
+from tests.ptx import (
     accesses,
     approximate,
     atomics,
@@ -21,11 +21,11 @@ from . import (
     moves,
     warps,
 )
-from .errors import UnsupportedPtx
-from .form import Form, Instruction, Run, Source
-from .names import Names
-from .source import Entry, Statement, entry_of
-from .types import TYPES
+from tests.ptx.errors import UnsupportedPtx
+from tests.ptx.form import Form, Instruction, Run, Source
+from tests.ptx.names import Names
+from tests.ptx.source import Entry, Statement, entry_of
+from tests.ptx.types import TYPES
 
 Decoder = Callable[[Form], Run]
 MODULES = (

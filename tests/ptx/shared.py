@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .errors import EarlyRead, Misaligned, OutOfBounds, SharedRace, UnwrittenShared
-from .types import Array, Mask
-from .units import Units
+from tests.ptx.errors import EarlyRead, Misaligned, OutOfBounds, SharedRace, UnwrittenShared
+from tests.ptx.types import Array, Mask
+from tests.ptx.units import Units
 
 if TYPE_CHECKING:
-    from .lanes import Lanes
+    from tests.ptx.lanes import Lanes
 
 WARP = 32
 SEVERAL = np.iinfo(np.int32).min  # in place of a reading thread: several of a warp

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from .errors import UnsupportedPtx
+from tests.ptx.errors import UnsupportedPtx
 
 
 class Statement(NamedTuple):

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from .errors import InactiveLane
-from .form import Form, Run
-from .lanes import WARP, Lanes
-from .types import PRED, U32, Array, Mask
+from tests.ptx.errors import InactiveLane
+from tests.ptx.form import Form, Run
+from tests.ptx.lanes import WARP, Lanes
+from tests.ptx.types import PRED, U32, Array, Mask
 
 FULL = np.uint32(0xFFFFFFFF)
 

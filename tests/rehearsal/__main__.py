@@ -14,20 +14,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from vaez_fast.environment import environment as machine
-from vaez_fast.errors import printable
-from vaez_fast.files import OutputError, prepare_files, write_atomically, write_json
-
-from .build import reason_to_skip
-from .command import run_on_stand_in
+from tests.rehearsal.build import reason_to_skip
+from tests.rehearsal.command import run_on_stand_in
+from vaez_fast.system.environment import environment as machine
+from vaez_fast.system.errors import printable
+from vaez_fast.system.files import OutputError, prepare_files, write_atomically, write_json
 
 INSIDE = "import json; from tests.rehearsal.__main__ import results; print(json.dumps(results()))"
 
 
 def results() -> dict[str, Any]:
     """The numbers as JSON values; runs in the process on the stand-in."""
-    from .ops import rehearse_all
-    from .steps import OBJECTIVES, PRECISIONS, rehearse_step
+    from tests.rehearsal.ops import rehearse_all
+    from tests.rehearsal.steps import OBJECTIVES, PRECISIONS, rehearse_step
 
     steps = []
     for objective in OBJECTIVES:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from .memory import on_host
+from tests.rehearsal.memory import on_host
 
 # Ops that have a CUDA kernel although the dispatcher lists none for CUDA.
 ALSO = ("aten::copy_",)

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.gpu.processes import checkout_first
-
-from .build import build, environment, reason_to_skip
+from tests.rehearsal.build import build, environment, reason_to_skip
 
 
 def run_on_stand_in(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from .build import build, reason_to_skip
+from tests.rehearsal.build import build, reason_to_skip
 
 
 @pytest.fixture(scope="session")

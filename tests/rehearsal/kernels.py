@@ -15,8 +15,7 @@ import torch
 from tests.ptx.machine import execute
 from tests.ptx.memory import GlobalMemory
 from tests.ptx.program import Program, parse
-
-from .stand_in import Launch
+from tests.rehearsal.stand_in import Launch
 
 POINTER = "u64"
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .memory import tensor_at
+from tests.rehearsal.memory import tensor_at
 
 if TYPE_CHECKING:
-    from .stand_in import Product
+    from tests.rehearsal.stand_in import Product
 
 # cudaDataType → dtype
 DTYPES = {0: torch.float32, 1: torch.float64, 2: torch.float16, 14: torch.bfloat16}

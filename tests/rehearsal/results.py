@@ -11,9 +11,9 @@ from contextlib import contextmanager
 
 import torch
 
-from . import aten, stand_in
-from .kernels import prepared
-from .products import multiply
+from tests.rehearsal import aten, stand_in
+from tests.rehearsal.kernels import prepared
+from tests.rehearsal.products import multiply
 
 # ATen kernels that are launched outside any op and compute nothing.
 COMPUTE_NOTHING = ("spin_kernel",)  # torch.cuda._sleep

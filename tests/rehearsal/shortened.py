@@ -14,20 +14,19 @@ import pytest
 import triton
 from torch._inductor.runtime.benchmarking import benchmarker
 
-from tests.few import leave_out
-from vaez_fast import regime
+from tests.project.few import leave_out
+from tests.rehearsal import results, stand_in
+from tests.rehearsal.left_out import LEFT_OUT, NOT_EXECUTED
+from vaez_fast.training import phases as regime
 from vaez_kernels import launch
-
-from . import results, stand_in
-from .left_out import LEFT_OUT, NOT_EXECUTED
 
 MEMORY = 8 << 30
 STEPS_PER_REPLAY = 2
 # Products of a case's sizes: to execute larger kernels takes a minute each.
 LARGEST = 10**6
-# Combinations of parameters, of those that tests/few.py keeps: tests/executed has them all. Of the
-# training tests, whose steps take long to compile, only the first precision is run: bfloat16, which
-# has copies of the weights.
+# Combinations of parameters, of those that tests/project/few.py keeps: tests/executed has them all.
+# Of the training tests, whose steps take long to compile, only the first precision is run:
+# bfloat16, which has copies of the weights.
 MOST, MOST_TRAINED = 3, 1
 
 
@@ -60,7 +59,7 @@ def pytest_collection_modifyitems(
 ) -> Generator[None, None, None]:
     large = {item for item in items if _name(item) in LEFT_OUT or _work(item) > LARGEST}
     leave_out(config, items, large)
-    yield  # tests/few.py
+    yield  # tests/project/few.py
     seen: Counter[str] = Counter()
     more = set()
     for item in items:

@@ -10,12 +10,12 @@ import torch
 from tests.rehearsal import stand_in
 from tests.rehearsal.ops import host_us
 from tests.rehearsal.stand_in import Counts
-from vaez_fast.batches import Batches
-from vaez_fast.engine import Engine
 from vaez_fast.model import VAE
 from vaez_fast.objective import ImportanceWeightedBound, NegativeElbo, Objective
-from vaez_fast.optimizer import Adam, constant
-from vaez_fast.regime import STEPS_PER_REPLAY, Phase
+from vaez_fast.training.batches import Batches
+from vaez_fast.training.engine import Engine
+from vaez_fast.training.optimizer import Adam, constant
+from vaez_fast.training.phases import STEPS_PER_REPLAY, Phase
 
 OBJECTIVES: dict[str, Callable[[VAE], Objective]] = {
     "ELBO, analytic KL": lambda vae: NegativeElbo(vae, "analytic"),

@@ -45,7 +45,7 @@ def out(stand_in_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     np.savez(folder / "mnist-5k.npz", images=images, labels=np.arange(5000) // 500)
     flags = ["--dry-run", "--out", str(folder / "out"), "--data-root", str(folder)]
     flags += [flag for text in ROWS for flag in ("--rows", text)]
-    # Neither xdist's variables nor plugins that choose among parameters (tests/few.py).
+    # Neither xdist's variables nor plugins that choose among parameters (tests/project/few.py).
     others = {n: v for n, v in os.environ.items() if not n.startswith("PYTEST_")}
     paths = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"}
     # Workers that compile would each import torch.

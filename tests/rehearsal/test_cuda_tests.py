@@ -17,8 +17,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from .build import environment
-from .left_out import LEFT_OUT, SKIP_THEMSELVES
+from tests.rehearsal.build import environment
+from tests.rehearsal.left_out import LEFT_OUT, SKIP_THEMSELVES
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("tests/cuda", "tests/rehearsal/computed")
@@ -50,7 +50,7 @@ class Outcome(NamedTuple):
 def outcomes(stand_in_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     report = tmp_path_factory.mktemp("cuda_tests") / "report.xml"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    names = ("tests.few", "tests.rehearsal.results", "tests.rehearsal.shortened")
+    names = ("tests.project.few", "tests.rehearsal.results", "tests.rehearsal.shortened")
     plugins = [word for name in names for word in ("-p", name)]
     # sm_80, whose matrix products the executor of PTX knows.
     variables = environment(stand_in_folder, device="a100")

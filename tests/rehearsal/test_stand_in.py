@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from .build import build, environment
+from tests.rehearsal.build import build, environment
 
 ROOT = Path(__file__).parents[2]
 INSIDE = Path(__file__).with_name("inside")

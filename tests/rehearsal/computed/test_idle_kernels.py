@@ -8,11 +8,14 @@ from functools import partial
 import pytest
 import torch
 
-from tests import decoders, last_layer, mixtures, pixels
 from tests.cuda import test_numbers, test_products
 from tests.cuda.moved import CUDA, linear_on_cuda, log_prob_on_cuda, mixture_on_cuda
 from tests.executed.cases import OUTPUTS
-from tests.helpers import assert_within
+from tests.kernels.bernoulli import pixels
+from tests.kernels.helpers import assert_within
+from tests.kernels.importance import decoders
+from tests.kernels.linear_bernoulli import last_layer
+from tests.kernels.mixture import mixtures
 from tests.rehearsal.results import idle
 from vaez_kernels import linear_bernoulli_log_prob
 

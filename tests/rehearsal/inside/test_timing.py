@@ -13,11 +13,11 @@ from functools import partial
 import pytest
 import torch
 
-from bench import cuda_times, graphs
-from bench.accuracy import Check, LatentCase
-from bench.baselines import rsample_kl as textbook
-from bench.cuda_times import FLUSH_BYTES, Flush
-from bench.rows import Bench, Group, Rival
+from bench.timing import cuda_times, graphs
+from bench.timing.accuracy import Check, LatentCase
+from bench.timing.cuda_times import FLUSH_BYTES, Flush
+from bench.timing.rows import Bench, Group, Rival
+from bench.training.baselines import rsample_kl as textbook
 from tests.rehearsal import stand_in
 from vaez_kernels import noise_key, rsample_kl
 

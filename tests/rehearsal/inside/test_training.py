@@ -10,7 +10,7 @@ from tests.rehearsal import stand_in
 from tests.rehearsal.ops import calls, rehearse, with_backward
 from tests.rehearsal.stand_in import Kind
 from tests.rehearsal.steps import Step, rehearse_step
-from vaez_fast.regime import STEPS_PER_REPLAY
+from vaez_fast.training.phases import STEPS_PER_REPLAY
 
 
 @pytest.fixture(scope="module")

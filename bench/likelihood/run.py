@@ -1,0 +1,287 @@
+"""What 5,000 importance samples cost and tell of trained models: `python -m bench likelihood RUN`.
+
+RUN is a folder that `vaez-fast train` wrote. For each model: log p(x) of the whole test split
+against the number of samples k, the time that took, and what bfloat16 products (on a GPU TF32, too)
+move it by, on the same samples. For the first model also the density of its aggregate posterior:
+log q(z) of a draw for each test image under the posteriors of all training images. DIR gets
+results.json, README.md and k-curve.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.timing.clock import interleave, peak_memory
+from bench.training.baselines import mixture_log_prob as textbook_mixture
+from vaez_fast.config import ConfigError, choose_device
+from vaez_fast.data import DataError, Dataset, binarized, load, pixel_scale
+from vaez_fast.drawing import style
+from vaez_fast.drawing.page import Block, Figure, Heading, Table, Text, markdown
+from vaez_fast.measures.evaluate import IMAGES_AT_ONCE, Evaluator
+from vaez_fast.model import VAE
+from vaez_fast.runs.folder import load_run
+from vaez_fast.system.environment import environment, expect_no_gpu
+from vaez_fast.system.errors import printable
+from vaez_fast.system.files import OutputError, prepare_files, write_atomically
+from vaez_fast.training.loop import EVALUATION_STEP
+from vaez_kernels import mixture_log_prob, noise_key, reference, rsample
+from vaez_kernels.backend import has_fast_bfloat16
+
+SCHEMA = 1
+SAMPLES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
+# Images and samples on which precisions are compared: float32 takes twice as long on a CPU.
+BIAS_IMAGES, BIAS_SAMPLES = 1_000, 1_000
+# Draws that meet all components in textbook code, and in float64.
+TEXTBOOK_DRAWS, CHECKED_DRAWS = 50, 50
+DRAW = 14  # step of the "evaluate" noise
+
+Record = dict[str, Any]
+
+
+def mean_of(values: Tensor) -> Record:
+    """The mean of (N,), and its standard error."""
+    error = float(values.std()) / math.sqrt(len(values))
+    return {"mean": float(values.mean()), "standard_error": error}
+
+
+def threads(machine: Record) -> str:
+    """ "one thread", "2 threads"."""
+    count = machine["threads"]
+    return "one thread" if count == 1 else f"{count} threads"
+
+
+def measure(vae: VAE, run: Record, dataset: Dataset) -> Record:
+    """log p(x) against k on all test images, and how far low precision is from float32."""
+    config = run["config"]
+    pixels = binarized(dataset, "test", config["binarize"], seed=config["seed"])
+    scale = pixel_scale(config["binarize"])
+    noise = noise_key(config["seed"], "evaluate", EVALUATION_STEP["test"], device=pixels.device)
+
+    def log_px(images: int, counts: Sequence[int], precision: str) -> Tensor:
+        return Evaluator(pixels[:images], scale, noise, precision).log_px_curve(vae, counts)
+
+    fast = has_fast_bfloat16(pixels.device)
+    precisions = (["tf32"] if pixels.is_cuda else []) + (["bfloat16"] if fast else [])
+    exact = log_px(BIAS_IMAGES, (BIAS_SAMPLES,), "float32")[0]
+    bias = {}
+    for precision in precisions:
+        moved = log_px(BIAS_IMAGES, (BIAS_SAMPLES,), precision)[0] - exact
+        bias[precision] = mean_of(moved) | {"largest": float(moved.abs().max())}
+    # Compiled, if it was not; on a GPU for the sizes that are to come.
+    log_px(IMAGES_AT_ONCE if pixels.is_cuda else 8, SAMPLES, "auto")
+    _wait(pixels)
+    clock = time.perf_counter()
+    curve = log_px(len(pixels), SAMPLES, "auto")
+    _wait(pixels)
+    seconds = time.perf_counter() - clock
+    return {
+        "model": config["model"],
+        "arm": run["arm"],
+        "data": f"{config['data']} ({config['binarize']})",
+        "images": len(pixels),
+        "seconds": seconds,
+        "precision": "bfloat16" if fast else "float32",
+        "bias": bias,
+        "k_curve": [{"k": k, **mean_of(values)} for k, values in zip(SAMPLES, curve, strict=True)],
+    }
+
+
+def _wait(tensor: Tensor) -> None:
+    if tensor.is_cuda:
+        torch.cuda.synchronize(tensor.device)
+
+
+@torch.no_grad()
+def measure_mixture(vae: VAE, config: Record, dataset: Dataset) -> Record:
+    """log q(z) of M draws under N posteriors: time, memory, error, and textbook code beside it."""
+    scale = pixel_scale(config["binarize"])
+    train, test = (
+        binarized(dataset, split, config["binarize"], seed=config["seed"]).float() * scale
+        for split in ("train", "test")
+    )
+    mu, logvar = (t.contiguous() for t in vae.encode(train))
+    noise = noise_key(config["seed"], "evaluate", DRAW, device=mu.device)
+    z = rsample(*vae.encode(test), noise)[0]
+    mixture_log_prob(z[:TEXTBOOK_DRAWS], mu, logvar)  # compiles
+    _wait(z)
+    clock = time.perf_counter()
+    log_q = mixture_log_prob(z, mu, logvar)
+    _wait(log_q)
+    seconds = time.perf_counter() - clock
+    few, several = z[:TEXTBOOK_DRAWS], z[: 10 * TEXTBOOK_DRAWS]
+    times = interleave(
+        {
+            "textbook": lambda: textbook_mixture(few, mu, logvar),
+            "ours": lambda: mixture_log_prob(several, mu, logvar),
+        },
+        mu.device,
+        budget=30.0,
+        fewest=5,
+    )
+    each = {
+        "textbook": median(times["textbook"].of_the_device) / len(few),
+        "ours": median(times["ours"].of_the_device) / len(several),
+    }
+    truth = reference.mixture_log_prob(z[:CHECKED_DRAWS].cpu(), mu.cpu(), logvar.cpu())
+    error = (log_q[:CHECKED_DRAWS].cpu().double() - truth).abs()
+    return {
+        "M": len(z),
+        "N": len(mu),
+        "D": mu.shape[1],
+        "seconds": seconds,
+        "seconds_a_draw": each,
+        "peak_memory_bytes": peak_memory(lambda: mixture_log_prob(z, mu, logvar), mu.device),
+        "error_over_bound": float((error / (1e-4 + 3e-7 * truth.abs())).max()),
+        "largest_error": float(error.max()),
+        "log_q": mean_of(log_q.double().cpu()),
+    }
+
+
+def page(results: Record) -> list[Block]:
+    """The lines of README.md."""
+    machine, models = results["environment"], results["models"]
+    blocks: list[Block] = [
+        Heading(1, "Likelihood from 5,000 samples an image"),
+        Text(
+            f"{threads(machine)} of {machine['device']}, torch {machine['torch']}, "
+            f"{results['date']}. Test split, nats per image; ± is the standard error over images."
+        ),
+        Table(
+            (
+                "model",
+                "trained on",
+                "log p(x), 5,000 samples",
+                "of that beyond 100",
+                "images",
+                "time",
+            ),
+            [
+                (
+                    m["model"],
+                    f"{m['data']}, {m['arm']}",
+                    f"{m['k_curve'][-1]['mean']:.2f} ± {m['k_curve'][-1]['standard_error']:.2f}",
+                    f"{m['k_curve'][-1]['mean'] - _at(m, 100):+.2f}",
+                    f"{m['images']:,}",
+                    f"{m['seconds']:.0f} s in {m['precision']}",
+                )
+                for m in models
+            ],
+        ),
+        Figure("k-curve.png", "log p(x) against the importance samples k"),
+        Text("python -m bench likelihood RUN … --data-root DIR --out DIR", code=True),
+        Heading(2, "What low precision moves"),
+        Text(
+            f"The same {BIAS_SAMPLES:,} samples of the first {BIAS_IMAGES:,} test images, minus "
+            "float32. The mean is what a reported log p(x) is off by."
+        ),
+        Table(
+            ("model", "precision", "mean", "largest of an image"),
+            [
+                (
+                    m["model"],
+                    precision,
+                    f"{b['mean']:+.4f} ± {b['standard_error']:.4f}",
+                    f"{b['largest']:.3f}",
+                )
+                for m in models
+                for precision, b in m["bias"].items()
+            ],
+        ),
+    ]
+    q = results["mixture"]
+    ratio = q["seconds_a_draw"]["textbook"] / q["seconds_a_draw"]["ours"]
+    blocks += [
+        Heading(2, "Density of the aggregate posterior"),
+        Text(
+            f"log q(z) of {q['M']:,} draws, one a test image, under the posteriors of {q['N']:,} "
+            f"training images, D = {q['D']}: {q['seconds']:.1f} s, "
+            f"{q['peak_memory_bytes'] / 2**20:.0f} MiB, {ratio:.1f} times as fast as the chunked "
+            f"textbook (a draw in {1e3 * q['seconds_a_draw']['ours']:.2f} ms against "
+            f"{1e3 * q['seconds_a_draw']['textbook']:.2f}, in turn). Largest error of "
+            f"{CHECKED_DRAWS} draws against float64 {q['largest_error']:.1e} nats, "
+            f"{q['error_over_bound']:.2f} of 1e-4 + 3e-7·|log q|; mean log q "
+            f"{q['log_q']['mean']:.2f} ± {q['log_q']['standard_error']:.2f} nats."
+        ),
+    ]
+    return blocks
+
+
+def _at(model: Record, k: int) -> float:
+    return float(next(point["mean"] for point in model["k_curve"] if point["k"] == k))
+
+
+def k_curves(models: Sequence[Record]) -> bytes:
+    """Every model's curve, less its end, so that models nats apart share an axis; a PNG."""
+    with style.figure() as (figure, (ax,)):
+        colours = (style.BLUE, style.VERMILLION, style.GREEN, style.BLACK)
+        for model, colour in zip(models, itertools.cycle(colours), strict=False):
+            curve = model["k_curve"]
+            k = [point["k"] for point in curve]
+            end = curve[-1]["mean"]
+            label = f"{model['model']}, {model['arm']}: {end:.2f} at k = {k[-1]:,}"
+            ax.plot(k, [point["mean"] - end for point in curve], "o-", color=colour, label=label)
+        ax.set_xscale("log")
+        ax.set_xlabel("importance samples k")
+        ax.set_ylabel(f"log p(x) minus that of k = {SAMPLES[-1]:,}, nats")
+        ax.set_title("How much of log p(x) so many samples find")
+        ax.legend(fontsize=9, frameon=False)
+        return style.png(figure)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0 done, 1 a run, the data or the output failed, 2 a setting cannot be."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench likelihood",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="of vaez-fast train")
+    parser.add_argument(
+        "--data-root", default="data", metavar="DIR", help="of the runs' data (default: data)"
+    )
+    parser.add_argument("--device", default="auto", help="auto|cpu|cuda|cuda:N (default auto)")
+    parser.add_argument(
+        "--out", required=True, type=Path, metavar="DIR", help="a folder for the results"
+    )
+    options = parser.parse_args(argv)
+    expect_no_gpu()
+    try:
+        device = choose_device(options.device)
+        prepare_files(options.out, "results.json", "k-curve.png", "README.md")
+        runs = [load_run(folder) for folder in options.runs]
+        results: Record = {
+            "schema": SCHEMA,
+            "date": time.strftime("%Y-%m-%d"),
+            "environment": environment(device),
+            "models": [],
+        }
+        for i, (vae, run) in enumerate(runs):
+            dataset = load(run["config"]["data"], options.data_root).to(device)
+            vae.to(device)
+            results["models"].append(measure(vae, run, dataset))
+            if i == 0:
+                results["mixture"] = measure_mixture(vae, run["config"], dataset)
+        content = json.dumps(results, indent=1, allow_nan=False) + "\n"
+        write_atomically(options.out / "results.json", content.encode())
+        write_atomically(options.out / "k-curve.png", k_curves(results["models"]))
+        text = markdown(page(results))
+        write_atomically(options.out / "README.md", text.encode())
+        print(text)
+    except ConfigError as error:
+        parser.error(str(error))
+    except (DataError, OutputError) as error:
+        print(f"bench.likelihood: error: {printable(error)}", file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,200 @@
+"""What became faster or slower between two runs of the suite: `python -m bench compare OLD NEW`.
+
+A machine drifts between two runs, and the times of all rows with it. So what is judged is a row's
+time over that of its group's first row (eager, textbook, torch.randn), which was timed in turn with
+it, round for round: NEW's ratio over OLD's; above 1 is slower. The first row's own change stands in
+its group's heading: the drift, or what a new torch did to it. A group without a common first row
+that is not ours, like training, is judged by its times alone.
+
+The ratio's 95 % interval holds the noise of both runs' rounds (bench.records.bootstrap) and that
+from one process to the next, which rounds cannot know. That is the spread of the controls: rows of
+code that this project does not change (compiled, careful, products), whose ratios should all be 1.
+On four runs of the same code on two shared and busy cores, ratios of controls spread by 13 to 18 %
+between any two runs, and times by 16 to 82 %. By the rounds alone a third of all rows would have
+been called slower or faster; with the controls it is one in ten of ours. Such a machine can tell a
+large change only, and the tables say how large: the intervals are as wide as that.
+
+  same       the whole interval lies within the band, 1/1.05 to 1.05: there is no larger change
+  slower     the interval lies above 1, and the ratio above the band
+  faster     the interval lies below 1, and the ratio below the band
+  ambiguous  anything else: too noisy to say, or too few rounds (a training run has one)
+  unlike     timed in another way, or without a passed check: not compared
+
+Rows that appeared or vanished are named. Runs of different machines, or a quick and a full one, are
+refused; other versions of torch or triton are noted.
+
+Exit status: 0 nothing of ours is slower, 1 a row of ours is slower or any vanished, 2 runs or rows
+cannot be compared, or a file is bad.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from bench.records.changes import BAND, Change, changes, control_spread
+from bench.records.records import Record, RecordError, read
+from bench.records.summary import time_text
+from bench.timing.busy import busy_line
+from vaez_fast.system.errors import printable
+
+# As they are counted at the end, what matters most first.
+VERDICTS = ["slower", "vanished", "unlike", "faster", "ambiguous", "appeared", "same", "reference"]
+MACHINE = ("device", "cpu", "threads")
+VERSIONS = ("torch", "triton", "python")
+
+
+def differences(old: Record, new: Record) -> list[str]:
+    """What forbids a comparison: "threads: 2 and 4"."""
+    found = [
+        f"{name}: {old.machine.get(name)} and {new.machine.get(name)}"
+        for name in MACHINE
+        if old.machine.get(name) != new.machine.get(name)
+    ]
+    if old.quick != new.quick:
+        names = ("a quick run" if record.quick else "a full run" for record in (old, new))
+        found.append(" and ".join(names))
+    return found
+
+
+def exit_status(found: Sequence[Change]) -> int:
+    """0 nothing is slower, 1 a row of ours is slower or any vanished, 2 one is unlike."""
+    if any(alarming(change) for change in found):
+        return 1
+    return 2 if any(change.verdict == "unlike" for change in found) else 0
+
+
+def alarming(change: Change) -> bool:
+    """A row that vanished, or one of ours that became slower."""
+    return change.verdict == "vanished" or (change.verdict == "slower" and change.ours)
+
+
+def notes(old: Record, new: Record) -> Iterator[str]:
+    """The runs, and what differs between them and is no reason to refuse."""
+    for name, record in (("OLD", old), ("NEW", new)):
+        yield f"{name}  {record.path}: {record.where()}"
+        busy = busy_line(row.info for row in record.rows)
+        if busy:
+            yield f"{name}  {busy}"
+    for version in VERSIONS:
+        if old.machine.get(version) != new.machine.get(version):
+            yield f"{version} differs: {old.machine.get(version)} and {new.machine.get(version)}"
+    if old.copy and new.copy:
+        yield f"a plain copy moved {old.copy:.1f} GB/s in OLD, {new.copy:.1f} GB/s in NEW"
+    yield control_spread(old, new).text()
+
+
+def table(found: Sequence[Change]) -> Iterator[str]:
+    """A block for each group, then how many rows have which verdict, and the worst by name."""
+    for title in dict.fromkeys(change.group for change in found):
+        rows = [change for change in found if change.group == title]
+        yield ""
+        yield title + "".join(_drift(change) for change in rows if change.verdict == "reference")
+        yield f"  {'provider':<27}{'old':>11}{'new':>11}   {'ratio [95 %]':<20}  verdict"
+        for change in rows:
+            if change.verdict != "reference":
+                yield _line(change)
+    yield ""
+    counts = Counter(change.verdict for change in found)
+    yield ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
+    for change in found:
+        if alarming(change) or change.verdict == "unlike":
+            yield f"{change.verdict}: {change.group}, {change.provider}"
+
+
+def _drift(change: Change) -> str:
+    assert change.old is not None
+    assert change.new is not None
+    assert change.ratio is not None
+    times = f"{time_text(change.old)} → {time_text(change.new)}"
+    return f"\n  first row {change.provider}: {times}, ratio {change.ratio.text()}"
+
+
+def _line(change: Change) -> str:
+    old, new = ("–" if t is None else time_text(t) for t in (change.old, change.new))
+    ratio = change.ratio.text() if change.ratio else "–"
+    note = f" ({change.note})" if change.note else ""
+    by_time = " (by time alone)" if change.judged == "time" else ""
+    return (
+        f"  {change.provider:<27}{old:>11}{new:>11}   {ratio:<20}  {change.verdict}{by_time}{note}"
+    )
+
+
+def as_json(
+    old: Record, new: Record, found: Sequence[Change], differing: Sequence[str], band: float
+) -> str:
+    """The comparison for a script; numbers that are not there are null."""
+
+    def row(change: Change) -> dict[str, Any]:
+        values = asdict(change)
+        if change.ratio is not None:
+            numbers = asdict(change.ratio).items()
+            values["ratio"] = {k: None if math.isnan(v) else v for k, v in numbers}
+        return values
+
+    content = {
+        "old": {"file": str(old.path), "date": old.date, "machine": old.machine},
+        "new": {"file": str(new.path), "date": new.date, "machine": new.machine},
+        "forced_over": list(differing),
+        "band_percent": band,
+        "controls": asdict(control_spread(old, new)),
+        "rows": [row(change) for change in found],
+        "verdicts": dict(Counter(change.verdict for change in found)),
+        "exit_status": exit_status(found),
+    }
+    return json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: as the module says."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench compare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("old", type=Path, metavar="OLD", help="written by --benchmark-json")
+    parser.add_argument("new", type=Path, metavar="NEW", help="the same, later")
+    parser.add_argument(
+        "--band",
+        type=float,
+        default=BAND,
+        metavar="PERCENT",
+        help=f"what counts as no change (default {BAND:g})",
+    )
+    parser.add_argument(
+        "--groups", default="", metavar="TEXT", help="only groups whose title contains TEXT"
+    )
+    parser.add_argument("--force", action="store_true", help="compare runs of different machines")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    options = parser.parse_args(argv)
+    if not 0 <= options.band < math.inf:
+        parser.error(f"--band must be a percentage from 0 on, got {options.band}")
+    try:
+        old, new = read(options.old), read(options.new)
+        differing = differences(old, new)
+        if differing and not options.force:
+            raise RecordError(
+                f"{options.old} and {options.new} are not comparable ({'; '.join(differing)}); "
+                "--force compares them nevertheless"
+            )
+        found = [c for c in changes(old, new, options.band) if options.groups in c.group]
+        if not found:
+            raise RecordError(f"--groups: no group's title contains {options.groups!r}")
+    except RecordError as error:
+        print(f"bench.compare: error: {printable(error)}", file=sys.stderr)
+        return 2
+    if options.json:
+        print(as_json(old, new, found, differing, options.band))
+    else:
+        forced = [f"forced: these runs differ in what counts: {'; '.join(differing)}"] * bool(
+            differing
+        )
+        print("\n".join([*notes(old, new), *forced, *table(found)]))
+    return exit_status(found)

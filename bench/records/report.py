@@ -1,0 +1,143 @@
+"""A report of one or more runs of the suite: `python -m bench report FILE ... --out DIR`.
+
+Writes report.md and report.html, one file that opens without a network, with the pictures inside:
+every op against the memory's measured speed, every provider against its group's first, and the
+tables of all rows. FILE is written by `pytest bench --benchmark-only --benchmark-json=FILE`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from bench.records import figures
+from bench.records.records import Record, RecordError, Row, family, on_device, part_of_name, read
+from bench.records.summary import notes, tables
+from bench.timing.busy import busy_line
+from vaez_fast.drawing.page import Block, Figure, Heading, Table, Text, html, markdown
+from vaez_fast.system.errors import printable
+from vaez_fast.system.files import OutputError, prepare_files, write_atomically
+
+ROOFLINE = (
+    "Bytes a second over the bytes of a call, counting only those that the op must move at least.",
+    "The line is what a plain copy of 256 MiB reached in the same run (64 MiB in a quick one); "
+    "what fits a cache can pass it. Dotted lines are equal times: points along one cost that much "
+    "a call, however little they move.",
+)
+TRAFFIC = (
+    "The same speeds over the useful part of the bytes that are moved.",
+    "A provider that moves ten times the floor cannot get above a tenth of the copy's speed, the "
+    "sloping line, but for what stays in a cache; what is far below the line is bound by "
+    "something else than the memory. Rows whose moved bytes nobody counted are not drawn.",
+)
+PROVIDERS = (
+    "In the figures of providers a point is the first row's median over the provider's, timed in "
+    "turn in the same run; bars are 95 % intervals from the run's rounds, resampled in blocks. "
+    "They know nothing of what differs from run to run."
+)
+
+
+def draw(records: Sequence[Record]) -> tuple[list[Block], dict[str, bytes]]:
+    """The page's blocks, and its pictures by file name."""
+    pictures: dict[str, bytes] = {}
+    blocks: list[Block] = [Heading(1, "Benchmarks: the ops, the training step, and their rivals")]
+    for i, record in enumerate(records):
+        suffix = f"-{i + 1}" if i else ""
+        blocks += _of_record(record, suffix, pictures)
+    infos = [row.info for record in records for row in record.rows]
+    blocks.append(Text(" ".join(notes(infos))))
+    return blocks, pictures
+
+
+def _of_record(record: Record, suffix: str, pictures: dict[str, bytes]) -> Iterator[Block]:
+    device = record.machine["device"]
+    yield Heading(2, f"{device}, {record.date[:10]}")
+    quick = " A quick run: few rounds." if record.quick else ""
+    copy = f" A plain copy moves {record.copy:,.1f} GB/s, read plus written." if record.copy else ""
+    python = record.machine.get("python", "–")
+    yield Text(f"{record.where()}, Python {python}.{copy}{quick} Repeat it with:")
+    yield Text(record.command or "pytest bench --benchmark-only", code=True)
+    busy = busy_line(row.info for row in record.rows)
+    if busy:
+        yield Text(busy)
+    yield from _rooflines(record, suffix, pictures)
+    yield Text(PROVIDERS)
+    families: dict[str, list[str]] = {}
+    for title in record.groups:
+        families.setdefault(family(title), []).append(title)
+    listed = list(tables([row.as_summary() for row in record.rows]))
+    for name, titles in families.items():
+        yield Heading(3, name.capitalize())
+        groups = [record.groups[title] for title in titles]
+        yield from _providers(groups, name, device, suffix, pictures)
+        by_device = [rows for rows in map(on_device, groups) if rows]
+        yield from _providers(by_device, f"{name} by device time", device, suffix, pictures)
+        for table in listed:
+            if table.title.startswith(tuple(titles)):
+                yield Heading(4, table.title)
+                yield Table(tuple(column for column, _ in table.columns), table.rows)
+
+
+def _providers(
+    groups: Sequence[dict[str, Row]],
+    name: str,
+    device: str,
+    suffix: str,
+    pictures: dict[str, bytes],
+) -> Iterator[Block]:
+    if any(len(group) > 1 for group in groups):
+        file = f"providers-{part_of_name(name)}{suffix}.png"
+        pictures[file] = figures.providers(groups, f"{name}, {device}")
+        yield Figure(file, f"{name.capitalize()}: times as fast as the first row.")
+
+
+def _rooflines(record: Record, suffix: str, pictures: dict[str, bytes]) -> Iterator[Block]:
+    rows = [row for row in record.rows if row.info.get("floor_bytes")]
+    if not rows or record.copy is None:
+        return
+    device = record.machine["device"]
+    title = f"Every op and provider, {device}"
+    pictures[f"roofline{suffix}.png"] = figures.roofline(rows, record.copy, title)
+    caption, explanation = ROOFLINE
+    yield Figure(f"roofline{suffix}.png", caption)
+    yield Text(explanation)
+    counted = [row for row in rows if row.info.get("moved_bytes")]
+    if counted:
+        pictures[f"traffic{suffix}.png"] = figures.traffic(counted, record.copy, title)
+        caption, explanation = TRAFFIC
+        yield Figure(f"traffic{suffix}.png", caption)
+        yield Text(explanation)
+
+
+def write_page(out: Path, blocks: Sequence[Block], pictures: dict[str, bytes]) -> None:
+    """Write report.md, report.html and the figures.
+
+    Raises:
+        OutputError: `out` cannot be written.
+    """
+    prepare_files(out, *pictures, "report.md", "report.html")
+    for name, picture in pictures.items():
+        write_atomically(out / name, picture)
+    write_atomically(out / "report.md", markdown(blocks).encode())
+    write_atomically(out / "report.html", html(blocks, pictures).encode())
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0 done, 1 the output failed, 2 a file is bad."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR")
+    options = parser.parse_args(argv)
+    try:
+        write_page(options.out, *draw([read(file) for file in options.files]))
+    except (RecordError, OutputError) as error:
+        print(f"bench.report: error: {printable(error)}", file=sys.stderr)
+        return 2 if isinstance(error, RecordError) else 1
+    print(f"wrote {options.out / 'report.html'}, report.md and their figures")
+    return 0

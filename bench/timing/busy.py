@@ -1,0 +1,141 @@
+"""Whether other processes had the machine while rows were timed, and the line that says so.
+
+A row's numbers stand in its record: what share of the machine others took (Linux says), what share
+of the time the thread that times had a processor (every platform says), and the load average.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vaez_fast.cli.machine import usable_cores
+
+# Measured on two cores over a mix of products, small and large elementwise operations and a
+# backward, with two threads that spin or sleep while they wait. With the machine to themselves:
+# others 0 ± 2 % of it (ticks of 10 ms), the timing thread 99 % (87 % if its waits sleep). Beside
+# one busy loop: others 32 to 48 %, the timing thread 51 to 68 %, and a product took 2.6 times as
+# long. So a spinning thread, which fills the second core, is never taken for another process.
+MOST_OF_OTHERS = 0.10
+LEAST_OF_OWN = 0.78
+# Linux counts a processor's time in ticks of 10 ms, and a daemon that wakes up once takes as long:
+# so much is no sign of anything in a measurement that is short.
+SLACK_SECONDS = 0.03
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Clocks at one moment, in seconds; None where the platform does not tell."""
+
+    wall: float
+    thread: float  # processor time of the thread that times
+    process: float  # processor time of all threads of this process
+    machine: float | None  # time that the processors usable by us were not idle, summed
+    load_average: float | None  # of the last minute
+
+
+def reading() -> Reading:
+    """The clocks now."""
+    try:
+        load_average = os.getloadavg()[0]
+    except (AttributeError, OSError):  # Windows
+        load_average = None
+    return Reading(
+        time.perf_counter(), time.thread_time(), time.process_time(), machine_time(), load_average
+    )
+
+
+def machine_time(stat: Path = Path("/proc/stat")) -> float | None:
+    """Seconds that the processors usable by us were not idle; stolen time counts. Linux only."""
+    try:
+        lines = [line.split() for line in stat.read_text().splitlines()]
+        usable = {f"cpu{i}" for i in os.sched_getaffinity(0)}
+        # user, nice, system, idle, iowait, irq, softirq, steal: a guest's time is in user's
+        times = [[int(n) for n in line[1:9]] for line in lines if line and line[0] in usable]
+        if not any(map(sum, times)):  # a sandbox that shows zeros
+            return None
+        ticks = sum(sum(of_one) - sum(of_one[3:5]) for of_one in times)
+        return ticks / os.sysconf("SC_CLK_TCK")
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+class Watch:
+    """What the machine does from now on.
+
+    Args:
+        read: the clocks; another function in tests.
+        processors: how many this process may use; by default asked of the system.
+    """
+
+    def __init__(
+        self, read: Callable[[], Reading] = reading, processors: int | None = None
+    ) -> None:
+        self._read, self._processors = read, processors or usable_cores() or 1
+        self._begin = read()
+
+    def record(self) -> dict[str, Any]:
+        """What it did since then, as JSON values.
+
+        `seconds` have passed until `ended`, in seconds since 1970; `others` is the share of all
+        usable processors that other processes took (None where unknown), `own` the share of the
+        time that the timing thread had one.
+        """
+        begin, end = self._begin, self._read()
+        wall = max(end.wall - begin.wall, 1e-9)
+        others = None
+        if begin.machine is not None and end.machine is not None:
+            seconds = end.machine - begin.machine - (end.process - begin.process)
+            others = max(0.0, seconds / (wall * self._processors))  # ticks may fall behind
+        return {
+            "seconds": wall,
+            "ended": time.time(),
+            "own": (end.thread - begin.thread) / wall,
+            "others": others,
+            "load_average": end.load_average,
+            "processors": self._processors,
+        }
+
+
+def disturbed(load: Mapping[str, Any], device: str = "cpu") -> bool:
+    """Whether others had so much of the machine that times of this record are doubtful.
+
+    Args:
+        load: what `Watch.record` gave.
+        device: "cpu" or "cuda", where the timing thread may sleep until the device is done.
+    """
+    seconds, others = load["seconds"], load["others"]
+    if others is not None:
+        processor_seconds = seconds * load["processors"]
+        return bool(others * processor_seconds > MOST_OF_OTHERS * processor_seconds + SLACK_SECONDS)
+    lost = (1 - load["own"]) * seconds
+    return device == "cpu" and bool(lost > (1 - LEAST_OF_OWN) * seconds + SLACK_SECONDS)
+
+
+def busy_line(rows: Iterable[Mapping[str, Any]]) -> str | None:
+    """The line for a run with disturbed rows; None where none was, or files are older.
+
+    Args:
+        rows: the `extra_info` of each.
+    """
+    infos = list(rows)
+    judged = [i for i in infos if i.get("load")]
+    loads = [i["load"] for i in judged if disturbed(i["load"], i.get("device", "cpu"))]
+    if not loads:
+        return None
+    known = [load["others"] for load in loads if load["others"] is not None]
+    if known:
+        what = f"other processes took up to {max(known):.0%} of its processors"
+    else:
+        least = min(load["own"] for load in loads)
+        what = f"the timing thread had a processor for as little as {least:.0%} of the time"
+    averages = [load["load_average"] for load in loads if load["load_average"] is not None]
+    average = f"; load {max(averages):.1f} on {loads[0]['processors']}" if averages else ""
+    return (
+        f"The machine was busy: {what} while rows were timed ({len(loads)} of {len(infos)} rows"
+        f"{average}); their medians may be several times too high."
+    )

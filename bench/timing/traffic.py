@@ -1,0 +1,274 @@
+"""Bytes: those that an op must move at least, and those that a provider moves.
+
+The least (the floor) is every input read once and every output written once. What is counted are
+loads and stores of tensors between kernels; what a cache makes of them is the machine's business.
+
+- Eager code: `aten_bytes` watches each kernel that PyTorch dispatches.
+- Compiled code, our CPU fallback included: `inductor_bytes` asks the compiler.
+- Our Triton kernels: the floor itself, as tests/interpreted/test_traffic.py finds by counting every
+  load and store in the interpreter: 1.00 times the floor for S ≤ 8. Beyond, a forward reads its
+  inputs (the likelihood its targets) once more for each eight samples. No row of the suite does.
+  The fused last layer's kernels read their rows once for each tile of pixels (so much is counted in
+  tests/interpreted/test_linear_kernel.py), mostly from L2: their row names no bytes.
+  The mixture's kernels read components once for each block of draws: `mixture_log_prob_moved`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from vaez_kernels import bernoulli as likelihood
+from vaez_kernels import latent, mixture, noise
+from vaez_kernels.compiler import (
+    Code,
+    compiled_without_guards,
+    has_cpu_compiler,
+    isolated,
+    of_tensors,
+)
+
+
+def rsample_kl_floor(samples: int, rows: int, columns: int, itemsize: int, backward: bool) -> int:
+    """Bytes of `rsample_kl` with the analytic KL, eps drawn on the chip and drawn again backwards.
+
+    Forward: mu and logvar in, z and a float32 KL for each row out. Backward: mu, logvar, the
+    gradients of z and of the KL in, two gradients out. With float32 and S = 1: 12 and 20 bytes an
+    element, and 4 a row each.
+    """
+    elements = rows * columns
+    forward = itemsize * (2 + samples) * elements + 4 * rows
+    return forward + (itemsize * (4 + samples) * elements + 4 * rows if backward else 0)
+
+
+def bernoulli_log_prob_floor(
+    samples: int, rows: int, pixels: int, itemsize: int, backward: bool
+) -> int:
+    """Bytes of `bernoulli_log_prob` with uint8 targets, which are read once for all S samples.
+
+    Forward: logits and targets in, a float32 sum for each sample and row out. Backward: logits,
+    targets and the sums' gradients in, the logits' gradient out. With float32: 4S + 1 and 8S + 1
+    bytes a pixel, and 4S a row each.
+    """
+    sums = 4 * samples * rows
+    forward = (itemsize * samples + 1) * rows * pixels + sums
+    return forward + ((2 * itemsize * samples + 1) * rows * pixels + sums if backward else 0)
+
+
+def linear_bernoulli_log_prob_floor(
+    samples: int, images: int, width: int, pixels: int, itemsize: int, backward: bool
+) -> int:
+    """Bytes of `linear_bernoulli_log_prob` with uint8 targets and a float32 bias: no logits.
+
+    Forward: hidden units, weight, bias and targets in, a float32 sum for each sample and image
+    out. Backward: the same in, with the sums' gradients, and the gradients of the first three out.
+    """
+    rows = samples * images
+    layer = itemsize * (rows * width + pixels * width) + 4 * pixels
+    forward = layer + images * pixels + 4 * rows
+    return forward + (forward + layer if backward else 0)
+
+
+def mixture_log_prob_floor(draws: int, components: int, D: int, backward: bool) -> int:
+    """Bytes of float32 `mixture_log_prob`: M·N·D terms of arithmetic on little data.
+
+    Forward: z, mu and logvar in, a number for each draw out. Backward: the same in, with that
+    number's gradient, and z's gradient out.
+    """
+    forward = 4 * (draws * D + 2 * components * D + draws)
+    return forward + (forward + 4 * draws * D if backward else 0)
+
+
+def mixture_log_prob_moved(draws: int, components: int, D: int, backward: bool) -> int:
+    """Bytes that our kernels move, all but what their inputs' transposed copies take.
+
+    Each block of draws reads all components, and its draws once for each tile of them; most of it
+    comes from L2. tests/interpreted/test_mixture_kernel.py counts the same in the interpreter.
+    """
+    m, n = mixture.BLOCK_M, mixture.BLOCK_N
+    blocks, tiles = -(-draws // m), -(-components // n)
+    splits = mixture.splits_of(draws, tiles)
+    scores = 4 * blocks * tiles * (D * m + 2 * D * n + n)
+    forward = scores + 4 * 2 * splits * draws
+    if not backward:
+        return forward
+    block_d = mixture.block_d_of(D)
+    d_blocks = -(-D // block_d)
+    of_tile = m + 2 * m * n + m * block_d + 2 * n * block_d
+    # The sums are read again by all tiles of a split but its first.
+    sums = m * block_d * (tiles + tiles - splits)
+    return forward + d_blocks * (scores + 4 * blocks * (tiles * of_tile + sums))
+
+
+def aten_bytes(work: Callable[[], object], device: torch.device) -> int:
+    """Bytes that the eager kernels of a call of `work` load and store, its backward's included."""
+    # Backward in this thread, also on CUDA: there the mode is active.
+    with _AtenTraffic(device) as traffic, torch.autograd.set_multithreading_enabled(False):
+        work()
+    return traffic.bytes
+
+
+# In-place kernels that never look at what they overwrite.
+OVERWRITING = {"copy_", "fill_", "zero_", "normal_", "uniform_", "random_", "bernoulli_"}
+
+
+class _AtenTraffic(TorchDispatchMode):
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.bytes = 0
+        name = "CUDA" if device.type == "cuda" else "CPU"
+        self.key = getattr(torch._C.DispatchKey, name)
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if _is_view(func):
+            return func(*args, **kwargs)
+        before = self.bytes
+        if self._is_composite(func):
+            # Written in terms of other operators (binary_cross_entropy_with_logits is six
+            # kernels): those are what moves bytes, unless it is one kernel after all (copy_).
+            with self:
+                result = func.redispatch(torch._C.DispatchKeySet(self.key), *args, **kwargs)
+        elif _has_number_for_tensor(func, args):
+            # C++ makes a tensor of a scalar before it goes on to the kernel (tensor & 5), and what
+            # comes here is a number again: the packet finds the overload that takes it.
+            result = func.overloadpacket(*args, **kwargs)
+        else:
+            result = func(*args, **kwargs)
+        if self.bytes == before:
+            self.bytes += _moved(func, args, kwargs, result)
+        return result
+
+    def _is_composite(self, func: Any) -> bool:
+        def has(key: Any) -> bool:
+            return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key)
+
+        composite = has("CompositeExplicitAutograd") or has("CompositeImplicitAutograd")
+        return composite and not has(self.key)
+
+
+def _has_number_for_tensor(func: Any, args: tuple[Any, ...]) -> bool:
+    return any(
+        isinstance(value, (int, float, complex)) and isinstance(argument.type, torch.TensorType)
+        for argument, value in zip(func._schema.arguments, args, strict=False)
+    )
+
+
+def _is_view(func: Any) -> bool:
+    aliases = [returned.alias_info for returned in func._schema.returns]
+    return any(alias is not None and not alias.is_write for alias in aliases)
+
+
+def _moved(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
+    name = func._schema.name.removeprefix("aten::")
+    if name.startswith(("empty", "new_empty", "resize", "_unsafe_view")):
+        return 0
+    read: list[Any] = []
+    written: list[Any] = []
+    for i, argument in enumerate(func._schema.arguments):
+        value = args[i] if i < len(args) else kwargs.get(argument.name)
+        mutated = argument.alias_info is not None and argument.alias_info.is_write
+        if mutated:
+            written.append(value)
+        if not mutated or not (argument.kwarg_only or name in OVERWRITING):
+            read.append(value)
+    if all(returned.alias_info is None for returned in func._schema.returns):
+        written.append(result)  # otherwise it is an argument, counted already
+    return _distinct_bytes(read) + _distinct_bytes(written)
+
+
+def _distinct_bytes(values: list[Any]) -> int:
+    # A tensor given twice (x * x) is loaded once; an expanded one has the elements of its source.
+    seen: dict[tuple[Any, ...], int] = {}
+    for x in tree_leaves(values):
+        if isinstance(x, Tensor):
+            elements = 1
+            for size, stride in zip(x.shape, x.stride(), strict=True):
+                elements *= size if stride != 0 else min(size, 1)
+            seen[(x.data_ptr(), x.shape, x.stride())] = elements * x.element_size()
+    return sum(seen.values())
+
+
+def inductor_bytes(work: Callable[[], object]) -> int | None:
+    """Bytes that the compiled kernels of `work` load and store, by the compiler's own account.
+
+    `work` must call all its compiled functions for the first time since `torch._dynamo.reset()`,
+    each graph once: bytes are known while a graph is compiled. Inductor counts a buffer once for
+    each fused loop nest that reads or writes it. Eager kernels between the graphs are not seen. Our
+    ops, whose code was compiled for other sizes, are compiled for those at hand; the noise is
+    counted as it is drawn: it stores its numbers.
+
+    Returns:
+        None where nothing was compiled, or this version of PyTorch does not tell.
+    """
+    counts: list[int | None] = []
+    # Backward in this thread, also on CUDA: settings of the compiler are those of a thread.
+    with _counting(counts), torch.autograd.set_multithreading_enabled(False):
+        work()
+    known = [count for count in counts if count is not None]
+    return sum(known) if known and len(known) == len(counts) else None
+
+
+@contextmanager
+def _counting(counts: list[int | None]) -> Iterator[None]:
+    import torch._functorch.config as functorch
+    import torch._inductor.config as inductor
+    from torch._inductor.graph import GraphLowering
+
+    compiled_quads = noise.compiled_quads
+
+    def counted_quads(normal: bool) -> Code | None:
+        code = compiled_quads(normal)
+
+        def draw(*args: Tensor) -> Tensor:
+            assert code is not None
+            numbers: Tensor = code(*args)
+            counts.append(numbers.numel() * numbers.element_size())
+            return numbers
+
+        return draw if code is not None else None
+
+    def counted_twin(function: Callable[..., Any], _: str, kinds: tuple[object, ...]) -> Code:
+        def run(*tensors: Tensor) -> Any:
+            of = of_tensors(function, kinds)
+            code = isolated(lambda: compiled_without_guards(of, *tensors))
+            return (code or of)(*tensors)
+
+        return run
+
+    if has_cpu_compiler():
+        for normal in (True, False):
+            compiled_quads(normal)
+    codegen = GraphLowering.codegen
+
+    def counted(graph: Any) -> Any:
+        code = codegen(graph)
+        try:
+            counts.append(sum(n.get_read_write_buffers_sizes() for n in graph.scheduler.nodes))
+        except AttributeError:  # internals, which may move with a version
+            counts.append(None)
+        return code
+
+    # A graph that comes from a cache is not lowered, and nothing would be counted.
+    with (
+        inductor.patch(fx_graph_cache=False),
+        functorch.patch(enable_autograd_cache=False),
+        patch.object(GraphLowering, "codegen", counted),
+        patch.object(noise, "compiled_quads", counted_quads),
+        patch.object(latent, "compiled", counted_twin),
+        patch.object(likelihood, "compiled", counted_twin),
+    ):
+        yield

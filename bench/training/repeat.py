@@ -1,0 +1,118 @@
+"""Repeat committed training runs: `python -m bench repeat [RECORD ...] --data-root DIR`.
+
+Each record, the metrics.json of `vaez-fast train`, is trained again from its settings. On the same
+processor with the same versions every metric and every point of the learning curve must be the same
+to the last digit; elsewhere rounding differs, and the test metrics must be near. By default the
+records are reports/train-mnist/seed*.json, some minutes on two cores.
+
+Exit status: 0 repeated, 1 a number differs by more than that, 2 a record or data cannot be used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from vaez_fast.config import ConfigError, TrainConfig
+from vaez_fast.data import DataError, load
+from vaez_fast.runs.folder import metrics
+from vaez_fast.system.environment import SAME_DIGITS, expect_no_gpu
+from vaez_fast.system.files import OutputError, read_json, reading
+from vaez_fast.training.train import train
+
+ROOT = Path(__file__).parents[2]
+# Nats. Elsewhere a run is as good as another seed: the three of the committed table lie within 1.3
+# of one another.
+NEAR = 2.0
+
+Record = dict[str, Any]
+
+
+def differences(before: Record, now: Record) -> Iterator[str]:
+    """What differs between two records of a run, a line each; times and machines do not count."""
+    for name in before["test"]:
+        was, is_now = before["test"][name], now["test"].get(name)
+        if was != is_now:
+            yield f"test {name} was {was!r}, is {is_now!r}"
+    if before["best_step"] != now["best_step"]:
+        yield f"best_step was {before['best_step']}, is {now['best_step']}"
+    points = [[{**p, "seconds": 0.0} for p in record["curve"]] for record in (before, now)]
+    if points[0] != points[1]:
+        pairs = zip(*points, strict=False)
+        first = next((was["step"] for was, is_now in pairs if was != is_now), "its end")
+        yield f"the learning curve differs from step {first} on"
+
+
+def moved(before: Record, now: Record) -> list[str]:
+    """What differs between the two machines, a phrase each."""
+    was, is_now = before["environment"], now["environment"]
+    return [
+        f"{name} was {was.get(name)}, is {is_now.get(name)}"
+        for name in SAME_DIGITS
+        if was.get(name) != is_now.get(name)
+    ]
+
+
+def farthest(before: Record, now: Record) -> float:
+    """The largest distance of the two runs' bounds on the test split, in nats."""
+    return max(abs(before["test"][name] - now["test"][name]) for name in ("elbo", "log_px"))
+
+
+def repeated(path: Path, data_root: str) -> tuple[Record, Record]:
+    """A committed record and that of the same run, trained now.
+
+    Raises:
+        OutputError: no record of a training run can be read there.
+        ConfigError, DataError: its device or its data is not here.
+    """
+    before = read_json(path)
+    with reading(path, "train"):
+        config = TrainConfig(**{**before["config"], "data_root": data_root})
+        _check_numbers(before)
+    dataset = load(config.data, config.data_root)
+    return before, metrics(config, train(config, dataset, show_progress=True))
+
+
+def _check_numbers(record: Record) -> None:
+    numbers = [record["test"]["elbo"], record["test"]["log_px"], record["best_step"]]
+    numbers += [point["step"] for point in record["curve"]]
+    if not all(type(number) in (int, float) for number in numbers):
+        raise ValueError("a metric or a step is no number")
+    if not isinstance(record["environment"], dict):
+        raise TypeError("environment is no table")
+
+
+def verdict(before: Record, now: Record) -> tuple[bool, list[str]]:
+    """Whether the run was repeated, and lines that say how."""
+    lines = list(differences(before, now))
+    if not lines:
+        return True, ["the same to the last digit"]
+    elsewhere = moved(before, now)
+    if not elsewhere:
+        return False, lines
+    far = farthest(before, now)
+    said = f"the bounds differ by up to {far:.3f} nats, {NEAR:g} may be"
+    return far <= NEAR, [f"another machine: {'; '.join(elsewhere)}", said, *lines]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench repeat", description=__doc__)
+    parser.add_argument("records", type=Path, nargs="*", metavar="RECORD")
+    parser.add_argument("--data-root", default="data", metavar="DIR", help="default: data")
+    options = parser.parse_args(argv)
+    expect_no_gpu()
+    records = options.records or sorted((ROOT / "reports" / "train-mnist").glob("seed*.json"))
+    good = True
+    try:
+        for path in records:
+            repeats, lines = verdict(*repeated(path, options.data_root))
+            good = good and repeats
+            print(f"{path}: {'repeated' if repeats else 'NOT repeated'}")
+            print("".join(f"  {line}\n" for line in lines), end="", flush=True)
+    except (OutputError, ConfigError, DataError) as error:
+        print(f"bench.repeat: error: {error}", file=sys.stderr)
+        return 2
+    return 0 if good else 1

@@ -1,0 +1,117 @@
+"""The least bytes that each kernel can move: what goes in read once, what comes out written once.
+
+The key and the step of the noise, 16 bytes, come on top: they stay in the caches of any GPU.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from bench.timing.traffic import mixture_log_prob_moved
+from tests.kernels.helpers import MODES
+from vaez_kernels import linear_bernoulli as layer
+from vaez_kernels import mixture as kernels
+from vaez_kernels.importance import kernel as decoder_kernel
+
+
+class Floor(NamedTuple):
+    """Bytes that a kernel has to load and to store."""
+
+    loaded: int
+    stored: int
+
+
+def noise(samples: int, rows: int, columns: int) -> Floor:
+    return Floor(0, 4 * samples * rows * columns)
+
+
+def latent(mode: str, mu: Tensor, samples: int) -> tuple[Floor, Floor]:
+    """Of the forward and of the backward kernel, where both gradients are wanted."""
+    write_z, kl = MODES[mode]
+    elements, rows = mu.nbytes, 4 * len(mu)
+    of_z, of_kl = write_z * samples * elements, (kl != "none") * rows
+    # z alone: its gradient in mu is the upstream one, in logvar it takes logvar but not mu.
+    inputs = 1 if kl == "none" else 2
+    forward = Floor(2 * elements, of_z + of_kl)
+    return forward, Floor(inputs * elements + of_z + of_kl, 2 * elements)
+
+
+def bernoulli(logits: Tensor, x: Tensor) -> tuple[Floor, Floor]:
+    """Of the forward and of the backward kernel, for all gradients that there are."""
+    of_logits, of_x = logits.nbytes, x.nbytes
+    results = 4 * logits.shape[0] * logits.shape[1]
+    backward = Floor(of_logits + of_x + results, of_logits + (of_x if x.requires_grad else 0))
+    return Floor(of_logits + of_x, results), backward
+
+
+def mixture(draws: int, components: int, D: int, leave_out: bool) -> tuple[Floor, Floor]:
+    """What the forward and the backward kernel move: more than their inputs, as bench/traffic says.
+
+    In addition each program reads, for each tile of components, which one its draws leave out.
+    """
+    forward, both = (mixture_log_prob_moved(draws, components, D, back) for back in (False, True))
+    tiles = -(-components // kernels.BLOCK_N)
+    splits = kernels.splits_of(draws, tiles)
+    block_d = kernels.block_d_of(D)
+    d_blocks = -(-D // block_d)
+    blocks = -(-draws // kernels.BLOCK_M)
+    left = 8 * leave_out * blocks * kernels.BLOCK_M * tiles
+    of_tops = 4 * 2 * splits * draws
+    weights = 4 * blocks * tiles * d_blocks * kernels.BLOCK_M * kernels.BLOCK_N
+    of_sums = 4 * blocks * kernels.BLOCK_M * d_blocks * block_d * tiles
+    return (
+        Floor(forward - of_tops + left, of_tops),
+        Floor(both - forward - weights - of_sums + d_blocks * left, weights + of_sums),
+    )
+
+
+def last_layer(
+    hidden: Tensor, weight: Tensor, bias: Tensor, x: Tensor
+) -> tuple[Floor, Floor, Floor]:
+    """Of the forward, hidden and weight kernels, where one program takes all rows and pixels."""
+    inputs = sum(t.nbytes for t in (hidden, weight, bias, x))
+    results = 4 * hidden.shape[0] * hidden.shape[1]
+    gradients = 4 * (weight.numel() + bias.numel())
+    return (
+        Floor(inputs, results),
+        Floor(inputs + results, hidden.nbytes),
+        Floor(inputs + results, gradients),
+    )
+
+
+def last_layer_again(hidden: Tensor, weight: Tensor, x: Tensor) -> tuple[int, int, int]:
+    """Bytes that these kernels may load once more, as the layouts of two uses differ.
+
+    Samples of an image are rows of a tile, and share its targets: threads that hold different
+    samples may each load them. The operand of a gradient's product is one of the logits', too.
+    """
+    of_x = (min(len(hidden), layer.SAMPLES_PER_PROGRAM) - 1) * x.nbytes
+    return of_x, of_x + weight.nbytes, of_x + hidden.nbytes
+
+
+def decoder(shape: tuple[int, ...], precision: str, gpu: str) -> Floor:
+    """Each program reads its image and all layers.
+
+    shape: images, samples, D, H1, H2 and P; targets are uint8.
+    """
+    _, _, D, H1, H2, P = shape
+    programs = _decoder_programs(shape, precision, gpu)
+    size = 2 if precision == "bfloat16" else 4
+    layers = size * (H1 * D + H2 * H1 + P * H2) + 4 * (H1 + H2 + P)
+    return Floor(programs * (2 * 4 * D + layers + P), 12 * programs)
+
+
+def decoder_again(shape: tuple[int, ...], precision: str, gpu: str) -> int:
+    """Bytes that this kernel may load once more: mu and logvar, in up to three layouts.
+
+    These are the noise's, a product's, and the one of the sum over latents.
+    """
+    return 2 * _decoder_programs(shape, precision, gpu) * 2 * 4 * shape[2]
+
+
+def _decoder_programs(shape: tuple[int, ...], precision: str, gpu: str) -> int:
+    images, samples, _, _, H2, _ = shape
+    tile = decoder_kernel.TILES[gpu][precision, H2 > 256]
+    return images * -(-samples // tile.samples)

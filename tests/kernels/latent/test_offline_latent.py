@@ -1,0 +1,234 @@
+"""The kernels as GPUs would run them, compiled without one: what ptxas and LLVM made of them.
+
+Registers, spills, stack, shared memory, widths of memory accesses and static instruction counts, on
+three generations of NVIDIA and one of AMD. A count says nothing of time, but a spill, a scalar load
+or a slow path for sine costs bandwidth on every GPU, and shows here.
+
+The ceilings of the fused forward on sm_90 are the requirement itself. The others are what Triton
+3.8 gave, with a margin of one step of eight registers (in which they are allocated). Where other
+versions' allocators take one step more, `ceiling_by_triton` has that of theirs.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from tests.kernels import offline
+from tests.kernels.helpers import MODES
+from tests.kernels.offline import assert_lean, built, ceiling_by_triton
+from vaez_kernels import interpreting, latent, noise, noise_key
+from vaez_kernels.backend import triton
+
+pytestmark = [
+    pytest.mark.skipif(interpreting(), reason="TRITON_INTERPRET=1 leaves nothing to compile"),
+    pytest.mark.skipif(triton is None, reason="triton is not installed: no kernels"),
+]
+
+KEY = noise_key(1, "train")
+ROWS = 1001  # no multiple of 16, from which Triton could draw conclusions
+NEEDS = [(True, True), (True, False), (False, True)]
+# The combinations of gradients that reach backward: at least one of z and the KL has one.
+UPSTREAMS = [
+    (grad_z, kl) for grad_z in (True, False) for kl in latent.KLS if grad_z or kl != "none"
+]
+OTHERS = [target for target in offline.TARGETS if target != "sm_90"]
+each_target = pytest.mark.parametrize("target", list(offline.TARGETS))
+
+
+class Case(NamedTuple):
+    """Inputs of a launch, as far as its compilation depends on them."""
+
+    columns: int = 128
+    samples: int = 1
+    dtype: torch.dtype = torch.float32
+    rows: int = ROWS
+
+
+ONE, SEVERAL = Case(), Case(samples=8)
+
+
+def forward(case: Case, write_z: bool, kl: str, target: str) -> offline.Binary:
+    x = torch.zeros(case.rows, case.columns, dtype=case.dtype)
+    key = KEY if write_z or kl in latent.MONTE_CARLO else None
+    args = (x, x, key, case.samples, write_z, kl, 0, 0)
+    return built(latent._launch_forward, latent.latent_forward_kernel, args, target)
+
+
+def backward(
+    case: Case, grad_z: bool, kl: str, needs: tuple[bool, bool], target: str
+) -> offline.Binary:
+    x = torch.zeros(case.rows, case.columns, dtype=case.dtype)
+    upstream = (
+        torch.zeros(case.samples, *x.shape, dtype=case.dtype) if grad_z else None,
+        torch.zeros(case.rows) if kl != "none" else None,
+    )
+    key = KEY if grad_z or kl in latent.MONTE_CARLO else None
+    args = (*upstream, x, x, key, case.samples, kl, 0, 0, *needs)
+    return built(latent._launch_backward, latent.latent_backward_kernel, args, target)
+
+
+def stream(case: Case, normal: bool, target: str) -> offline.Binary:
+    args = (KEY, (case.samples, case.rows, case.columns), 0, 0, normal)
+    return built(noise._launch, noise.noise_kernel, args, target)
+
+
+def assert_wide(binary: offline.Binary, target: str, reads: int, writes: int) -> None:
+    """float32 tensors (B, D) go through 128-bit accesses alone, each for four elements."""
+    if target == "gfx942":  # 256 threads, four elements each
+        assert binary.count("(global|buffer)_load_dwordx4") == reads
+        assert binary.count("(global|buffer)_store_dwordx4") == writes
+        return
+    # 128 threads, eight elements each; an unrolled loop has more (tests/interpreted counts bytes).
+    assert binary.count(r"LDG\..*128") >= 2 * reads
+    assert binary.count(r"STG\..*128") == 2 * writes
+    # What is left: key and step, and the KLs of a thread's rows or their gradients.
+    assert binary.count(r"LDG(?!.*128)") <= 4
+    assert binary.count(r"STG(?!.*128)") <= 2
+
+
+def forward_registers(case: Case, kl: str, target: str) -> int:
+    monte_carlo = kl in latent.MONTE_CARLO
+    if case.columns % 4:
+        return 64 if case.samples == 1 else 104
+    if case.samples == 1:
+        return 56 if monte_carlo else ceiling_by_triton(40, before_3_8=48)
+    return ceiling_by_triton(72 if monte_carlo and target == "sm_100" else 64, before_3_8=72)
+
+
+def backward_registers(case: Case, target: str) -> int:
+    if target == "gfx942":
+        return 64
+    if case.columns % 4:
+        return 80 if case.samples == 1 else 120
+    return 64 if case.samples == 1 else 88
+
+
+def reads_of_backward(grad_z: bool, kl: str, needs: tuple[bool, bool]) -> int:
+    """How many tensors (B, D) the gradients depend on."""
+    need_mu, need_logvar = needs
+    if kl in latent.MONTE_CARLO:
+        return 2 + grad_z
+    return grad_z + need_logvar + (kl == "analytic" and need_mu)
+
+
+def test_the_fused_forward_keeps_its_budget() -> None:
+    """Sampling and analytic KL, sm_90, 8 elements a thread, float32, D = 128."""
+    one = forward(ONE, True, "analytic", "sm_90")
+    assert one.registers <= 40
+    assert one.length <= 640
+    assert forward(SEVERAL, True, "analytic", "sm_90").registers <= 64
+
+
+@pytest.mark.parametrize(
+    ("case", "target", "mode"),
+    [
+        *((case, "sm_90", mode) for case in (ONE, SEVERAL) for mode in MODES),
+        *((SEVERAL, t, mode) for t in OTHERS for mode in MODES if "landing" not in mode),
+    ],
+)
+def test_forward_fits_registers_and_reads_wide(mode: str, case: Case, target: str) -> None:
+    write_z, kl = MODES[mode]
+    binary = forward(case, write_z, kl, target)
+    assert_lean(binary, target, forward_registers(case, kl, target))
+    assert_wide(binary, target, 2, int(write_z))
+    assert binary.length <= 760  # 697
+
+
+@pytest.mark.parametrize("target", OTHERS)
+def test_one_sample_fits_on_every_target(target: str) -> None:
+    to = forward(ONE, True, "analytic", target)
+    back = backward(ONE, True, "analytic", NEEDS[0], target)
+    assert_lean(to, target, 40)
+    assert_lean(back, target, 56 if target == "sm_80" else ceiling_by_triton(48, before_3_8=56))
+    assert_wide(to, target, 2, 1)
+    assert_wide(back, target, 3, 2)
+    assert max(to.length, back.length) <= 640
+
+
+@pytest.mark.parametrize("target", OTHERS)
+@pytest.mark.parametrize("kl", latent.KLS)
+def test_backward_fits_registers_and_reads_wide(kl: str, target: str) -> None:
+    binary = backward(SEVERAL, True, kl, NEEDS[0], target)
+    assert_lean(binary, target, backward_registers(SEVERAL, target))
+    assert_wide(binary, target, reads_of_backward(True, kl, NEEDS[0]), 2)
+    assert binary.length <= 760
+
+
+@pytest.mark.parametrize(("case", "needs"), [(ONE, NEEDS[0]), *((SEVERAL, n) for n in NEEDS)])
+@pytest.mark.parametrize(("grad_z", "kl"), UPSTREAMS)
+def test_backward_does_only_what_is_needed(
+    grad_z: bool, kl: str, case: Case, needs: tuple[bool, bool]
+) -> None:
+    binary = backward(case, grad_z, kl, needs, "sm_90")
+    assert_lean(binary, "sm_90", backward_registers(case, "sm_90"))
+    assert_wide(binary, "sm_90", reads_of_backward(grad_z, kl, needs), sum(needs))
+    assert binary.length <= 760  # 692
+    if kl not in latent.MONTE_CARLO and not (grad_z and needs[1]):
+        assert binary.length <= 400  # 331: no noise is drawn
+
+
+@pytest.mark.parametrize("samples", [1, 8])
+@pytest.mark.parametrize("columns", [19, 20])
+@pytest.mark.parametrize("kl", ["analytic", "sticking-the-landing"])
+def test_other_widths_stay_in_registers(kl: str, columns: int, samples: int) -> None:
+    case = Case(columns, samples)
+    to, back = forward(case, True, kl, "sm_90"), backward(case, True, kl, NEEDS[0], "sm_90")
+    assert_lean(to, "sm_90", forward_registers(case, kl, "sm_90"))
+    assert_lean(back, "sm_90", backward_registers(case, "sm_90"))
+    if columns == 20:  # no power of two, yet each row starts at a multiple of 16 bytes
+        assert_wide(to, "sm_90", 2, 1)
+        assert_wide(back, "sm_90", reads_of_backward(True, kl, NEEDS[0]), 2)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "samples"), [(torch.bfloat16, 1), (torch.bfloat16, 8), (torch.float16, 1)]
+)
+def test_low_precision_reads_its_eight_elements_at_once(dtype: torch.dtype, samples: int) -> None:
+    case = Case(dtype=dtype, samples=samples)
+    to = forward(case, True, "analytic", "sm_90")
+    back = backward(case, True, "analytic", NEEDS[0], "sm_90")
+    assert_lean(to, "sm_90", 48 if samples == 1 else 72)
+    assert_lean(back, "sm_90", backward_registers(case, "sm_90"))
+    assert (to.count(r"LDG\..*128"), to.count(r"STG\..*128")) == (2, 1)
+    assert (back.count(r"LDG\..*128"), back.count(r"STG\..*128")) == (3, 2)
+
+
+@each_target
+@pytest.mark.parametrize(("normal", "length"), [(True, 480), (False, 270)])  # 436 and 246
+def test_the_stream_fits_registers_and_writes_wide(normal: bool, length: int, target: str) -> None:
+    binary = stream(ONE, normal, target)
+    assert_lean(binary, target, 40)
+    assert_wide(binary, target, 0, 1)
+    assert binary.length <= length
+
+
+def test_chunks_of_a_wider_tensor_are_read_wide_too() -> None:
+    """mu and logvar as the halves of an encoder's (B, 2D), and rows that Triton knows as 16·n."""
+    mu, logvar = torch.zeros(1024, 256).chunk(2, 1)
+    args = (mu, logvar, KEY, 1, True, "analytic", 0, 0)
+    binary = built(latent._launch_forward, latent.latent_forward_kernel, args, "sm_90")
+    assert_lean(binary, "sm_90", 40)
+    assert_wide(binary, "sm_90", 2, 1)
+    assert binary.length <= 640
+
+
+@pytest.mark.parametrize(("row_offset", "sample_offset"), [(2**40 + 1, 1), (1, 2**32 - 9)])
+def test_offsets_of_any_size_compile(row_offset: int, sample_offset: int) -> None:
+    """Triton makes them constants (1), 32 or 64 bits wide, as their values happen to be."""
+    x = torch.zeros(ROWS, 128)
+    args = (x, x, KEY, 8, True, "analytic", row_offset, sample_offset)
+    binary = built(latent._launch_forward, latent.latent_forward_kernel, args, "sm_90")
+    assert_lean(binary, "sm_90", 72)
+    assert_wide(binary, "sm_90", 2, 1)
+
+
+def test_a_misaligned_pointer_is_compiled_apart() -> None:
+    """The recorder sees alignment: otherwise every wide access above would be a mere assumption."""
+    storage = torch.zeros(ROWS * 128 + 1)
+    x = storage[1:].view(ROWS, 128)
+    args = (x, x, KEY, 1, True, "analytic", 0, 0)
+    binary = built(latent._launch_forward, latent.latent_forward_kernel, args, "sm_90")
+    assert binary.count(r"LDG\..*128") == 0

@@ -1,0 +1,333 @@
+"""The graphs that a CUDA machine would run, captured without one.
+
+Triton's driver is replaced by a stub that claims to be an H100, the ops take their kernel branch on
+CPU tensors, and the graphs of forward and backward are looked at, never run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
+from torch.fx import GraphModule, Node
+
+from tests.kernels.bernoulli.pixels import pixels
+from tests.kernels.helpers import MODES, call, latents
+from tests.kernels.linear_bernoulli import last_layer
+from tests.kernels.mixture.mixtures import mixture
+from vaez_kernels import bernoulli as likelihood
+from vaez_kernels import (
+    bernoulli_log_prob,
+    interpreting,
+    latent,
+    linear_bernoulli_log_prob,
+    mixture_log_prob,
+    noise,
+    noise_key,
+    normal,
+    uniform,
+)
+from vaez_kernels import linear_bernoulli as linear_likelihood
+from vaez_kernels import mixture as mixture_module
+from vaez_kernels.backend import triton
+
+pytestmark = [
+    pytest.mark.skipif(triton is None, reason="triton is not installed: no kernels to launch"),
+    pytest.mark.skipif(interpreting(), reason="interpreted kernels cannot be captured"),
+]
+
+LAUNCH = torch.ops.higher_order.triton_kernel_wrapper_functional
+KEY = noise_key(1, "train")
+each_mode = pytest.mark.parametrize("mode", list(MODES))
+
+
+class _Driver:
+    """As much of a GPU driver as capturing a launch asks for: its compiler's target."""
+
+    launcher_cls = None
+    binary_ext = "cubin"
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int | None = None) -> int:
+        return 0
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def get_device_interface(self) -> Any:
+        return torch.cpu
+
+    def map_python_to_cpp_type(self, name: str) -> str:
+        return name
+
+    def is_active(self) -> bool:
+        return True
+
+
+class _CapturedError(Exception):
+    """Ends the run where the first kernel would be launched."""
+
+
+Capture = Callable[..., list[GraphModule]]
+
+
+@pytest.fixture
+def capture(monkeypatch: pytest.MonkeyPatch) -> Iterator[Capture]:
+    """capture(function, *args): its graphs, forward first; a graph break would be an error.
+
+    `then` are other arguments, which the same graphs must serve.
+    """
+
+    def captured(function: Any, *args: Any, then: tuple[Any, ...] = ()) -> list[GraphModule]:
+        graphs: list[GraphModule] = []
+
+        def keep(graph: GraphModule, _: Any) -> Any:
+            graphs.append(graph)
+
+            def refuse(*_: Any) -> Any:
+                raise _CapturedError
+
+            return refuse
+
+        backend = aot_autograd(fw_compiler=keep, bw_compiler=keep, inference_compiler=keep)
+        compiled = torch.compile(function, backend=backend, fullgraph=True, dynamic=True)
+        with pytest.raises(_CapturedError):
+            compiled(*args)
+        if then:
+            count = len(graphs)
+            with pytest.raises(_CapturedError):
+                compiled(*then)
+            assert len(graphs) == count
+        return graphs
+
+    refuse_bools_beside_sizes(monkeypatch)
+    for module in (latent, likelihood, linear_likelihood, mixture_module, noise):
+        monkeypatch.setattr(module, "uses_triton", lambda _: True)
+    torch._dynamo.reset()
+    # Without a driver the analysis of what a kernel writes fails, and every argument is cloned.
+    monkeypatch.setattr(triton.runtime.driver, "_active", _Driver())
+    yield captured
+    torch._dynamo.reset()
+
+
+def refuse_bools_beside_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever torch is installed: 2.11 has no arithmetic of a traced size and a bool."""
+    for name in ("add", "sub", "mul"):
+        for method in (f"__{name}__", f"__r{name}__"):
+            monkeypatch.setattr(torch.SymInt, method, _without_bools(method))
+
+
+def _without_bools(method: str) -> Callable[[torch.SymInt, Any], Any]:
+    given = getattr(torch.SymInt, method)
+
+    def checked(size: torch.SymInt, other: Any) -> Any:
+        if isinstance(other, bool):
+            raise TypeError(f"{method} of a traced size and {other}")
+        return given(size, other)
+
+    return checked
+
+
+def launches(graph: GraphModule) -> list[Node]:
+    return [node for node in graph.graph.nodes if node.target is LAUNCH]
+
+
+def assert_writes_only(launch: Node, outputs: set[str]) -> None:
+    """The kernel's writes were seen to be these alone, into memory made for them: no copies."""
+    assert set(launch.kwargs["tensors_to_clone"]) == outputs  # type: ignore[arg-type]
+    arguments: Any = launch.kwargs["kwargs"]
+    for name in outputs:
+        assert arguments[name].target is torch.ops.aten.new_empty.default or (
+            arguments[name].target is torch.ops.aten.empty.memory_format
+        )
+        assert list(arguments[name].users) == [launch]
+
+
+def assert_symbolic(launch: Node, width: str = "D", rows: str = "n_rows") -> None:
+    """One graph for all batch sizes: rows and grid are computed in it; the width is specialised."""
+    arguments: Any = launch.kwargs["kwargs"]
+    grid: Any = launch.kwargs["grid"]
+    assert isinstance(arguments[rows], Node)
+    assert isinstance(grid[0][0], Node)
+    assert arguments[width] == 20
+
+
+def assert_nothing_but(graph: GraphModule, *allowed: str) -> None:
+    """Beside launches and fresh memory, the graph calls these operators of aten at most."""
+    called = {
+        node.target.overloadpacket.__name__
+        for node in graph.graph.nodes
+        if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "aten"
+    }
+    assert called <= {"new_empty", "empty", "sym_size", "sym_stride", *allowed}
+
+
+@each_mode
+@pytest.mark.parametrize("layout", ["contiguous", "chunk"])
+def test_each_op_is_one_launch_forward_and_one_backward(
+    mode: str, layout: str, capture: Capture
+) -> None:
+    write_z, kl = MODES[mode]
+    mu, logvar = latents(7, 20, layout=layout)
+    forward, backward = capture(lambda m, v, key: call(mode, m, v, key, 3), mu, logvar, KEY)
+    (launch,) = launches(forward)
+    written = (("z_ptr", write_z), ("kl_ptr", kl != "none"))
+    assert_writes_only(launch, {name for name, is_written in written if is_written})
+    assert_symbolic(launch)
+    assert_nothing_but(forward, "select")  # the KL of the only block of samples
+    (launch,) = launches(backward)
+    assert_symbolic(launch)
+    assert_writes_only(launch, {"grad_mu_ptr", "grad_logvar_ptr"})
+    assert_nothing_but(backward)
+
+
+def test_backward_saves_nothing_the_size_of_z(capture: Capture) -> None:
+    mode = "rsample_kl/total-derivative"
+    _, backward = capture(lambda m, v, key: call(mode, m, v, key, 3), *latents(7, 20), KEY)
+    inputs = [node.meta["val"] for node in backward.graph.nodes if node.op == "placeholder"]
+    tensors = [tuple(x.shape) for x in inputs if isinstance(x, Tensor)]
+    # mu, logvar and the key; the gradients of z and of the KL.
+    assert sorted(len(shape) for shape in tensors) == [1, 1, 2, 2, 3]
+
+
+def test_many_samples_are_one_launch_and_a_sum_of_their_blocks(capture: Capture) -> None:
+    mode = "rsample_kl/total-derivative"
+    forward, backward = capture(lambda m, v, key: call(mode, m, v, key, 17), *latents(7, 20), KEY)
+    assert len(launches(forward)) == len(launches(backward)) == 1
+    assert_nothing_but(forward, "sum")
+    assert_nothing_but(backward)
+
+
+@pytest.mark.parametrize("draw", [normal, uniform])
+def test_a_draw_is_one_launch(draw: Any, capture: Capture) -> None:
+    def function(key: Tensor, like: Tensor) -> Tensor:
+        return draw(key, 2, like.shape[0], 20)
+
+    (graph,) = capture(function, KEY, torch.empty(7))
+    (launch,) = launches(graph)
+    assert_writes_only(launch, {"out_ptr"})
+    assert_symbolic(launch)
+    assert_nothing_but(graph)
+
+
+@pytest.mark.parametrize("samples", [1, 3, 17])
+@pytest.mark.parametrize("targets", [torch.uint8, torch.bool, torch.float32])
+def test_the_likelihood_is_one_launch_forward_and_one_backward(
+    targets: torch.dtype, samples: int, capture: Capture
+) -> None:
+    forward, backward = capture(bernoulli_log_prob, *pixels(samples, 7, 20, targets=targets))
+    # The bytes of a bool are read as they are: a view, no copy.
+    allowed = ["view"] if targets == torch.bool else []
+    written = {"grad_logits_ptr"} | ({"grad_x_ptr"} if targets.is_floating_point else set())
+    for graph, outputs in ((forward, {"out_ptr"}), (backward, written)):
+        (launch,) = launches(graph)
+        assert_writes_only(launch, outputs)
+        assert_symbolic(launch, "P")
+        assert_nothing_but(graph, *allowed)
+
+
+def test_the_likelihood_saves_its_inputs_alone(capture: Capture) -> None:
+    _, backward = capture(bernoulli_log_prob, *pixels(3, 7, 20))
+    inputs = [node.meta["val"] for node in backward.graph.nodes if node.op == "placeholder"]
+    # The gradient of the result, the logits, and the targets.
+    assert {(x.dim(), x.dtype) for x in inputs if isinstance(x, Tensor)} == {
+        (2, torch.float32),
+        (3, torch.float32),
+        (2, torch.uint8),
+    }
+    assert sum(isinstance(x, Tensor) for x in inputs) == 3
+
+
+@pytest.mark.parametrize("leave_out", [False, True])
+def test_the_mixture_is_one_launch_forward_and_one_backward(
+    leave_out: bool, capture: Capture
+) -> None:
+    case = mixture(7, 300, 20, leave_out=leave_out)
+    forward, backward = capture(mixture_log_prob, *case)
+    written = (("n_rows", {"top_ptr", "total_ptr"}), ("padded_rows", {"out_ptr", "weights_ptr"}))
+    for graph, (rows, outputs) in zip((forward, backward), written, strict=True):
+        (launch,) = launches(graph)
+        assert_writes_only(launch, outputs)
+        assert_symbolic(launch, rows=rows)
+        arguments: Any = launch.kwargs["kwargs"]
+        assert isinstance(arguments["tiles"], Node)
+
+
+def test_the_mixture_saves_its_inputs_and_two_numbers_a_draw(capture: Capture) -> None:
+    _, backward = capture(mixture_log_prob, *mixture(7, 300, 20))
+    inputs = [node.meta["val"] for node in backward.graph.nodes if node.op == "placeholder"]
+    # The gradient of the result, z, mu and logvar; the largest score and the sum.
+    assert sorted(x.dim() for x in inputs if isinstance(x, Tensor)) == [1, 1, 1, 2, 2, 2]
+
+
+def _fused_layer(hidden: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+    return linear_bernoulli_log_prob(hidden, weight, bias, x, "bfloat16")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("targets", [torch.uint8, torch.bool])
+def test_the_last_layer_is_one_launch_forward_and_two_backward(
+    targets: torch.dtype, dtype: torch.dtype, capture: Capture
+) -> None:
+    # Blocks of rows: fewer than the sum over them is split into at most, and more.
+    few, many = (last_layer.inputs((3, b, 19, 20), dtype, targets) for b in (33, 700))
+    forward, backward = capture(_fused_layer, *few, then=many)
+    view = ["view"] if targets == torch.bool else []
+    (launch,) = launches(forward)
+    assert_writes_only(launch, {"out_ptr"})
+    assert_symbolic(launch, "P", "n_images")
+    assert_nothing_but(forward, *view)
+    of_hidden, of_weight = launches(backward)
+    assert_writes_only(of_hidden, {"grad_hidden_ptr"})
+    assert_symbolic(of_hidden, "P", "n_images")
+    assert_writes_only(of_weight, {"grad_weight_ptr", "grad_bias_ptr"})
+    grid: Any = of_weight.kwargs["grid"]
+    assert isinstance(grid[0][2], Node)  # the splits of the sum over rows
+    # Which are summed in float32, and leave in the weights' dtype.
+    assert_nothing_but(backward, *view, "sum", "_to_copy")
+    assert sum(node.target is torch.ops.aten.sum.dim_IntList for node in backward.graph.nodes) == 2
+
+
+@pytest.mark.parametrize(
+    ("wanted", "written"),
+    [
+        ("hidden", {"grad_hidden_ptr"}),
+        ("weight", {"grad_weight_ptr", "grad_bias_ptr"}),
+        ("bias", {"grad_weight_ptr", "grad_bias_ptr"}),
+    ],
+)
+def test_a_last_layer_of_which_one_gradient_is_wanted_is_one_launch_backward(
+    wanted: str, written: set[str], capture: Capture
+) -> None:
+    given = last_layer.inputs((3, 7, 19, 20))
+    alone = (t if name == wanted else t.detach() for name, t in given._asdict().items())
+    _, backward = capture(_fused_layer, *alone)
+    (launch,) = launches(backward)
+    assert_writes_only(launch, written)
+
+
+def test_a_targets_gradient_launches_no_kernel(capture: Capture) -> None:
+    hidden, weight, bias, x = last_layer.inputs((3, 7, 19, 20), targets=torch.float32)
+    _, backward = capture(_fused_layer, hidden.detach(), weight.detach(), bias.detach(), x)
+    assert not launches(backward)
+
+
+def test_the_last_layer_saves_its_inputs_alone(capture: Capture) -> None:
+    _, backward = capture(_fused_layer, *last_layer.inputs((3, 7, 19, 20)))
+    inputs = [node.meta["val"] for node in backward.graph.nodes if node.op == "placeholder"]
+    # The gradient (S, B) of the result, hidden (S, B, H), weight (P, H), bias (P,) and x (B, P).
+    saved = sorted((x.dim(), x.shape[-1] in (19, 20)) for x in inputs if isinstance(x, Tensor))
+    assert saved == [(1, True), (2, False), (2, True), (2, True), (3, True)]
+    # Nor does either graph make a tensor of S·B·P.
+    assert sum(isinstance(x, Tensor) and x.dim() == 3 for x in inputs) == 1

@@ -1,0 +1,317 @@
+"""The report's tables and figures show the record's numbers, each in its place."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import t
+
+from tests.study import fake_study, test_verdicts
+from vaez_fast.drawing import style
+from vaez_fast.measures.samplers import SAMPLERS
+from vaez_fast.report import article as report
+from vaez_fast.report import figures as report_figures
+from vaez_fast.report import images as report_images
+from vaez_fast.theory import figures as theory_figures
+from vaez_fast.theory import record as theory
+
+Results = dict[str, Any]
+ANALYTIC = "elbo/analytic/joint"
+
+
+def number(run: Results, name: str) -> float:
+    """What stands at the end of a way with dots."""
+    place: Any = run
+    for key in name.split("."):
+        place = place[key]
+    return math.nan if place is None else float(place)
+
+
+@pytest.fixture(scope="module")
+def results() -> Results:
+    return fake_study.results()
+
+
+@pytest.fixture(scope="module")
+def arms(results: Results) -> list[str]:
+    return list(dict.fromkeys(run["arm"] for run in results["runs"]))
+
+
+def of(results: Results, arm: str, name: str) -> np.ndarray:
+    return np.array([number(run, name) for run in results["runs"] if run["arm"] == arm])
+
+
+def half(values: np.ndarray) -> float:
+    return float(t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
+
+
+def within(values: np.ndarray, digits: int) -> str:
+    mean = round(float(values.mean()), digits) + 0.0
+    return f"{mean:.{digits}f} ± {half(values):.{digits}f}"
+
+
+@pytest.fixture(scope="module")
+def page(results: Results, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """report.md; its figures are not drawn here, and the theory is a few numbers."""
+    out = tmp_path_factory.mktemp("study")
+    (out / "results.json").write_text(json.dumps(results))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(theory, "compute", lambda: test_verdicts.THEORY)
+        patch.setattr(report, "images_of", lambda *_: fake_study.images())
+        patch.setattr(report_images, "image_distance", lambda _: b"")
+        for module, name in (
+            (report_figures, "DRAWINGS"), (report_images, "GRIDS"), (theory_figures, "FIGURES")
+        ):  # fmt: skip
+            patch.setattr(module, name, {file: lambda *_: b"" for file in getattr(module, name)})
+        report.write(out)
+    return (out / "report.md").read_text()
+
+
+def table(page: str, first: str, second: str) -> dict[str, list[str]]:
+    """The table whose head begins with these two cells: its rows by their first cell."""
+    head = rf"^\| {re.escape(first)} \| {re.escape(second)} "
+    (found,) = re.findall(head + r".*\n(?:\|.*\n)+", page, re.M)
+    rows = [re.split(r"(?<!\\)\| ?", line)[1:-1] for line in found.splitlines()[2:]]
+    return {row[0].strip(): [cell.strip() for cell in row[1:]] for row in rows}
+
+
+def test_every_arm_has_its_numbers_with_intervals(
+    page: str, results: Results, arms: list[str]
+) -> None:
+    columns = {
+        "latents.sample_kl": 4, "test.rate": 3, "test.distortion": 2, "test.elbo": 2,
+        "test.log_px": 2,
+    }  # fmt: skip
+    rows = table(page, "arm", "sample KL")
+    assert list(rows) == arms
+    for arm, cells in rows.items():
+        wanted = [within(of(results, arm, name), digits) for name, digits in columns.items()]
+        assert cells == [*wanted, f"{of(results, arm, 'latents.active_units').mean():.1f}"]
+
+
+def test_every_sampler_has_its_distance(page: str, results: Results, arms: list[str]) -> None:
+    rows = table(page, "Fréchet distance, z from", SAMPLERS[0])
+    for arm in arms:
+        wanted = [within(of(results, arm, f"images.{name}.frechet"), 2) for name in SAMPLERS]
+        assert rows[arm] == wanted
+    assert rows["real images (floor)"][0] == "0.30"
+    assert rows["mean digit (ceiling)"][0] == "26.00"
+
+
+METRICS = {"frechet": 2, "kernel": 4, "label_distance": 3, "nearest_train": 2}
+
+
+def test_all_metrics_are_means_over_seeds(page: str, results: Results, arms: list[str]) -> None:
+    rows = table(page, "arm, z from", "Fréchet")
+    for arm in arms:
+        for name in SAMPLERS:
+            assert rows[f"{arm}, {name}"] == [
+                f"{of(results, arm, f'images.{name}.{metric}').mean():.{digits}f}"
+                for metric, digits in METRICS.items()
+            ]
+    for name, row in (("floor", "real images (floor)"), ("ceiling", "mean digit (ceiling)")):
+        bounds = results["beside"]["images"][name]
+        wanted = [f"{bounds[metric]:.{digits}f}" for metric, digits in METRICS.items()]
+        assert rows[row] == wanted
+
+
+def test_the_digits_that_the_classifier_sees_are_those_of_the_ordinary_vae(
+    page: str, results: Results
+) -> None:
+    rows = table(page, "z from", "0")
+    runs = [run for run in results["runs"] if run["arm"] == ANALYTIC]
+    for name in SAMPLERS:
+        shares = np.mean([run["images"][name]["label_histogram"] for run in runs], 0)
+        assert rows[name] == [f"{share:.3f}" for share in shares]
+    floor = results["beside"]["images"]["floor"]["label_histogram"]
+    assert rows["real images"] == [f"{share:.3f}" for share in floor]
+
+
+def test_the_parts_of_the_rate_stand_under_their_names(
+    page: str, results: Results, arms: list[str]
+) -> None:
+    parts = (
+        "index_information", "total_correlation", "dimension_wise_kl", "marginal_kl",
+        "leave_one_out_marginal_kl",
+    )  # fmt: skip
+    names = [
+        "latents.surgery.rate",
+        *(f"latents.surgery.{part}.value" for part in parts),
+        "latents.held_out_marginal_kl.value",
+    ]
+    rows = table(page, "arm", "rate (training)")
+    for arm in arms:
+        assert rows[arm] == [within(of(results, arm, name), 2) for name in names]
+
+
+def test_the_moments_stand_under_their_names(page: str, results: Results, arms: list[str]) -> None:
+    names = (
+        "largest_abs_mean", "smallest_variance", "largest_variance", "largest_abs_correlation",
+        "smallest_excess_kurtosis", "largest_excess_kurtosis",
+    )  # fmt: skip
+    rows = table(page, "arm", r"largest \|mean\|")
+    for arm in arms:
+        means = [of(results, arm, f"latents.moments.{name}").mean() for name in names]
+        assert rows[arm] == [f"{mean:.3f}" for mean in means]
+
+
+def test_the_marginals_are_compared_with_the_decoder_that_knows_nothing(
+    page: str, results: Results
+) -> None:
+    scores = -of(results, "kl/analytic/separate", "test.distortion")
+    apart = float(scores.mean()) - results["beside"]["marginal_log_prob"]
+    left = within(of(results, "kl/analytic/separate", "test.rate"), 5)
+    assert "scores -205.70 nats. The decoder trained after kl/analytic/separate" in page
+    assert f"scores {within(scores, 2)}, {apart:+.2f} nats from it, with {left} nats" in page
+
+
+def test_the_summary_has_means_and_half_widths(results: Results, arms: list[str]) -> None:
+    found = report.summary(results, [])["arms"]
+    assert list(found) == arms
+    names = {"sample_kl": "latents"} | dict.fromkeys(
+        ("rate", "distortion", "elbo", "log_px"), "test"
+    )
+    for arm in arms:
+        assert set(found[arm]) == set(names)
+        for name, part in names.items():
+            values = of(results, arm, f"{part}.{name}")
+            assert found[arm][name]["mean"] == pytest.approx(float(values.mean()), rel=1e-12)
+            assert found[arm][name]["half_width"] == pytest.approx(half(values), rel=1e-9)
+
+
+# Figures.
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Draw a figure and hand over its axes, as a picture says nothing of its numbers."""
+    figures: list[Any] = []
+
+    def png(figure: Any) -> bytes:
+        figures.append(figure)
+        return b""
+
+    monkeypatch.setattr(style, "png", png)
+
+    def draw(function: Callable[..., bytes], *arguments: Any) -> Any:
+        function(*arguments)
+        return figures[-1].axes[0]
+
+    return draw
+
+
+@pytest.mark.parametrize("quantity", ["sample_kl", "rate"])
+def test_the_decay_is_the_mean_over_seeds_in_a_band_of_all(
+    quantity: str, drawn: Callable[..., Any], results: Results
+) -> None:
+    draw = report_figures.decay if quantity == "sample_kl" else report_figures.rates
+    axes = drawn(draw, results)
+    shown = [arm for arm in report_figures.DECAY_ARMS if quantity == "sample_kl" or arm != "randn"]
+    lines = [line for line in axes.get_lines() if len(line.get_xdata()) > 2]
+    assert len(lines) == len(axes.collections) == len(shown)
+    for arm, line, band in zip(shown, lines, axes.collections, strict=True):
+        runs = [run for run in results["runs"] if run["arm"] == arm]
+        of_seeds = np.array([[point[quantity] for point in run["decay"]] for run in runs])
+        assert line.get_color() == style.colour(arm)
+        assert line.get_xdata().tolist() == [0.5, 1, 10, 100, 200]
+        np.testing.assert_allclose(line.get_ydata(), of_seeds.mean(0), rtol=1e-12)
+        edges = band.get_paths()[0].vertices
+        assert edges[:, 1].min() == of_seeds.min()
+        assert edges[:, 1].max() == of_seeds.max()
+    if quantity == "sample_kl":
+        (null,) = [line for line in axes.get_lines() if len(line.get_xdata()) == 2]
+        assert set(null.get_ydata()) == {results["beside"]["null_sample_kl"]}
+
+
+def errorbars(axes: Any) -> list[tuple[float, float, list[np.ndarray]]]:
+    """x, y and the ends of the bars of each point."""
+    found = []
+    for container in axes.containers:
+        point, _, bars = container.lines
+        ends = [bar.get_segments()[0] for bar in bars]
+        found.append((float(point.get_xdata()[0]), float(point.get_ydata()[0]), ends))
+    return found
+
+
+def test_a_decoders_score_is_minus_its_distortion(
+    drawn: Callable[..., Any], results: Results, arms: list[str]
+) -> None:
+    axes = drawn(report_figures.decoder_score, results)
+    shown = [arm for arm in arms if "beta" not in arm]
+    for arm, (x, _, (bar,)) in zip(shown, errorbars(axes), strict=True):
+        scores = -of(results, arm, "test.distortion")
+        assert x == pytest.approx(scores.mean())
+        width = half(scores)
+        assert bar[:, 0].tolist() == pytest.approx([x - width, x + width])
+
+
+def test_a_regime_is_a_point_of_rate_and_distortion(
+    drawn: Callable[..., Any], results: Results, arms: list[str]
+) -> None:
+    axes = drawn(report_figures.rate_distortion, results)
+    for arm, (x, y, (across, along)) in zip(arms, errorbars(axes), strict=True):
+        rate, distortion = (of(results, arm, f"test.{n}") for n in ("rate", "distortion"))
+        assert (x, y) == pytest.approx((rate.mean(), distortion.mean()))
+        assert float(np.ptp(across[:, 0])) == pytest.approx(2 * half(rate), abs=1e-9)
+        assert float(np.ptp(along[:, 1])) == pytest.approx(2 * half(distortion), abs=1e-9)
+
+
+def test_the_bars_of_the_surgery_are_the_parts_one_after_the_other(
+    drawn: Callable[..., Any], results: Results, arms: list[str]
+) -> None:
+    axes = drawn(report_figures.surgery, results)
+    bars = iter(axes.patches)
+    for arm in (arm for arm in arms if arm.startswith("elbo")):
+        left = 0.0
+        for part in ("index_information", "total_correlation", "dimension_wise_kl"):
+            bar = next(bars)
+            width = float(of(results, arm, f"latents.surgery.{part}.value").mean())
+            assert (bar.get_x(), bar.get_width()) == pytest.approx((left, width))
+            left += width
+    assert next(bars, None) is None
+
+
+def test_images_are_points_by_sampler(drawn: Callable[..., Any], results: Results) -> None:
+    axes = drawn(report_images.image_distance, results)
+    shown = [
+        "elbo/total-derivative/joint", ANALYTIC, "elbo/analytic/joint/beta=4",
+        "kl/total-derivative/separate", "randn",
+    ]  # fmt: skip
+    points = iter(errorbars(axes))
+    for arm in shown:
+        for name in SAMPLERS:
+            x, _, (bar,) = next(points)
+            distances = of(results, arm, f"images.{name}.frechet")
+            assert x == pytest.approx(distances.mean())
+            assert float(np.ptp(bar[:, 0])) == pytest.approx(2 * half(distances))
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == shown
+
+
+def test_the_curve_over_k_is_that_of_the_record(
+    drawn: Callable[..., Any], results: Results
+) -> None:
+    (line,) = drawn(report_figures.k_curve, results).get_lines()
+    assert list(line.get_xdata()) == [1, 8, 128]
+    assert list(line.get_ydata()) == [-100.0, -97.0, -95.0]
+
+
+def counts(edges: Sequence[float], values: Sequence[float]) -> list[int]:
+    return [sum(low <= value < high for value in values) for low, high in pairwise(edges)]
+
+
+def test_the_histogram_of_latents_is_of_seed_0(drawn: Callable[..., Any], results: Results) -> None:
+    axes = drawn(report_figures.kl_per_dimension, results)
+    shown = (ANALYTIC, "elbo/total-derivative/joint", "kl/analytic/separate")
+    for arm, stairs in zip(shown, axes.patches, strict=True):
+        run = next(run for run in results["runs"] if run["arm"] == arm and run["seed"] == 0)
+        data = stairs.get_data()
+        kls = np.clip(run["latents"]["kl_per_dimension"], data.edges[0], data.edges[-1])
+        assert data.values.tolist() == counts(data.edges, kls)
+        assert sum(data.values) == 128

@@ -1,0 +1,477 @@
+"""Every number of a study's record against code of our own that shares none with the study's.
+
+The splits are told apart at a glance, training is a stub that hands over a model of known weights,
+and all that `Measure` then writes is computed again in float64: posteriors by plain PyTorch layers,
+noise by the reference stream of the key that the number is documented to have, and each metric from
+its definition.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
+
+from bench.training.baselines import TextbookVAE
+from tests.runs import fake_run
+from vaez_fast.config import TrainConfig
+from vaez_fast.data import Dataset, Split
+from vaez_fast.measures.features import FeatureNet, Training, save_features
+from vaez_fast.measures.image_metrics import kernel_distance
+from vaez_fast.measures.samplers import SAMPLERS, fit
+from vaez_fast.model import VAE
+from vaez_fast.study import measure as measuring
+from vaez_fast.study.measure import Measure, Record
+from vaez_fast.training.train import Observe, Result
+from vaez_kernels import noise_key, reference
+
+SIZES = {"train": 260, "validation": 130, "test": 190}
+# Smaller than the splits where the study's are, so that which images are taken shows.
+AGGREGATE_IMAGES, DRAWS, GENERATED, SHOWN, NEAREST = 200, 40, 60, 5, 150
+COUNTS, CURVE_IMAGES = (1, 3, 10), 50
+SEED = 3
+BASE = TrainConfig(
+    model="lyeoni", epochs=None, steps=12, batch_size=20, precision="float32", device="cpu", seed=9
+)
+STATIC = 2**32 - 1  # the seed of what is binarised once
+OBSERVED = frozenset({0, 5, 12})
+
+
+def split(name: str) -> Split:
+    """Grey images: a bright bar whose place is the class, and whose slant is the split's own."""
+    index = list(SIZES).index(name)
+    generator = torch.Generator().manual_seed(index)
+    labels = torch.arange(SIZES[name]) % 10
+    rows, columns = torch.meshgrid(torch.arange(28), torch.arange(28), indexing="ij")
+    place = (2.5 * labels)[:, None, None] + (index - 1) * rows / 3
+    bar = torch.exp(-0.5 * ((columns - place) / (1.5 + index)).square())
+    grey = 25 * index + (200 - 40 * index) * bar
+    grey = grey + 30 * torch.rand(grey.shape, generator=generator)
+    return Split(grey.clamp(0, 255).to(torch.uint8).flatten(1), labels)
+
+
+def model(seed: int, step: int) -> VAE:
+    """Weights of a step of our own training: both halves depend on what they are given."""
+    vae = VAE("lyeoni", seed)
+    with torch.no_grad():
+        means, logvars = vae.encoder[-1].weight.chunk(2)  # type: ignore[operator]
+        means.mul_(12.0 + step)
+        logvars.mul_(8.0)
+        vae.decoder[-1].weight.mul_(8.0)  # type: ignore[operator]
+    return vae
+
+
+class FakeTraining:
+    """Stands for `train`: shows the observer its models and hands over the one of step 99."""
+
+    def __init__(self) -> None:
+        self.phases = ["vae"]
+        self.asked: dict[str, Any] = {}
+
+    def __call__(
+        self,
+        config: TrainConfig,
+        dataset: Dataset,
+        *,
+        look_every: int,
+        observe: Observe,
+        observe_at: Collection[int],
+    ) -> Result:
+        self.asked = {"config": config, "look_every": look_every, "images": dataset.fingerprint()}
+        for phase in self.phases:
+            for step in sorted(observe_at):
+                observe(phase, step, model(config.seed, step))
+        return Result(
+            vae=model(config.seed, 99), best_step=10, test=fake_run.METRICS, steps=12,
+            batch_size=20, precision="float32", device="cpu", train_seconds=2.0,
+            compile_seconds=10.0, eval_seconds=1.0, curve=fake_run.CURVE,
+        )  # fmt: skip
+
+
+class Own(NamedTuple):
+    """A model in float64, and its posterior of every split as the run binarises it."""
+
+    textbook: TextbookVAE
+    x: dict[str, Tensor]  # (N, 784)
+    mu: dict[str, Tensor]
+    sigma: dict[str, Tensor]
+
+    def z(self, split: str, step: int, seed: int = SEED) -> Tensor:
+        """One draw an image."""
+        eps = reference.normal(noise_key(seed, "evaluate", step), 1, *self.mu[split].shape)[0]
+        return self.mu[split] + self.sigma[split] * eps
+
+
+def pixels(dataset: Dataset, how: str) -> dict[str, Tensor]:
+    """x (N, 784) float64 by split."""
+    found = {}
+    for index, name in enumerate(SIZES):
+        grey = getattr(dataset, name).images.double() / 255
+        u = reference.uniform(noise_key(STATIC, "binarize", index), 1, *grey.shape)[0]
+        found[name] = grey if how == "none" else (u < grey).double()
+    return found
+
+
+def own(vae: VAE, x: dict[str, Tensor]) -> Own:
+    textbook = TextbookVAE("lyeoni")
+    textbook.load_state_dict(vae.state_dict())
+    textbook.double()
+    with torch.no_grad():
+        q = {name: textbook.posterior(images) for name, images in x.items()}
+    mu, sigma = ({n: getattr(p, part) for n, p in q.items()} for part in ("loc", "scale"))
+    return Own(textbook, x, mu, sigma)
+
+
+def every(images: Tensor) -> Tensor:
+    """As many as are generated, spread over the split."""
+    return images[:: len(images) // GENERATED][:GENERATED]
+
+
+@pytest.fixture(scope="module")
+def dataset() -> Dataset:
+    return Dataset("bars", *(split(name) for name in SIZES))
+
+
+@pytest.fixture(scope="module")
+def training() -> FakeTraining:
+    return FakeTraining()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small(training: FakeTraining) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measuring, "train", training)
+        for name, value in {
+            "AGGREGATE_IMAGES": AGGREGATE_IMAGES, "AGGREGATE_DRAWS": DRAWS, "GENERATED": GENERATED,
+            "SHOWN": SHOWN, "NEAREST_AMONG": NEAREST, "K_CURVE": COUNTS,
+            "K_CURVE_IMAGES": CURVE_IMAGES,
+        }.items():  # fmt: skip
+            patch.setattr(measuring, name, value)
+        yield
+
+
+@pytest.fixture(scope="module")
+def net() -> FeatureNet:
+    """Weights of nobody's training: all that is asked of it is that images differ in it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        net = FeatureNet().requires_grad_(False)
+    net.normalize(split("train").images / 255)
+    # Every class is somewhere: the head looks at differences between the images' features.
+    net.head.weight.data *= 30
+    net.head.bias.data = -net.head.weight @ net.features(split("test").images / 255).mean(0)
+    return net
+
+
+@pytest.fixture(scope="module")
+def measures(
+    net: FeatureNet, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Measure]:
+    file = tmp_path_factory.mktemp("measure") / "features.pt"
+    save_features(net, Training("bars", 0, 260, 1, 0.75, 0.5, 1.5, net.sha256()), file)
+    bases = {how: dataclasses.replace(BASE, binarize=how) for how in ("static", "none")}
+    return {how: Measure(b, dataset, torch.device("cpu"), file) for how, b in bases.items()}
+
+
+class Measured(NamedTuple):
+    own: Own
+    record: Record
+    images: dict[str, np.ndarray]
+    beside: Record
+
+
+@pytest.fixture(scope="module", params=["static", "none"])
+def measured(
+    request: pytest.FixtureRequest, measures: dict[str, Measure], dataset: Dataset
+) -> Measured:
+    how = request.param
+    config = dataclasses.replace(BASE, binarize=how, seed=SEED)
+    record, images = measures[how].run(config, OBSERVED)
+    x = pixels(dataset, how)
+    return Measured(own(model(SEED, 99), x), record, images, measures[how].beside())
+
+
+def fitted_kl(z: Tensor) -> float:
+    """KL(N(m, diag v) ‖ N(0, I)) of the maximum-likelihood fit."""
+    fit = Normal(z.mean(0), z.std(0, correction=0))
+    standard = Normal(torch.zeros_like(fit.loc), torch.ones_like(fit.loc))
+    return float(torch.distributions.kl_divergence(fit, standard).sum())
+
+
+def rates(mu: Tensor, sigma: Tensor) -> Tensor:
+    """KL(q(z|x) ‖ N(0, I)) by image and dimension."""
+    standard = Normal(torch.zeros_like(mu), torch.ones_like(mu))
+    return torch.distributions.kl_divergence(Normal(mu, sigma), standard)
+
+
+# z is float32: its rounding, 1e-6 of mu and sigma·eps, and that of the float32 encoder.
+CLOSE: dict[str, Any] = {"rel": 2e-5, "abs": 2e-5}
+
+
+def test_the_arm_is_trained_as_it_was_asked_for(
+    measured: Measured, training: FakeTraining, dataset: Dataset
+) -> None:
+    record = measured.record
+    asked = training.asked["config"]
+    assert (asked.arm, asked.seed) == (record["arm"], record["seed"])
+    assert (record["arm"], record["seed"]) == ("elbo/analytic/joint", SEED)
+    assert training.asked["look_every"] == 5
+    assert training.asked["images"] == dataset.fingerprint()
+    assert (record["steps"], record["best_step"], record["train_seconds"]) == (12, 10, 2.0)
+    assert record["curve"] == fake_run.CURVE
+    assert record["test"] == dataclasses.asdict(fake_run.METRICS)
+
+
+def test_the_decay_is_of_validation_images_with_new_noise_at_each_look(measured: Measured) -> None:
+    decay = measured.record["decay"]
+    assert [point["step"] for point in decay] == sorted(OBSERVED)
+    for index, point in enumerate(decay):
+        then = own(model(SEED, point["step"]), measured.own.x)
+        z = then.z("validation", 100 + index)
+        assert point["sample_kl"] == pytest.approx(fitted_kl(z), **CLOSE)
+        rate = float(rates(then.mu["validation"], then.sigma["validation"]).sum(1).mean())
+        assert point["rate"] == pytest.approx(rate, **CLOSE)
+
+
+def test_the_latents_are_of_test_images(measured: Measured) -> None:
+    latents, ours = measured.record["latents"], measured.own
+    mu, z = ours.mu["test"], ours.z("test", 10)
+    assert latents["n"] == SIZES["test"]
+    assert latents["sample_kl"] == pytest.approx(fitted_kl(z), **CLOSE)
+    by_dimension = rates(mu, ours.sigma["test"]).mean(0).tolist()
+    assert latents["kl_per_dimension"] == pytest.approx(by_dimension, **CLOSE)
+    assert latents["active_units"] == int((mu.var(0, correction=0) > 0.01).sum())
+    unit = (z - z.mean(0)) / z.std(0, correction=0)
+    kurtosis = unit.pow(4).mean(0) - 3
+    assert latents["moments"] == pytest.approx(
+        {
+            "largest_abs_mean": float(z.mean(0).abs().max()),
+            "smallest_variance": float(z.var(0, correction=0).min()),
+            "largest_variance": float(z.var(0, correction=0).max()),
+            "largest_abs_correlation": float(z.T.corrcoef()[0, 1].abs()),
+            "smallest_excess_kurtosis": float(kurtosis.min()),
+            "largest_excess_kurtosis": float(kurtosis.max()),
+        },
+        **CLOSE,
+    )
+
+
+def drawn(ours: Own, split: str, count: int, step: int) -> tuple[Tensor, Tensor]:
+    """DRAWS of the split's first `count` images, in the noise's order, and a z of each."""
+    noise = noise_key(SEED, "evaluate", step)
+    index = reference.uniform(noise, 1, count, 1).flatten().argsort(stable=True)[:DRAWS]
+    mu, sigma = ours.mu[split], ours.sigma[split]
+    eps = reference.normal(noise, 1, DRAWS, mu.shape[1], sample_offset=1)[0]
+    return index, mu[index] + sigma[index] * eps
+
+
+def mixture(mu: Tensor, sigma: Tensor) -> MixtureSameFamily:
+    components = Independent(Normal(mu, sigma), 1)
+    return MixtureSameFamily(Categorical(torch.ones(len(mu)).double()), components)
+
+
+def estimate(draws: Tensor) -> dict[str, Any]:
+    """Mean and standard error. The study sums densities in float32."""
+    error = float(draws.std()) / math.sqrt(len(draws))
+    return {
+        "value": pytest.approx(float(draws.mean()), rel=1e-4, abs=1e-4),
+        "standard_error": pytest.approx(error, rel=1e-3, abs=1e-4),
+    }
+
+
+def test_the_aggregate_is_of_training_images_and_the_draws_held_out_are_not(
+    measured: Measured,
+) -> None:
+    latents, ours = measured.record["latents"], measured.own
+    mu, sigma = (part["train"][:AGGREGATE_IMAGES] for part in (ours.mu, ours.sigma))
+    aggregate = mixture(mu, sigma)
+    index, z = drawn(ours, "train", AGGREGATE_IMAGES, 11)
+    log_p, log_q = Normal(0.0, 1.0).log_prob(z).sum(1), aggregate.log_prob(z)
+    others = torch.arange(AGGREGATE_IMAGES)
+    left_out = [
+        mixture(mu[others != n], sigma[others != n]).log_prob(point)
+        for n, point in zip(index, z, strict=True)
+    ]
+    each = MixtureSameFamily(Categorical(torch.ones(mu.T.shape).double()), Normal(mu.T, sigma.T))
+    marginals = each.log_prob(z).sum(1)
+    own_log_q = Normal(mu[index], sigma[index]).log_prob(z).sum(1)
+    assert latents["surgery"] == {
+        "rate": pytest.approx(float(rates(mu, sigma).sum(1).mean()), **CLOSE),
+        "index_information": estimate(own_log_q - log_q),
+        "marginal_kl": estimate(log_q - log_p),
+        "total_correlation": estimate(log_q - marginals),
+        "dimension_wise_kl": estimate(marginals - log_p),
+        "leave_one_out_marginal_kl": estimate(torch.stack(left_out) - log_p),
+        "num_images": AGGREGATE_IMAGES,
+        "num_samples": DRAWS,
+    }
+    _, z = drawn(ours, "test", SIZES["test"], 12)
+    held_out = aggregate.log_prob(z) - Normal(0.0, 1.0).log_prob(z).sum(1)
+    assert latents["held_out_marginal_kl"] == estimate(held_out)
+
+
+def frechet(a: Tensor, b: Tensor) -> float:
+    """|m_a − m_b|² + tr C_a + tr C_b − 2 tr (C_a C_b)^½, from the eigenvalues of C_a C_b."""
+    a, b = a.double(), b.double()
+    C_a, C_b = a.T.cov(), b.T.cov()
+    root = torch.linalg.eigvals(C_a @ C_b).real.clamp(min=0).sqrt().sum()
+    return float((a.mean(0) - b.mean(0)).square().sum() + C_a.trace() + C_b.trace() - 2 * root)
+
+
+def shares(classes: Tensor) -> list[float]:
+    return [float((classes == k).double().mean()) for k in range(10)]
+
+
+def expected_scores(net: FeatureNet, ours: Own, generated: Tensor) -> dict[str, Any]:
+    """The scores of images, set beside test images; the nearest is among the training images.
+
+    A uniform number between the probabilities of float32 and float64 flips a pixel, of 47,040 one
+    in a hundred times: that moves none of these by a thousandth.
+    """
+    real, train = every(ours.x["test"]), ours.x["train"][:NEAREST]
+    features, of_real = (net(images.float()) for images in (generated, real))
+    seen, of_test = (shares(net.head(f).argmax(1)) for f in (features, of_real))
+    kernel, spread = kernel_distance(features, of_real)
+    nearest = (generated[:, None] - train).square().sum(2).sqrt().min(1).values
+    assert len({round(share, 2) for share in of_test}) > 3  # the network tells images apart
+    close: dict[str, Any] = {"rel": 1e-3, "abs": 1e-4}
+    return {
+        "count": GENERATED,
+        "reference_count": GENERATED,
+        "frechet": pytest.approx(frechet(features, of_real), **close),
+        "kernel": pytest.approx(kernel, **close),
+        "kernel_spread": pytest.approx(spread, **close),
+        "label_histogram": pytest.approx(seen, abs=1e-12),
+        "label_distance": pytest.approx(
+            sum(abs(p - q) for p, q in zip(seen, of_test, strict=True)) / 2, abs=1e-12
+        ),
+        "nearest_train": pytest.approx(float(nearest.median()), **close),
+    }
+
+
+def is_grey(ours: Own) -> bool:
+    return bool(((ours.x["test"] > 0) & (ours.x["test"] < 1)).any())
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_images_are_drawn_from_codes_of_training_images(
+    name: str, measured: Measured, net: FeatureNet
+) -> None:
+    ours = measured.own
+    z = ours.z("train", 13)[:AGGREGATE_IMAGES]
+    eps = reference.normal(noise_key(SEED, "generate", 0), 1, GENERATED, 2)[0]
+    if name == "standard-normal":
+        codes = eps
+    elif name == "diagonal":
+        codes = z.mean(0) + z.std(0, correction=0) * eps
+    elif name == "full-covariance":
+        codes = z.mean(0) + eps @ torch.linalg.cholesky(z.T.cov(correction=0)).T
+    elif name == "posterior":
+        u = reference.uniform(noise_key(SEED, "generate", 0), 1, len(z), 1, sample_offset=1)
+        codes = z[u.flatten().argsort(stable=True)[:GENERATED]]
+    else:  # scikit-learn's fit: what is drawn of it is tested with the samplers
+        codes = fit(name, z.float()).draw(noise_key(SEED, "generate", 0), GENERATED).double()
+    with torch.no_grad():
+        means = torch.sigmoid(ours.textbook.decoder(codes))
+    grey = torch.from_numpy(measured.images[name]).double()
+    assert grey.shape == (SHOWN, 784)
+    assert measured.images[name].dtype == np.uint8
+    off = (grey - 255 * means[:SHOWN]).abs()
+    assert off.max() < 0.51  # rounded
+    u = reference.uniform(noise_key(SEED, "generate", 1), 1, GENERATED, 784)[0]
+    # Grey images are compared with means, binary ones with binary samples.
+    generated = means if is_grey(ours) else (u < means).double()
+    assert measured.record["images"][name] == expected_scores(net, ours, generated)
+
+
+def test_the_curve_over_k_is_of_the_ordinary_vaes_first_seed(
+    measures: dict[str, Measure], dataset: Dataset, measured: Measured
+) -> None:
+    how = "none" if is_grey(measured.own) else "static"
+    assert "k_curve" not in measured.record
+    config = dataclasses.replace(BASE, binarize=how, seed=0)
+    record, _ = measures[how].run(config, frozenset())
+    ours = own(model(0, 99), pixels(dataset, how))
+    mu, sigma, x = (part["test"][:CURVE_IMAGES] for part in (ours.mu, ours.sigma, ours.x))
+    eps = reference.normal(noise_key(0, "evaluate", 10), COUNTS[-1], *mu.shape)
+    with torch.no_grad():
+        z = mu + sigma * eps
+        logits = ours.textbook.decoder(z)
+    # not Bernoulli: a grey level is no outcome of it
+    log_px_z = (x * logits + torch.nn.functional.logsigmoid(-logits)).sum(2)
+    ratio = (Normal(0.0, 1.0).log_prob(z) - Normal(mu, sigma).log_prob(z)).sum(2)
+    log_weights = log_px_z + ratio
+    log_px = [float((log_weights[:k].logsumexp(0) - math.log(k)).mean()) for k in COUNTS]
+    assert record["k_curve"] == {
+        "images": CURVE_IMAGES,
+        "k": list(COUNTS),
+        # float32 sums of 784 terms
+        "log_px": pytest.approx(log_px, rel=1e-5),
+    }
+    beta = dataclasses.replace(config, beta=4.0)
+    assert "k_curve" not in measures[how].run(beta, frozenset())[0]
+
+
+def test_beside_the_arms_are_other_real_images_and_the_mean_digit(
+    measured: Measured, net: FeatureNet
+) -> None:
+    ours, beside = measured.own, measured.beside
+    x = ours.x
+    mean = x["train"][:NEAREST].mean(0).expand(GENERATED, -1)
+    if not is_grey(ours):
+        u = reference.uniform(noise_key(0, "generate", 2), 1, GENERATED, 784)[0]
+        mean = (u < mean).double()
+    real = every(x["validation"])
+    assert beside["images"]["floor"] == expected_scores(net, ours, real)
+    assert beside["images"]["ceiling"] == expected_scores(net, ours, mean)
+    assert beside["features"]["accuracy_binary"] == 0.75
+    frequency = (x["train"].sum(0) + 0.5) / (SIZES["train"] + 1)
+    cross = -(x["test"] * frequency.log() + (1 - x["test"]) * (1 - frequency).log())
+    # grey levels are scaled in float32
+    assert beside["marginal_log_prob"] == pytest.approx(-float(cross.sum(1).mean()), rel=1e-7)
+    n, latents = SIZES["test"], 2
+    psi = float(torch.digamma(torch.tensor((n - 1) / 2, dtype=torch.float64)))
+    assert beside["null_sample_kl"] == pytest.approx(latents * (math.log(n / 2) - psi) / 2)
+    assert (beside["n"], beside["latent"]) == (n, latents)
+    assert beside["log_aggregate_images"] == pytest.approx(math.log(AGGREGATE_IMAGES))
+
+
+def test_the_decay_is_of_the_phases_that_train_what_z_is_from(
+    measures: dict[str, Measure], training: FakeTraining
+) -> None:
+    arms = {
+        "separate": (["encoder", "decoder"], [0, 5]),
+        "simultaneous": (["encoder and decoder"], [0, 5]),
+        "randn": (["decoder"], [0, 5]),
+    }
+    for decoder, (phases, steps) in arms.items():
+        training.phases = phases
+        objective = "elbo" if decoder == "randn" else "kl"
+        config = dataclasses.replace(BASE, objective=objective, decoder=decoder, seed=SEED)
+        decay = measures["static"].run(config, frozenset({0, 5}))[0]["decay"]
+        assert [point["step"] for point in decay] == steps, decoder
+    training.phases = ["vae"]
+
+
+def test_a_classifier_that_is_not_there_is_trained_and_kept(
+    dataset: Dataset, tmp_path: Path, net: FeatureNet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[Dataset] = []
+
+    def train_features(images: Dataset) -> tuple[FeatureNet, Training]:
+        trained.append(images)
+        return net, Training("bars", 0, 260, 1, 0.75, 0.5, 1.5, net.sha256())
+
+    monkeypatch.setattr(measuring, "train_features", train_features)
+    for _ in range(2):
+        measure = Measure(BASE, dataset, torch.device("cpu"), tmp_path / "features.pt")
+        assert measure.classifier[0].sha256() == net.sha256()
+    assert [images.fingerprint() for images in trained] == [dataset.fingerprint()]

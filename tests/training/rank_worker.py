@@ -1,0 +1,105 @@
+"""What every rank of test_ranks.py runs: `torchrun … tests/training/rank_worker.py OUT`.
+
+The first rank writes OUT/found.pt, what the ranks found together; OUT/study is a study of theirs.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+
+from tests.digits import first
+from tests.study import fake_study
+from vaez_fast.config import TrainConfig
+from vaez_fast.data import Dataset, binarized, load
+from vaez_fast.model import VAE
+from vaez_fast.study import study
+from vaez_fast.system.files import write_json
+from vaez_fast.system.world import World, joined
+from vaez_fast.training.batches import Batches
+from vaez_fast.training.loop import evaluator
+from vaez_fast.training.phases import phases
+from vaez_fast.training.train import train
+
+# 49 rows in 2 or 4 shares: no two ranks' are alike.
+CONFIG = TrainConfig(
+    model="lyeoni",
+    epochs=None,
+    steps=100,
+    batch_size=49,
+    lr=1e-3,
+    precision="float32",
+    seed=11,
+    test_samples=8,
+)
+
+
+def digits() -> Dataset:
+    full = load("mnist-5k")
+    return Dataset("mnist-1k", *(first(s, n) for s, n in zip(
+        (full.train, full.validation, full.test), (1000, 101, 101), strict=True
+    )))  # fmt: skip
+
+
+def found(world: World) -> dict[str, object]:
+    """Losses of 100 steps, gradients of the first, and the metrics before and after training."""
+    dataset = digits()
+    vae = VAE(CONFIG.model, CONFIG.seed)
+    before = evaluator(CONFIG, dataset, "test", world)(vae, 8)
+    batches = Batches(binarized(dataset, "train", "static"), CONFIG.batch_size, world)
+    (phase,) = phases(
+        CONFIG, vae, batches, steps=CONFIG.steps or 0, precision=torch.float32, pixel_scale=1.0
+    )
+    (engine,) = phase.engines
+    losses, gradients = [], []
+    for step in range(100):
+        phase.advance(1)
+        if step == 0:
+            # Adam's mean gradient after one step: 0.1 times the first.
+            gradients = [mean.clone() / 0.1 for mean, _ in engine.state.moments]
+        losses.append(sum(engine.take_totals(1)))
+    result = train(CONFIG, dataset, world=world)
+    return {
+        "before": before.as_dict(),
+        "losses": losses,
+        "gradients": gradients,
+        "test": result.test.as_dict(),
+        "weights": [w.detach() for w in result.vae.parameters()],
+    }
+
+
+class FakeMeasure:
+    """Stands for `Measure`, and notes which rank made which run."""
+
+    steps = 200
+    classifier = None
+    rank = 0
+
+    def __init__(self, _: object, __: object, ___: object, classifier_file: Path) -> None:
+        self.folder = classifier_file.parent
+
+    def run(self, config: TrainConfig, _: frozenset[int]) -> tuple[object, object]:
+        name = f"{study.slug(config.arm)}-{config.seed}"
+        write_json(self.folder / f"made-{name}.json", {"rank": self.rank})
+        return fake_study.record(config), fake_study.images()
+
+    def beside(self) -> object:
+        return fake_study.beside()
+
+
+def main(out: Path) -> None:
+    torch.set_num_threads(1)
+    with joined() as world:
+        together = found(world)
+        FakeMeasure.rank = world.rank
+        with patch.object(study, "Measure", FakeMeasure):
+            study.run_study(fake_study.CONFIG, out / "study", world=world)
+        if world.rank == 0:
+            torch.save(together, out / "found.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

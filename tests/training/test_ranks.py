@@ -1,0 +1,173 @@
+"""Several processes train, evaluate and study as one does, and end with one message if one dies.
+
+Each rank would compile its own steps, for half a minute; here they run as they were traced.
+test_bench_scaling.py holds ranks that compile to one process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench.soak.kills import ROOT, environment
+from tests.training import rank_worker
+from tests.uncompiled import uncompiled
+from vaez_fast.system.world import ALONE, World
+from vaez_fast.training import checkpoint
+
+
+def torchrun(ranks: int, *arguments: str) -> list[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return [*launcher, "--nproc-per-node", str(ranks), *arguments]
+
+
+# As on a machine without a C++ compiler.
+UNCOMPILED = {"CXX": "none"}
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, Any]:
+    with uncompiled():
+        return rank_worker.found(ALONE)
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The number of ranks, what they found, and their folder."""
+    out = tmp_path_factory.mktemp("ranks")
+    done = subprocess.run(
+        torchrun(request.param, str(Path(rank_worker.__file__)), str(out)),
+        env=environment() | UNCOMPILED,
+        capture_output=True, text=True, timeout=500, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return request.param, torch.load(out / "found.pt", weights_only=True), out
+
+
+def test_gradients_of_the_first_step_are_those_of_one_process(
+    together: Any, alone: dict[str, Any]
+) -> None:
+    # Sums of 49 rows in another order, float32: a few 1e-7 of each tensor's norm.
+    for one, many in zip(alone["gradients"], together[1]["gradients"], strict=True):
+        assert (one - many).norm() <= 1e-6 * one.norm()
+
+
+def test_losses_and_the_final_elbo_are_those_of_one_process(
+    together: Any, alone: dict[str, Any]
+) -> None:
+    # Rounding of the gradients grows over the steps; without the same noise the first loss
+    # would be off by several nats.
+    losses = torch.tensor([alone["losses"], together[1]["losses"]])
+    assert losses[0, 0] != losses[0, -1]
+    assert float((losses[0] - losses[1]).abs().max()) <= 1e-3
+    assert together[1]["test"]["elbo"] == pytest.approx(alone["test"]["elbo"], abs=0.1)
+
+
+def test_a_shared_evaluation_is_that_of_one_process(together: Any, alone: dict[str, Any]) -> None:
+    # Row by row the same numbers but for the shapes of matrix products: 1e-6 of hundreds of nats.
+    assert together[1]["before"] == pytest.approx(alone["before"], rel=1e-6)
+
+
+def test_a_study_is_shared_and_whole(together: Any) -> None:
+    ranks, _, out = together
+    record = json.loads((out / "study" / "results.json").read_text())
+    made = [json.loads(p.read_text())["rank"] for p in (out / "study").glob("made-*.json")]
+    assert len(record["runs"]) == len(made)
+    counts = [made.count(rank) for rank in range(ranks)]
+    assert max(counts) - min(counts) <= 1
+    assert record["environment"]["ranks"] == ranks
+
+
+SETTINGS = [
+    *("--model", "lyeoni", "--batch-size", "49", "--precision", "float32"),
+    *("--test-samples", "8"),
+]
+
+
+def start(out: Path, ranks: int) -> subprocess.Popen[str]:
+    """Ranks that have written a checkpoint and train on."""
+    endless = ["--steps", "200000", "--checkpoint-seconds", "2", "--out", str(out)]
+    process = subprocess.Popen(
+        torchrun(ranks, "-m", "vaez_fast", "train", *SETTINGS, *endless),
+        env=environment() | UNCOMPILED, stderr=subprocess.PIPE, text=True, cwd=out.parent,
+    )  # fmt: skip
+    while not (out / checkpoint.NAME).exists():
+        assert process.poll() is None
+        time.sleep(0.2)
+    return process
+
+
+def said_by(process: subprocess.Popen[str]) -> str:
+    """The one line that is ours, among torchrun's."""
+    _, said = process.communicate(timeout=120)
+    ours = [line for line in said.splitlines() if line.startswith("vaez-fast")]
+    assert len(ours) == 1, said
+    return ours[0]
+
+
+def last_checkpoint(out: Path) -> str:
+    training = checkpoint.read(out / checkpoint.NAME).training
+    assert training is not None
+    return (
+        f"the last good checkpoint is {out / checkpoint.NAME}, after step {training['done']}: "
+        f"go on with --resume {out}"
+    )
+
+
+def test_a_rank_that_dies_ends_the_run_with_a_checkpoint_and_one_message(tmp_path: Path) -> None:
+    out = tmp_path / "gloo-run"  # a name that an error of gloo's could be mistaken for
+    process = start(out, 2)
+    before = checkpoint.read(out / checkpoint.NAME).training
+    time.sleep(0.5)
+    os.kill(_rank_zero(process.pid), signal.SIGKILL)
+    said = said_by(process)
+    after = checkpoint.read(out / checkpoint.NAME).training
+    assert before is not None
+    assert after is not None
+    assert after["done"] > before["done"]
+    expected = f"error: another rank is gone after step {after['done']}; {last_checkpoint(out)}"
+    assert said == f"vaez-fast train: {expected}"
+
+
+def test_sigterm_to_torchrun_stops_all_ranks_with_a_checkpoint_and_one_message(
+    tmp_path: Path,
+) -> None:
+    process = start(tmp_path / "run", 2)
+    process.send_signal(signal.SIGTERM)
+    said = said_by(process)
+    assert said == f"vaez-fast train: stopped by SIGTERM; {last_checkpoint(tmp_path / 'run')}"
+
+
+def _rank_zero(launcher: int) -> int:
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    (pid,) = (p for p in children if b"\0RANK=0\0" in Path(f"/proc/{p}/environ").read_bytes())
+    return int(pid)
+
+
+def test_what_is_wrong_with_all_ranks_is_said_once(tmp_path: Path) -> None:
+    missing = ["--data", "mnist", "--data-root", "/proc/none", "--out", str(tmp_path / "run")]
+    done = subprocess.run(
+        torchrun(2, "-m", "vaez_fast", "train", *missing),
+        env=environment(), capture_output=True, text=True, timeout=120, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 1
+    ours = [line for line in done.stderr.splitlines() if line.startswith("vaez-fast")]
+    assert len(ours) == 1, done.stderr
+    assert "/proc/none" in ours[0]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+@pytest.mark.parametrize("count", [0, 1, 7, 50])
+def test_shares_are_contiguous_even_and_together_the_whole(size: int, count: int) -> None:
+    shares = [World(rank, size).share(count) for rank in range(size)]
+    assert [row for share in shares for row in share] == list(range(count))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1

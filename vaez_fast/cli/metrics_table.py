@@ -1,0 +1,24 @@
+"""How a terminal shows what was evaluated on a split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..measures.evaluate import Metrics
+
+
+def table_of_metrics(metrics: Metrics, split: str) -> Iterator[str]:
+    """Lines of ELBO, rate, distortion and log p(x), in nats per image."""
+    samples = metrics.log_px_samples
+    error = f"± {metrics.log_px_standard_error:.2f} (standard error over the images)"
+    quantities = (
+        ("ELBO", metrics.elbo, "−(rate + distortion)"),
+        ("rate", metrics.rate, "mean analytic KL(q(z|x) ‖ N(0, I))"),
+        ("distortion", metrics.distortion, f"−E log p(x|z), {samples} samples"),
+        ("log p(x)", metrics.log_px, f"{error}, {samples} importance samples"),
+    )
+    yield f"{split} split, nats per image"
+    for name, value, how in quantities:
+        yield f"  {name:<11}{value:9.2f}   {how}"

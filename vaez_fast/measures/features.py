@@ -1,0 +1,197 @@
+"""Features of images: a small convolutional network that learned the classes of the training split.
+
+Distances between sets of images are taken in its penultimate layer. It is trained in seconds on the
+data at hand, so its numbers compare between runs with the same network (see `Training.sha256`), and
+never with the Inception distances of the literature.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import get_type_hints
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from vaez_kernels import noise_key
+
+from ..data import Dataset, binarize, binarized, epoch_order
+from ..system.archives import read_tensors
+from ..system.errors import first_line, shown
+from ..system.files import OutputError, write_atomically
+
+CLASSES = 10
+MOST_BYTES = 2**24  # of a network's file, which has 270 kB
+BATCH = 100
+MAX_IMAGES = 20_000
+# 25 epochs of mnist-5k, 5 of 20,000 images.
+IMAGES_SEEN = 100_000
+LEARNING_RATE = 2e-3
+# 500 images times 16 × 28 × 28 activations are 25 MB.
+IMAGES_AT_ONCE = 500
+
+
+class FeatureNet(nn.Module):
+    """Two convolutions and two linear layers; 28 × 28 images of 10 classes.
+
+    `num_features` is the name under which torchmetrics looks for the width.
+    """
+
+    num_features = 64
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Unflatten(1, (1, 28, 28)),
+            nn.Conv2d(1, 16, 5, padding=2),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(16, 32, 5),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(32 * 5 * 5, self.num_features),
+            nn.ReLU(),
+        )
+        self.head = nn.Linear(self.num_features, CLASSES)
+        self.scale = nn.Buffer(torch.ones(()))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images (N, 784) float32 in [0, 1] → penultimate activations (N, 64) float32."""
+        return self.body(images) * self.scale
+
+    def normalize(self, images: Tensor) -> None:
+        """Scale the features to a mean square of 1 over `images`; classes do not change.
+
+        Their size is an accident of training, and a Fréchet distance grows with its square.
+        """
+        size = self.features(images).double().square().mean().sqrt().float()
+        self.scale.div_(size)
+        self.head.weight.data *= size
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """`forward` without gradients, a part of the images at a time."""
+        return torch.cat([self(part) for part in images.split(IMAGES_AT_ONCE)])
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> Tensor:
+        """images (N, 784) float32 in [0, 1] → classes (N,) int64."""
+        return self.classes_of(self.features(images))
+
+    @torch.no_grad()
+    def classes_of(self, features: Tensor) -> Tensor:
+        """features (N, 64) → classes (N,) int64."""
+        return self.head(features).argmax(1)
+
+    def sha256(self) -> str:
+        """Of the names, shapes and float32 values of all weights."""
+        digest = hashlib.sha256()
+        for name, weight in self.state_dict().items():
+            digest.update(f"{name}{tuple(weight.shape)}".encode())
+            digest.update(weight.detach().float().cpu().numpy().astype("<f4").tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Training:
+    """What there is to record of a feature network."""
+
+    data: str
+    seed: int
+    images: int
+    epochs: int
+    accuracy_binary: float  # of the test split, statically binarised
+    accuracy_grey: float  # of the test split, grey levels
+    seconds: float  # of training, without these two
+    sha256: str
+
+    def as_dict(self) -> dict[str, str | int | float]:
+        return asdict(self)
+
+
+def save_features(net: FeatureNet, training: Training, file: Path) -> None:
+    """Write a network and its record to `file`, whole or not at all."""
+    buffer = io.BytesIO()
+    torch.save({"model": net.state_dict(), "training": training.as_dict()}, buffer)
+    write_atomically(file, buffer.getvalue())
+
+
+def load_features(file: Path, device: torch.device) -> tuple[FeatureNet, Training]:
+    """Read what `save_features` wrote.
+
+    Raises:
+        OutputError: an unreadable file, another one, or weights that its record is not of.
+    """
+    content = read_tensors(file, MOST_BYTES)
+    net = FeatureNet().requires_grad_(False)
+    try:
+        if not isinstance(content, dict):
+            raise TypeError(f"it holds {type(content).__name__}")
+        net.load_state_dict(content["model"])
+        training = Training(**content["training"])
+        for name, kind in get_type_hints(Training).items():
+            if type(value := getattr(training, name)) is not kind:
+                raise TypeError(f"its {name} is {shown(value)}")
+    except (LookupError, RuntimeError, TypeError, AttributeError) as error:
+        raise OutputError(f"cannot read {file}: no feature network ({first_line(error)})") from None
+    if training.sha256 != net.sha256():
+        raise OutputError(f"cannot read {file}: its weights are not those of its record")
+    return net.to(device), training
+
+
+@torch.enable_grad()
+def train_features(dataset: Dataset, seed: int = 0) -> tuple[FeatureNet, Training]:
+    """Train a network on the training split, at most its first 20,000 images, on their device.
+
+    Half of every batch are grey levels, the other half are drawn from them, 0 or 1: decoders are
+    looked at both ways, as means and as samples, and the network must know both. Validation and
+    test images have no part in it.
+
+    The same data, seed, machine and number of threads give the same weights to the last bit.
+    """
+    clock = time.perf_counter()
+    images, labels = dataset.train.images[:MAX_IMAGES], dataset.train.labels[:MAX_IMAGES]
+    device = images.device
+    epochs = -(-IMAGES_SEEN // len(images))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = FeatureNet().to(device)
+    optimizer = torch.optim.Adam(net.parameters(), lr=LEARNING_RATE)
+    batches = -(-len(images) // BATCH)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * batches)
+    for epoch in range(epochs):
+        # Steps below 2³¹ are those of train's own epochs.
+        drawn = binarize(
+            images, "dynamic", noise_key(seed, "binarize", 2**31 + epoch, device=device)
+        )
+        for rows in epoch_order(seed, epoch, len(images), device).split(BATCH):
+            grey, binary = rows[::2], rows[1::2]
+            x = torch.cat([images[grey].float() / 255, drawn[binary].float()])
+            loss = cross_entropy(net.head(net(x)), torch.cat([labels[grey], labels[binary]]))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    net.requires_grad_(False)
+    net.normalize(drawn.float())
+    seconds = time.perf_counter() - clock
+
+    def accuracy(x: Tensor) -> float:
+        return float((net.predict(x) == dataset.test.labels).double().mean())
+
+    return net, Training(
+        data=dataset.name,
+        seed=seed,
+        images=len(images),
+        epochs=epochs,
+        accuracy_binary=accuracy(binarized(dataset, "test", "static").float()),
+        accuracy_grey=accuracy(dataset.test.images.float() / 255),
+        seconds=seconds,
+        sha256=net.sha256(),
+    )

@@ -1,0 +1,287 @@
+"""The figures of a study's numbers, each drawn from results.json."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..drawing import style
+from ..measures.intervals import Interval, interval
+from ..study.verdicts import distortion, rate, values
+from ..study.verdicts import surgery as part_of_rate
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Results = dict[str, Any]
+
+# The decay is drawn for encoders: separate stands for simultaneous, whose encoder is the same.
+DECAY_ARMS = (
+    "elbo/total-derivative/joint",
+    "elbo/analytic/joint",
+    "elbo/sticking-the-landing/joint",
+    "kl/total-derivative/separate",
+    "kl/analytic/separate",
+    "kl/sticking-the-landing/separate",
+    "kl/as-published/separate",
+    "randn",
+)
+
+
+def encoder_of(arm: str) -> str:
+    """An arm's name without its decoder: what the curves of encoders are labelled with."""
+    return arm.removesuffix("/separate").removesuffix("/joint")
+
+
+def _band(
+    results: Results, arm: str, quantity: str
+) -> tuple[list[int], list[float], list[float], list[float]]:
+    runs = [run for run in results["runs"] if run["arm"] == arm]
+    steps = [point["step"] for point in runs[0]["decay"]]
+    columns = [[run["decay"][i][quantity] for run in runs] for i in range(len(steps))]
+    means = [interval(column) for column in columns]
+    # A log axis has no place for an interval's negative end: the band is of the seeds themselves.
+    return steps, [m.mean for m in means], [min(c) for c in columns], [max(c) for c in columns]
+
+
+def _curves(results: Results, arms: Sequence[str], quantity: str, ax: Axes) -> None:
+    ends = []
+    for arm in arms:
+        steps, means, low, high = _band(results, arm, quantity)
+        x = np.maximum(steps, 0.5)  # step 0 stands at ½ on the logarithmic axis
+        colour = style.colour(arm)
+        ax.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+        ax.plot(x, means, color=colour, linestyle=style.linestyle(arm))
+        ends.append((means[-1], arm, float(x[-1])))
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.set_xlabel("training steps of the encoder (0 drawn at ½)")
+    _label_ends(ax, ends)
+
+
+def _label_ends(ax: Axes, ends: list[tuple[float, str, float]]) -> None:
+    # direct labels in a column beside the axes, pushed apart where the curves end together
+    ends.sort()
+    bottom, top = ax.get_ylim()
+    span = np.log(top / bottom)
+    places = [np.log(max(value, bottom) / bottom) / span for value, *_ in ends]
+    gap = 0.058
+    for i in range(1, len(places)):
+        places[i] = max(places[i], places[i - 1] + gap)
+    if places and places[-1] > 1.0:
+        places[-1] = 1.0
+        for i in range(len(places) - 2, -1, -1):
+            places[i] = min(places[i], places[i + 1] - gap)
+    for (value, arm, x), place in zip(ends, places, strict=True):
+        colour = style.colour(arm)
+        ax.annotate(
+            encoder_of(arm),
+            xy=(x, max(value, bottom)),
+            xytext=(1.03, place),
+            textcoords="axes fraction",
+            color=colour,
+            va="center",
+            fontsize=9.5,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": colour,
+                "linewidth": 0.7,
+                "relpos": (0.0, 0.5),
+                "shrinkB": 1,
+            },
+        )
+
+
+def decay(results: Results) -> bytes:
+    """The article's figure: how far z is from N(0, I) while the encoder learns."""
+    beside = results["beside"]
+    with style.figure() as (fig, (ax,)):
+        _curves(results, DECAY_ARMS, "sample_kl", ax)
+        ax.axhline(beside["null_sample_kl"], color=style.BLACK, linewidth=0.8, linestyle=":")
+        ax.set_ylabel(f"sample KL of {beside['n']:,} held-out z, nats")
+        ax.set_title("Diagonal Gaussian fitted to z against N(0, I); dotted: exact normals")
+        return style.png(fig)
+
+
+def rates(results: Results) -> bytes:
+    with style.figure() as (fig, (ax,)):
+        _curves(results, [arm for arm in DECAY_ARMS if arm != "randn"], "rate", ax)
+        ax.set_ylabel("rate, nats per image")
+        ax.set_title("Mean KL(q(z|x) ‖ N(0, I)) on held-out images")
+        return style.png(fig)
+
+
+def kl_per_dimension(results: Results) -> bytes:
+    """Histogram of the latents' KLs, seed 0."""
+    arms = ("elbo/analytic/joint", "elbo/total-derivative/joint", "kl/analytic/separate")
+    bins = np.logspace(-7, 1, 33)
+    with style.figure() as (fig, (ax,)):
+        for arm in arms:
+            run = next(run for run in results["runs"] if run["arm"] == arm)
+            kls = np.clip(run["latents"]["kl_per_dimension"], bins[0], bins[-1])
+            counts, _ = np.histogram(kls, bins)
+            ax.stairs(counts, bins, color=style.colour(arm), linewidth=1.8)
+            # The label stands at the first bar, outside the histogram where there is room.
+            first = int(counts.nonzero()[0][0])
+            room = first > len(bins) // 4
+            ax.text(
+                float(bins[first]),
+                float(counts[first]) + 1.5,
+                encoder_of(arm),
+                color=style.colour(arm),
+                ha="right" if room else "left",
+                va="bottom",
+                fontsize=9.5,
+            )
+        ax.set_xscale("log")
+        ax.margins(y=0.12)
+        ax.set_xlabel("mean KL of one latent dimension, nats (log axis)")
+        ax.set_ylabel("dimensions")
+        ax.set_title("Where the rate sits: KL by dimension, test split, seed 0")
+        return style.png(fig)
+
+
+LABEL_AT = {
+    "elbo/total-derivative/joint": (-8, 2, "right"),
+    "elbo/analytic/joint": (-8, -12, "right"),
+}
+
+
+def rate_distortion(results: Results) -> bytes:
+    """Every regime as a point: what z costs and what it buys."""
+    with style.figure() as (fig, (ax,)):
+        arms = list(dict.fromkeys(run["arm"] for run in results["runs"]))
+        for arm in arms:
+            x, y = (interval(values(results, arm, read)) for read in (rate, distortion))
+            marker = "s" if "simultaneous" in arm else "D" if arm == "randn" else "o"
+            ax.errorbar(
+                x.mean,
+                y.mean,
+                xerr=x.half,
+                yerr=y.half,
+                color=style.colour(arm),
+                marker=marker,
+                markersize=5,
+                linewidth=1.0,
+            )
+            if arm.startswith("elbo"):  # the others lie on one point at rate 0
+                name = arm.removeprefix("elbo/").replace("analytic/joint/beta", "β")
+                # The three estimators end close together: one label to each side.
+                dx, dy, align = LABEL_AT.get(arm, (7, 4, "left"))
+                ax.annotate(
+                    name.removesuffix("/joint"),
+                    (x.mean, y.mean),
+                    xytext=(dx, dy),
+                    textcoords="offset points",
+                    ha=align,
+                    fontsize=9,
+                    color=style.colour(arm),
+                )
+        floor = -results["beside"]["marginal_log_prob"]
+        ax.axhline(floor, color=style.GREY, linewidth=0.8, linestyle=":")
+        ax.text(
+            0.99, floor, "pixel marginals ",
+            transform=ax.get_yaxis_transform(), ha="right", va="bottom", fontsize=9.5,
+            color=style.GREY,
+        )  # fmt: skip
+        ax.set_xlabel("rate, nats per image")
+        ax.set_ylabel("distortion −E log p(x|z), nats per image")
+        ax.set_title("Rate and distortion of every regime, test split")
+        return style.png(fig)
+
+
+def _dots(
+    ax: Axes, names: Sequence[str], points: Sequence[Interval], colours: Sequence[str]
+) -> None:
+    for i, (point, colour) in enumerate(zip(points, colours, strict=True)):
+        ax.errorbar(point.mean, -i, xerr=point.half, color=colour, marker="o", markersize=6)
+        ax.annotate(
+            f"{point.mean:.1f}", (point.mean, -i), xytext=(0, 7), textcoords="offset points",
+            ha="center", fontsize=9, color=colour,
+        )  # fmt: skip
+    ax.set_yticks([-i for i in range(len(names))], names)
+    ax.set_ylim(-len(names) + 0.3, 0.8)
+    ax.margins(x=0.1)
+
+
+def decoder_score(results: Results) -> bytes:
+    arms = [
+        arm for arm in dict.fromkeys(run["arm"] for run in results["runs"]) if "beta" not in arm
+    ]
+    scores = [interval([-value for value in values(results, arm, distortion)]) for arm in arms]
+    with style.figure(height=5.0) as (fig, (ax,)):
+        _dots(ax, arms, scores, [style.colour(arm) for arm in arms])
+        ax.axvline(
+            results["beside"]["marginal_log_prob"], color=style.GREY, linewidth=0.8, linestyle=":"
+        )
+        ax.set_xlabel("decoder score E log p(x|z), nats (dotted: pixel marginals)")
+        ax.set_title("What the decoder learnt, test split")
+        return style.png(fig)
+
+
+def surgery(results: Results) -> bytes:
+    """The rate's parts, for arms that have one."""
+    parts = (
+        ("index_information", "index information I(z; n)", style.BLUE),
+        ("total_correlation", "total correlation", style.ORANGE),
+        ("dimension_wise_kl", "dimension-wise KL", style.GREEN),
+    )
+    arms = [
+        arm
+        for arm in dict.fromkeys(run["arm"] for run in results["runs"])
+        if arm.startswith("elbo")
+    ]
+    with style.figure() as (fig, (ax,)):
+        for i, arm in enumerate(arms):
+            left = 0.0
+            for part, label, colour in parts:
+                width = interval(values(results, arm, part_of_rate(part))).mean
+                ax.barh(-i, width, left=left, color=colour, label=label if i == 0 else None)
+                if width > 0.8:
+                    ax.text(
+                        left + width / 2, -i, f"{width:.1f}", ha="center", va="center",
+                        color="white", fontsize=9.5,
+                    )  # fmt: skip
+                left += width
+        ax.set_yticks([-i for i in range(len(arms))], arms, fontsize=9)
+        ax.axvline(
+            results["beside"]["log_aggregate_images"], color=style.BLACK, linewidth=0.8, ls=":"
+        )
+        ax.set_xlabel("nats per image (dotted: log N, a limit of I)")
+        ax.set_title("ELBO surgery: what the rate is made of")
+        ax.legend(loc="lower right", fontsize=9, frameon=False)
+        return style.png(fig)
+
+
+def k_curve(results: Results) -> bytes:
+    run = next(r for r in results["runs"] if "k_curve" in r)
+    curve = run["k_curve"]
+    with style.figure() as (fig, (ax,)):
+        ax.plot(curve["k"], curve["log_px"], color=style.colour(run["arm"]), marker="o")
+        for k, value in zip(curve["k"], curve["log_px"], strict=True):
+            if k in (1, 8, 128, curve["k"][-1]):
+                ax.annotate(
+                    f"{value:.1f}", (k, value), xytext=(0, -14), textcoords="offset points",
+                    ha="center", fontsize=9.5,
+                )  # fmt: skip
+        ax.set_xscale("log", base=2)
+        ax.margins(y=0.15)
+        ax.set_xlabel("importance samples k")
+        ax.set_ylabel("log p(x), nats per image")
+        ax.set_title(
+            f"{run['arm']}, seed 0, {curve['images']} test images: a bound that k tightens"
+        )
+        return style.png(fig)
+
+
+DRAWINGS: dict[str, Callable[[Results], bytes]] = {
+    "decay.png": decay,
+    "rate.png": rates,
+    "decoder-score.png": decoder_score,
+    "kl-per-dimension.png": kl_per_dimension,
+    "rate-distortion.png": rate_distortion,
+    "surgery.png": surgery,
+    "k-curve.png": k_curve,
+}

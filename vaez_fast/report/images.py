@@ -1,0 +1,94 @@
+"""The figures of a study's generated images, from results.json and the runs' image grids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ..drawing import style
+from ..measures.intervals import interval
+from ..measures.samplers import SAMPLERS
+from ..study.verdicts import ANALYTIC, frechet, values
+
+Results = dict[str, Any]
+Images = dict[str, dict[str, np.ndarray]]  # arm → sampler → (count, 784) uint8
+
+
+def image_distance(results: Results) -> bytes:
+    """Fréchet distance by arm and sampler, between real images and the mean digit."""
+    arms = ["elbo/total-derivative/joint", "elbo/analytic/joint"]
+    arms += [run["arm"] for run in results["runs"] if "beta" in run["arm"] and run["seed"] == 0][:1]
+    arms += ["kl/total-derivative/separate", "randn"]
+    bounds = results["beside"]["images"]
+    markers = dict(zip(SAMPLERS, "oPsD^", strict=True))
+    with style.figure(height=4.8) as (fig, (ax,)):
+        for i, arm in enumerate(arms):
+            for j, name in enumerate(SAMPLERS):
+                point = interval(values(results, arm, frechet(name)))
+                ax.errorbar(
+                    point.mean, -i + 0.24 - 0.12 * j, xerr=point.half, marker=markers[name],
+                    color=style.colour(arm), markersize=5, linewidth=1.0, linestyle="none",
+                    label=name if i == 0 else None,
+                )  # fmt: skip
+        for name, text in (("floor", "real images"), ("ceiling", "mean digit")):
+            value = bounds[name]["frechet"]
+            ax.axvline(value, color=style.GREY, linewidth=0.8, linestyle=":")
+            ax.text(
+                value, 0.62, f" {text}", fontsize=9.5, color=style.GREY,
+                ha="left" if name == "floor" else "right",
+            )  # fmt: skip
+        ax.set_xscale("log")
+        ax.set_ylim(-len(arms) + 0.4, 0.9)
+        ax.set_yticks([-i for i in range(len(arms))], arms, fontsize=9)
+        ax.set_xlabel("Fréchet distance in a classifier's features (log axis; left is better)")
+        ax.set_title("Images by regime and by where z is drawn")
+        legend = ax.legend(title="z drawn from", fontsize=9, frameon=False, loc="lower center")
+        legend.get_title().set_fontsize(9)
+        return style.png(fig)
+
+
+def image_grid(results: Results, images: Images) -> bytes:
+    """Every regime and sampler: means of p(x|z), the same base noise down each column."""
+    arms, shown = list(images), 4
+    with style.figure(len(SAMPLERS), width=7.0, height=0.24 * len(arms) + 0.4) as (fig, axes):
+        for ax, name in zip(axes, SAMPLERS, strict=True):
+            rows = [np.hstack(list(images[arm][name][:shown].reshape(-1, 28, 28))) for arm in arms]
+            ax.imshow(255 - np.vstack(rows), cmap="gray", vmin=0, vmax=255)
+            ax.set_title(name, fontsize=8.5)
+            ax.set_xticks([])
+            ax.set_yticks([])
+            ax.grid(visible=False)
+            ax.spines[:].set_visible(False)
+        axes[0].set_yticks([28 * i + 14 for i in range(len(arms))], arms, fontsize=7)
+        axes[0].tick_params(length=0)
+        return style.png(fig)
+
+
+def image_rows(results: Results, images: Images) -> bytes:
+    """The ordinary VAE's images by sampler."""
+    with style.figure(height=3.2) as (fig, (ax,)):
+        rows = [np.hstack(list(images[ANALYTIC][name].reshape(-1, 28, 28))) for name in SAMPLERS]
+        ax.imshow(255 - np.vstack(rows), cmap="gray", vmin=0, vmax=255)
+        labels = [
+            f"{name}\n{interval(values(results, ANALYTIC, frechet(name))).mean:.2f}"
+            for name in SAMPLERS
+        ]
+        ax.set_yticks([28 * i + 14 for i in range(len(SAMPLERS))], labels, fontsize=9)
+        ax.tick_params(length=0)
+        ax.set_xticks([])
+        ax.grid(visible=False)
+        ax.spines[:].set_visible(False)
+        floor = results["beside"]["images"]["floor"]["frechet"]
+        ax.set_title(
+            f"{ANALYTIC}: the same decoder, z from five laws\n"
+            f"(Fréchet distance under each; real images {floor:.2f})"
+        )
+        return style.png(fig)
+
+
+GRIDS: dict[str, Callable[[Results, Images], bytes]] = {
+    "images.png": image_rows,
+    "images-all.png": image_grid,
+}

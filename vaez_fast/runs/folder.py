@@ -1,0 +1,148 @@
+"""A training run's folder: config.json from its start, checkpoint.pt, metrics.json at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..training import checkpoint as checkpoints
+from ..training.checkpoint import Checkpoint
+from ..config import ConfigError, TrainConfig
+from ..system.environment import environment
+from ..system.errors import first_line
+from ..system.files import OutputError, prepare_files, read_json, write_json
+from ..model import VAE
+
+if TYPE_CHECKING:
+    from ..training.train import Result
+
+KIND, SCHEMA = "vaez-fast train", 1
+FILES = ("config.json", checkpoints.NAME, "metrics.json")
+
+
+def prepare(folder: Path) -> None:
+    """See, before any work is done, that a run can write its files.
+
+    Raises:
+        OutputError: it cannot.
+    """
+    prepare_files(folder, *FILES)
+
+
+@contextmanager
+def begun(folder: Path, config: TrainConfig) -> Iterator[None]:
+    """The block in which a new run fills a claimed folder; one that fails at once leaves nothing.
+
+    Raises:
+        OutputError: it holds a run or a study already, or cannot be written.
+    """
+    if (folder / "study.json").exists() or (folder / "results.json").exists():
+        raise OutputError(f"out: {folder} holds a study already; name another folder")
+    if is_whole(folder):
+        raise OutputError(f"out: {folder} holds a run already; name another folder")
+    if (folder / "config.json").exists() or (folder / checkpoints.NAME).exists():
+        raise OutputError(
+            f"out: {folder} holds an unfinished run; continue it with "
+            f"`vaez-fast train --resume {folder}`, or name another folder"
+        )
+    write_json(folder / "config.json", {"kind": KIND, "schema": SCHEMA, "config": asdict(config)})
+    try:
+        yield
+    except Exception:
+        if not (folder / checkpoints.NAME).exists():
+            (folder / "config.json").unlink(missing_ok=True)
+        raise
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether the folder holds a run, done or not."""
+    return any((folder / name).exists() for name in FILES)
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether the folder holds a run that is done: that is when metrics.json is written."""
+    return (folder / "metrics.json").exists()
+
+
+def unfinished(folder: Path) -> tuple[TrainConfig, Checkpoint | None]:
+    """The settings of a run that broke off, and its checkpoint, if it came so far.
+
+    Raises:
+        OutputError: the folder holds no such run, or one that cannot be read.
+    """
+    path = folder / checkpoints.NAME
+    if path.exists():
+        checkpoint = checkpoints.read(path)
+        if checkpoint.training is None:
+            raise OutputError(f"resume: {path} holds a model alone, not a run to go on with")
+        return _settings(path, checkpoint.config), checkpoint
+    path = folder / "config.json"
+    if not path.exists():
+        raise OutputError(f"resume: {folder} holds no run; `vaez-fast train --out` begins one")
+    return _settings(path, read_json(path).get("config")), None
+
+
+def _settings(path: Path, values: Any) -> TrainConfig:
+    try:
+        return TrainConfig(**values)
+    except (TypeError, ConfigError) as error:
+        raise OutputError(f"resume: {path} holds no settings of a run ({error})") from None
+
+
+def metrics(config: TrainConfig, result: Result) -> dict[str, Any]:
+    """The content of metrics.json."""
+    settings = asdict(config) | {"precision": result.precision, "device": result.device}
+    return {
+        "kind": KIND,
+        "schema": SCHEMA,
+        "arm": config.arm,
+        "config": settings,
+        "environment": environment(result.device) | {"ranks": result.ranks},
+        "curve": result.curve,
+        "best_step": result.best_step,
+        "test": result.test.as_dict(),
+        "speed": result.speed(),
+    }
+
+
+def save(folder: Path, config: TrainConfig, result: Result) -> None:
+    """Write metrics.json beside a checkpoint.pt of the model alone: now the run is whole.
+
+    Where a checkpoint lies there, it goes last: it is of the run's end and has the same model, and
+    until the metrics are on the disk, a run that cannot write them must be able to go on.
+    """
+    record = metrics(config, result)
+    model = {name: p.cpu() for name, p in result.vae.state_dict().items()}
+    kept = Checkpoint(record["config"], record["environment"], result.best_step, model)
+    path = folder / checkpoints.NAME
+    if not path.exists():
+        checkpoints.write(path, kept)
+        write_json(folder / "metrics.json", record)
+    else:
+        write_json(folder / "metrics.json", record)
+        checkpoints.write(path, kept)
+
+
+def load_run(folder: Path) -> tuple[VAE, dict[str, Any]]:
+    """The model that a training run kept, on the CPU, and the content of its metrics.json.
+
+    Raises:
+        OutputError: the folder holds no whole run, or one that cannot be read.
+    """
+    for name in ("metrics.json", checkpoints.NAME):
+        if not (folder / name).exists():
+            raise OutputError(f"{folder} holds no {name}; `vaez-fast train` writes one")
+    record = read_json(folder / "metrics.json")
+    checkpoint = checkpoints.read(folder / checkpoints.NAME)
+    try:
+        vae = VAE(record["config"]["model"])
+        vae.load_state_dict(checkpoint.model)
+        if not all(bool(p.isfinite().all()) for p in vae.parameters()):
+            raise ValueError("its weights are not finite")
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+        reason = first_line(error)
+        raise OutputError(f"{folder} holds a run that cannot be read: {reason}") from None
+    return vae, record

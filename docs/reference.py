@@ -11,6 +11,7 @@ MODULES = (
     "vaez_kernels.noise",
     "vaez_kernels.reference",
     "vaez_fast.data",
+    "vaez_fast.streams",
     "vaez_fast.model",
     "vaez_fast.objective",
     "vaez_fast.config",

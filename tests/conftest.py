@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.uncompiled import uncompiled
+from tests.training.uncompiled import uncompiled
 
 
 @pytest.fixture(scope="module")
 def uncompiled_steps() -> Iterator[None]:
-    """No test of this module compiles its training steps."""
+    """The tests of this module run their training steps uncompiled."""
     with uncompiled():
         yield

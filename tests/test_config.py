@@ -1,4 +1,4 @@
-"""What a run can be told has one name for each choice."""
+"""The settings of a run: names of arms and limits of the seed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The presets: their size, their scale parameter, their seeds."""
+"""The preset models: their sizes, the function log_softplus, their seeds."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def test_log_softplus_and_its_gradient_follow_float64_from_the_left_tail_to_the_
     value = log_softplus(ours)
     (gradient,) = torch.autograd.grad(value.sum(), ours)
     wide = raw.double().requires_grad_()
-    # ln ln(1 + e^r), where float64 itself keeps 1e-12 of it down to r = −25; below, r − e^r/2
+    # ln ln(1 + e^r), which float64 computes to 1e-12 down to r = −25; below that, r − e^r/2.
     truth = torch.where(
         wide > -25,
         torch.log(torch.log1p(torch.exp(wide.clamp(min=-25)))),
         wide - 0.5 * torch.exp(wide),
     )
     (true_gradient,) = torch.autograd.grad(truth.sum(), wide)
-    # ln(s) near s = 1 is as absolute as s: a few roundings of 6e-8
+    # Near s = 1 the absolute error of ln(s) is that of s: a few roundings of 6e-8.
     assert ((value.double() - truth).abs() <= 3e-7 * truth.abs().clamp(min=1)).all()
     assert (gradient.double() - true_gradient).abs().max() < 2e-6
 

@@ -1,4 +1,4 @@
-"""`vaez-fast compare`: every op on the backends at hand, against float64 and against each other."""
+"""`vaez-fast compare`: every op on each available backend, against float64 and the fallback."""
 
 from __future__ import annotations
 
@@ -18,38 +18,32 @@ from torch import Tensor
 
 from vaez_kernels import interpreting, use_backend
 from vaez_kernels.backend import triton
+from vaez_kernels.cases import OPS, cases
+from vaez_kernels.error_bounds import KL_ERROR, Rules, spacing
+from vaez_kernels.testing import Case, Tensors
 
-from .comparison import MIXTURE_OPS, OPS, cases, ours, textbook, truth
-from .comparison_case import Case, Tensors
-from .comparison_products import PRODUCT_OPS, operands_of
 from .config import ConfigError
 from .names import BACKENDS
+from .system.errors import UserError
 from .system.progress import Progress
 
-# What one number may err by beyond PyTorch's own error in the same dtype: the ops' promise for
-# float32 arithmetic, of the largest number in the output or of 1; and one ulp of that number where
-# it leaves in bfloat16 or float16 (a GPU rounds to nearest, the interpreter cuts bits off).
-ERROR = 1e-6
-# The analytic KL and its gradient are sums of positive terms and products of exact ones: their
-# promise is relative, down to a KL of 1e-8.
-KL_ERROR = 1e-5
-# Relative errors and ulps are of numbers that are no smaller than this part of the largest one:
-# where an output passes through zero they would grow without bound.
+# Relative errors and ulps only count numbers that are at least this fraction of the largest one.
+# Where an output passes through zero, they would grow without bound.
 SMALL = 1e-3
 
 LEGEND = """\
-abs, rel, ulp: largest error against float64 (rel and ulp of numbers above a thousandth of the
-largest). torch: largest error of textbook PyTorch, same dtype, same eps. fallback: largest
-distance from the fallback. Pass: abs ≤ torch + 1e-6 of the largest number (and one ulp of it in
-bfloat16 and float16, two where a matrix product made it), for a mixture's gradient times its
-largest |log q|; twice torch where float32 is multiplied as bfloat16 or TF32, to which torch then
-rounds as the backend does: to nearest, but the interpreter cuts bfloat16's lowest bits off; the
-analytic KL and its gradient also within 1e-5 of themselves; the interpreted stream equal to the
-fallback's bit for bit.""".splitlines()
+abs, rel, ulp: largest error against float64 (rel and ulp only for numbers above a thousandth of the
+largest). torch: largest error of textbook PyTorch with the same dtype and eps. fallback: largest
+distance from the fallback. A row passes if abs ≤ torch + 1e-6 of the largest number (plus one ulp
+of it in bfloat16 and float16, two ulps for results of a matrix product). For a mixture's gradient
+the 1e-6 is multiplied by its largest |log q|. If float32 is multiplied as bfloat16 or TF32, torch
+counts twice and rounds operands as the backend does: to nearest, except that the interpreter
+truncates to bfloat16. The analytic KL and its gradient must also be within a relative error of
+1e-5, and the interpreted stream must equal the fallback's bit for bit.""".splitlines()
 
 
-class CompareError(RuntimeError):
-    """A backend that ended without results."""
+class CompareError(UserError, RuntimeError):
+    """A backend ended without results."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +65,7 @@ class Row:
 
 
 def available() -> dict[str, str]:
-    """Each backend, and why it cannot run here (empty where it can)."""
+    """Each backend, and why it cannot run here (empty if it can)."""
     no_triton = "" if triton is not None else "triton is not installed"
     no_cuda = "" if torch.cuda.is_available() else "no CUDA device is here"
     if interpreting() and not no_cuda:
@@ -80,7 +74,7 @@ def available() -> dict[str, str]:
 
 
 def chosen(names: Sequence[str] | None) -> list[str]:
-    """The backends to run: those named, or all that can.
+    """The backends to run: those named, or all that can run here.
 
     Raises:
         ConfigError: an unknown name, or a backend that cannot run here.
@@ -97,9 +91,9 @@ def chosen(names: Sequence[str] | None) -> list[str]:
 
 
 def compare(
-    backends: Sequence[str], ops: Sequence[str] = OPS, show_progress: bool = False
+    backends: Sequence[str], ops: Sequence[str] = tuple(OPS), show_progress: bool = False
 ) -> list[Row]:
-    """Run the grid of `ops` on each backend; the fallback runs in any case, to be compared with.
+    """Run all cases of `ops` on each backend. The fallback always runs, for comparison.
 
     Raises:
         ConfigError: an unknown op.
@@ -115,29 +109,33 @@ def compare(
             results[name] = _run_interpreter(ops, show_progress)
         elif name != "fallback":
             results[name] = run(grid, name, show_progress)
-    return _compared(grid, backends, results, show_progress)
+    return compared(grid, backends, results, show_progress)
 
 
 def compare_on_cuda(case: Case) -> list[Row]:
-    """The rows of one case, of the fallback and of CUDA."""
+    """The rows of one case, on the fallback and on CUDA."""
     backends = ("fallback", "cuda")
-    return _compared([case], backends, {name: run([case], name) for name in backends})
+    return compared([case], backends, {name: run([case], name) for name in backends})
 
 
-def _compared(
+def compared(
     grid: list[Case],
     backends: Sequence[str],
     results: dict[str, list[Tensors]],
     show_progress: bool = False,
 ) -> list[Row]:
+    """The rows for the results of `run`, by backend; the fallback's results must be among them."""
     rows: list[Row] = []
     with Progress(len(grid), "reference", show=show_progress) as progress:
         for i, case in enumerate(grid):
-            wanted, own = truth(case), functools.cache(functools.partial(_own_errors, case))
+            room = OPS[case.op]
+            wanted, own = room.truth(case), functools.cache(functools.partial(_own_errors, case))
             for name in backends:
                 if i < len(results[name]):  # the interpreter runs the small sizes, which come first
                     mine, other = results[name][i], results["fallback"][i]
-                    rows += _rows(case, name, mine, wanted, own(operands_of(case, name)), other)
+                    rows += _rows(
+                        case, name, mine, wanted, own(room.RULES.operands(case, name)), other
+                    )
             progress.advance()
     return rows
 
@@ -151,13 +149,13 @@ def run(grid: list[Case], backend: str, show_progress: bool = False) -> list[Ten
         Progress(len(grid), backend, show=show_progress) as progress,
     ):
         for case in grid:
-            results.append(ours(case, device))
+            results.append(OPS[case.op].ours(case, device))
             progress.advance()
     return results
 
 
 def _run_interpreter(ops: Sequence[str], show_progress: bool) -> list[Tensors]:
-    # Triton reads TRITON_INTERPRET where a kernel is decorated, hence a process of its own.
+    # Triton reads TRITON_INTERPRET when a kernel is decorated, so this needs another process.
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "results.pt")
         command = [sys.executable, "-m", "vaez_fast.compare", str(file), *ops]
@@ -165,7 +163,7 @@ def _run_interpreter(ops: Sequence[str], show_progress: bool) -> list[Tensors]:
             "TRITON_INTERPRET": "1",
             "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
         }
-        # Its progress bar goes to our terminal; without one, its errors come back in ours.
+        # The progress bar goes to our terminal. Without a terminal, errors go into our exception.
         to = None if show_progress and sys.stderr.isatty() else subprocess.PIPE
         done = subprocess.run(command, env=environment, stderr=to, text=True)
         if done.returncode != 0:
@@ -173,14 +171,6 @@ def _run_interpreter(ops: Sequence[str], show_progress: bool) -> list[Tensors]:
             raise CompareError(f"the interpreter's process ended with {done.returncode}{said}")
         loaded: list[Tensors] = torch.load(file, weights_only=True)
         return loaded
-
-
-def spacing(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """One unit in the last place of `dtype` at |values|, float64."""
-    info = torch.finfo(dtype)
-    _, exponent = torch.frexp(values.double().abs().clamp(min=info.tiny))
-    eps = torch.full_like(exponent, info.eps, dtype=torch.float64)
-    return torch.ldexp(eps, exponent - 1)
 
 
 def _rows(
@@ -191,35 +181,28 @@ def _rows(
     own_errors: dict[str, float],
     fallback: Tensors,
 ) -> Iterator[Row]:
+    rules: Rules = OPS[case.op].RULES
     for name, actual in mine.items():
         want = wanted[name]
         error = (actual.double() - want).abs()
-        largest = want.abs().max()
         own = own_errors.get(name)
-        tolerance = ERROR * max(1.0, float(largest))
-        if case.op in MIXTURE_OPS and name == "grad z":
-            # A mean weighted by responsibilities, which err, relatively, by what log q errs.
-            tolerance *= max(1.0, float(wanted["log_prob"].abs().max()))
-        if operands_of(case, backend):
-            tolerance += own_errors[name]
-        half = actual.dtype.itemsize == 2
-        if half:
-            # A product's gradient is rounded twice: the residual it is made of, and itself.
-            roundings = 2 if case.op in PRODUCT_OPS else 1
-            tolerance += roundings * float(spacing(largest, actual.dtype))
+        by_operands = own_errors[name] if rules.operands(case, backend) else 0.0
+        tolerance = rules.tolerance(name, actual, wanted, by_operands)
         passed = bool(error.max() <= (own or 0.0) + tolerance)
-        counted = want.abs() >= SMALL * largest
-        if _promises_digits(case, name):
+        counted = want.abs() >= SMALL * want.abs().max()
+        if rules.promises_digits(case, name):
             counted = want != 0
-            limit = KL_ERROR * want.abs() + half * spacing(want, actual.dtype)
+            limit = KL_ERROR * want.abs()
+            if actual.dtype.itemsize == 2:
+                limit = limit + spacing(want, actual.dtype)
             passed = passed and bool((error <= limit).all())
         apart = None
         if backend != "fallback":
             apart = float((actual.double() - fallback[name].double()).abs().max())
-            # The noise is the same to the last bit on a CPU; all else is within the tolerance.
+            # The noise is bit-identical on a CPU; everything else is within the tolerance.
             exact = backend == "interpreter" and name == "n"
-            # But in 16 bits what rounds a product, and when, is left to the backend.
-            free = case.op in PRODUCT_OPS and case.dtype != torch.float32
+            # For 16-bit inputs, each backend rounds products in its own way.
+            free = rules.products and case.dtype != torch.float32
             passed = passed and (free or apart <= (0.0 if exact else 2.0 * tolerance))
         yield Row(
             op=case.op,
@@ -238,22 +221,19 @@ def _rows(
 
 
 def _own_errors(case: Case, operands: str) -> dict[str, float]:
-    # of textbook code, for each output; the stream has none
-    outputs = textbook(case, operands)
+    # errors of textbook code, for each output; there is none for the noise stream
+    room = OPS[case.op]
+    outputs = room.textbook(case, operands)
     if outputs is None:
         return {}
-    wanted = truth(case, rounded=True)
+    wanted = room.truth(case, rounded=True)
     errors = {name: (output.double() - wanted[name]).abs() for name, output in outputs.items()}
-    # An overflow of its is no licence.
+    # An overflow in textbook code must not allow any error.
     return {name: float(error[error.isfinite()].max()) for name, error in errors.items()}
 
 
 def _largest(values: Tensor, counted: Tensor) -> float:
     return float(values[counted].max()) if counted.any() else 0.0
-
-
-def _promises_digits(case: Case, output: str) -> bool:
-    return case.op == "kl_standard_normal" or (case.op, output) == ("rsample_kl/analytic", "kl")
 
 
 def record(rows: list[Row], environment: dict[str, Any]) -> dict[str, Any]:
@@ -271,7 +251,7 @@ def _json(value: Any) -> Any:
 
 
 def table(rows: list[Row]) -> Iterator[str]:
-    """Lines of text: for each op, backend, dtype and output the worst over its cases."""
+    """Lines of text with the worst case for each op, backend, dtype and output."""
     for op in dict.fromkeys(row.op for row in rows):
         yield ""
         yield op

@@ -1,4 +1,4 @@
-"""What a training run can be told, and the checks of it."""
+"""The settings of a training run, and their checks."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .names import BINARIZATIONS, DATA_SETS, MODELS
+from .system.errors import ConfigError as ConfigError
 from .system.errors import shown
 
 if TYPE_CHECKING:
     import torch
 
-# A command line must be answered before PyTorch is imported: that takes seconds.
+# PyTorch is imported where it is used: it takes seconds, and parsing a command line must not wait.
 
 OBJECTIVES = ("elbo", "kl", "iwae")
 IWAE_KLS = ("total-derivative", "doubly-reparameterised")
@@ -23,12 +24,8 @@ PRECISIONS = ("float32", "bfloat16", "auto")
 LOG_PX_SAMPLES = 128
 CHECKPOINT_SECONDS = 60.0  # between two checkpoints; one of altosaar's is 12 MB
 
-# Counts and seeds are words of the noise stream.
+# Counts and seeds are 32-bit words of the noise stream.
 WORD = 2**32
-
-
-class ConfigError(ValueError):
-    """A setting that no run can have; its one line names the setting and what was expected."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +34,11 @@ class TrainConfig:
 
     `objective`, `kl` and `decoder` are the three choices that make an arm of the study; its name
     joins them. The ELBO and the importance-weighted bound ("iwae") train the decoder jointly; the
-    KL alone leaves it to be trained after the encoder ("separate") or in tandem ("simultaneous");
-    "randn" has no encoder, and neither objective nor KL. A `kl` that is left out is "analytic", and
-    for iwae, whose gradient it names, "total-derivative". `num_samples` is how many z an image both
-    bounds draw in training, `test_samples` how many the test split's log p(x) is from. Exactly one
-    of `epochs` and `steps` is set: the length of each phase.
+    KL alone leaves it to be trained after the encoder ("separate") or beside it ("simultaneous");
+    "randn" has no encoder, so it ignores objective and KL. `kl` defaults to "analytic". For iwae it
+    names the encoder's gradient and defaults to "total-derivative". `num_samples` is the number of
+    z per image that both bounds draw in training; `test_samples` is the number behind the test
+    split's log p(x). Exactly one of `epochs` and `steps` is set: the length of each phase.
 
     Raises:
         ConfigError: a value outside its range, or values that do not go together.
@@ -123,9 +120,9 @@ class TrainConfig:
 
     @property
     def arm(self) -> str:
-        """objective/KL/decoder, as in all files and figures, then β and K, if they are not 1.
+        """objective/KL/decoder, as in all files and figures, then β and K where they are not 1.
 
-        "randn" has neither of the others.
+        The arm without an encoder is "randn" alone.
         """
         if self.decoder == "randn":
             return "randn"
@@ -135,7 +132,7 @@ class TrainConfig:
 
 
 def _check_count(name: str, count: object) -> None:
-    # not isinstance: True would be a count
+    # not isinstance: True is an int
     if type(count) is not int or count < 1:
         raise ConfigError(f"{name} must be a positive integer, got {shown(count)}")
     if count >= WORD:
@@ -149,10 +146,10 @@ def _check_positive(name: str, value: object) -> None:
 
 
 def choose_device(name: str) -> torch.device:
-    """ "auto": the first CUDA device, else the CPU.
+    """The device of that name; "auto" is the first CUDA device, else the CPU.
 
     Raises:
-        ConfigError: a name that PyTorch does not know, or a device that is not here.
+        ConfigError: PyTorch does not know the name, or this machine lacks the device.
     """
     import torch
 
@@ -171,10 +168,10 @@ def choose_device(name: str) -> torch.device:
 
 
 def check_backend(device: torch.device) -> None:
-    """Refuse a VAEZ_BACKEND that no op can follow on `device`, before any work is done.
+    """Refuse a VAEZ_BACKEND that cannot run on `device`, before any work is done.
 
     Raises:
-        ConfigError: it is no backend's name, or forces triton where it cannot run.
+        ConfigError: it is not the name of a backend, or it forces triton where triton cannot run.
     """
     import torch
 

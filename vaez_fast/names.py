@@ -1,13 +1,13 @@
-"""The names that a command line can choose from, for parsers that must answer without PyTorch.
+"""The names that a command line can choose from; parsers read them without importing PyTorch.
 
-What a name stands for is said where it is computed: in `data`, `model`, `samplers`, `comparison`.
+`data`, `model`, `measures.samplers` and `vaez_kernels.cases` define what each name stands for.
 """
 
 DATA_SETS = ("mnist-5k", "mnist", "fashion-mnist", "kmnist")
 BINARIZATIONS = ("static", "dynamic", "threshold", "none")
 MODELS = ("altosaar", "lyeoni", "burda")
 SAMPLERS = ("standard-normal", "posterior", "diagonal", "full-covariance", "mixture")
-# Of `vaez-fast compare`.
+# `vaez-fast compare`
 BACKENDS = ("fallback", "interpreter", "cuda")
 OPS = (
     "normal",
@@ -21,6 +21,7 @@ OPS = (
     "rsample_kl/sticking-the-landing",
     "bernoulli_log_prob/uint8",
     "bernoulli_log_prob/float32",
+    "gaussian_log_prob",
     "mixture_log_prob",
     "mixture_log_prob/leave_out",
     "linear_bernoulli_log_prob/uint8",

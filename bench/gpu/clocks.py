@@ -17,8 +17,8 @@ import torch
 EVERY_MS = 100
 STOP_SECONDS = 2.0
 FIELDS = "timestamp,clocks.sm,clocks.mem,power.draw,temperature.gpu,clocks_event_reasons.active"
-# Of nvidia-smi's reasons why a clock is not at its highest, those that slow a benchmark down.
-# Idling (0x1) and clocks set by a user (0x2, 0x100) do not count as throttling.
+# nvidia-smi's reasons for a reduced clock that slow a benchmark down. Idling (0x1) and clocks set
+# by a user (0x2, 0x100) do not count as throttling.
 THROTTLING = {
     0x4: "power cap",
     0x8: "hardware slowdown",
@@ -30,7 +30,7 @@ THROTTLING = {
 
 @dataclass(frozen=True)
 class Sample:
-    """One line of nvidia-smi; None for what this GPU does not tell."""
+    """One line of nvidia-smi; None for a value that this GPU does not report."""
 
     time: float  # seconds since 1970
     sm_mhz: float | None
@@ -42,10 +42,10 @@ class Sample:
 
 @contextmanager
 def sampled(file: Path, gpu_id: str) -> Iterator[None]:
-    """The block during which nvidia-smi appends a line to `file` every 100 ms, if it is here.
+    """While the block runs, nvidia-smi appends a line to `file` every 100 ms, if it is installed.
 
     Args:
-        gpu_id: which GPU, as `pci_id` says it.
+        gpu_id: of the GPU, from `pci_id`.
     """
     command = ["nvidia-smi", f"--query-gpu={FIELDS}", "--format=csv,noheader,nounits"]
     command += [f"--id={gpu_id}", f"--loop-ms={EVERY_MS}"]
@@ -58,7 +58,7 @@ def sampled(file: Path, gpu_id: str) -> Iterator[None]:
     try:
         yield
     finally:
-        process.terminate()  # it writes what it holds back, unless it hangs
+        process.terminate()  # then it flushes its output, unless it hangs
         try:
             process.wait(timeout=STOP_SECONDS)
         except subprocess.TimeoutExpired:
@@ -67,7 +67,7 @@ def sampled(file: Path, gpu_id: str) -> Iterator[None]:
 
 
 def read(file: Path) -> list[Sample]:
-    """The samples of a file that `sampled` wrote; lines that are none are left out."""
+    """The samples in a file that `sampled` wrote; other lines are ignored."""
     if not file.exists():
         return []
     with file.open(errors="replace", newline="") as lines:
@@ -98,10 +98,10 @@ def _number(cell: str) -> float | None:
 
 
 def during(samples: Sequence[Sample], begin: float, end: float) -> dict[str, Any] | None:
-    """What a row's record says of the GPU from `begin` to `end`, seconds since 1970.
+    """The record of the GPU from `begin` to `end`, seconds since 1970.
 
     Includes one extra sample on each side, because a row can be shorter than the sampling interval.
-    None where there are no samples.
+    None if there are no samples.
     """
     margin = EVERY_MS * 1e-3
     within = [s for s in samples if begin - margin <= s.time <= end + margin]
@@ -128,13 +128,16 @@ def _spread(values: Sequence[float | None]) -> dict[str, float] | None:
 
 
 def pci_id() -> str:
-    """Of the GPU that torch takes: nvidia-smi counts GPUs that CUDA_VISIBLE_DEVICES hides, too."""
+    """The PCI id of torch's GPU, whose number nvidia-smi may count in another way.
+
+    nvidia-smi also counts GPUs that CUDA_VISIBLE_DEVICES hides.
+    """
     of: Any = torch.cuda.get_device_properties(0)  # torch's stub lacks these names
     return f"{of.pci_domain_id:08x}:{of.pci_bus_id:02x}:{of.pci_device_id:02x}.0"
 
 
 def gpu(gpu_id: str) -> str:
-    """Name, driver and power limit, as nvidia-smi tells; empty without it."""
+    """Name, driver and power limit from nvidia-smi; empty without nvidia-smi."""
     command = ["nvidia-smi", "--query-gpu=name,driver_version,power.limit", "--format=csv,noheader"]
     command.append(f"--id={gpu_id}")
     try:

@@ -1,4 +1,4 @@
-"""`vaez-fast compare` on CUDA, a test for each case, so that each leaves its rows by itself."""
+"""`vaez-fast compare` on CUDA, one test for each case, so that each case records its own rows."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from itertools import chain, zip_longest
 import pytest
 
 from vaez_fast.compare import compare_on_cuda
-from vaez_fast.comparison import OPS, cases
-from vaez_fast.comparison_case import Case
+from vaez_kernels.cases import OPS, cases
+from vaez_kernels.testing import Case
 
 OF_OPS = [cases([op], large=True) for op in OPS]
-# A case of each op, then the next of each: a run that is cut off has seen every op.
+# One case of each op in turn, so that a run that is cut off has compared every op.
 CASES = [case for case in chain.from_iterable(zip_longest(*OF_OPS)) if case is not None]
 
 

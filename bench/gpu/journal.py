@@ -1,13 +1,13 @@
-"""DIR/PART.jsonl, what a part has found so far: a JSON line for each event, on the disk at once.
+"""DIR/PART.jsonl, the results of a part so far: a JSON line for each event, written at once.
 
-Several processes append to it. The kinds of lines:
+Several processes append to the file. The kinds of lines:
 
-- "run": a call of `bench.gpu` begins: its machine, its code, whether it is a dry run;
+- "run": a run begins: its machine, its code, whether it is a dry run;
 - "plan": the rows that a worker has to do in this run;
 - "begin": the rows that are lost if the worker's process ends now;
 - "built": a group of rows whose kernels are compiled;
-- "row": how a row ended, and its numbers: the last line of a row counts;
-- "end": the run ended, and whether it was cut off.
+- "row": the outcome of a row and its numbers; the last line of a row counts;
+- "end": the run ended, with the problems of its processes, such as the time limit.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 Line = dict[str, Any]
 
 PASSED, SKIPPED, FAILED, CRASHED, DRY = "passed", "skipped", "failed", "crashed", "dry run"
-# These hold in later runs, too; what failed or crashed is tried again by the next run.
+# These hold for later runs, too. The next run repeats rows that failed or crashed.
 FINAL_OUTCOMES = (PASSED, SKIPPED, DRY)
 
 
@@ -37,7 +37,7 @@ class Journal:
     def write(self, kind: str, **values: Any) -> None:
         """Append a line and wait until it is on the disk; NaN and infinity become null."""
         line = json.dumps(_finite({"kind": kind, "time": time.time()} | values)) + "\n"
-        # One write to a file opened for appending: lines of other processes stay whole.
+        # One write to a file opened for appending does not mix with lines of other processes.
         handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         try:
             if _ends_in_half_a_line(handle):
@@ -53,7 +53,7 @@ class Journal:
             os.close(handle)
 
     def lines(self) -> list[Line]:
-        """All lines, oldest first; what a kill or a full disk left of a line is left out."""
+        """All lines, oldest first, without those that a kill or a full disk cut short."""
         lines = []
         text_of_all = self.path.read_text(errors="replace") if self.path.exists() else ""
         for text in text_of_all.splitlines():
@@ -66,7 +66,7 @@ class Journal:
         return lines
 
     def crash(self, worker: str, why: str) -> list[str]:
-        """Record as crashed the rows that were at stake in a worker's process, and return them."""
+        """Record the rows that a worker lost as crashed, and return them."""
         lines = this_run(self.lines())
         begun = [line for line in lines if line["kind"] == "begin" and line["worker"] == worker]
         ended = {line["id"] for line in lines if line["kind"] == "row"}
@@ -77,7 +77,7 @@ class Journal:
 
 
 def _ends_in_half_a_line(handle: int) -> bool:
-    """Whether a kill or a full disk cut the last line: what is appended must not continue it."""
+    """Whether a kill or a full disk cut the last line, so that a new line must not continue it."""
     size = os.fstat(handle).st_size
     return size > 0 and os.pread(handle, 1, size - 1) != b"\n"
 
@@ -92,7 +92,7 @@ def _finite(value: Any) -> Any:
 
 
 def this_run(lines: list[Line]) -> list[Line]:
-    """The lines since the latest "run", it included."""
+    """The lines from the latest "run" line on."""
     starts = [i for i, line in enumerate(lines) if line["kind"] == "run"]
     return lines[starts[-1] :] if starts else []
 
@@ -103,13 +103,13 @@ def rows(lines: Iterable[Line]) -> dict[str, Line]:
 
 
 def settled(lines: list[Line]) -> set[str]:
-    """The rows that this run need not do: they lasted, or were tried by it."""
+    """The rows that this run need not do: they have a final outcome, or this run did them."""
     lasting = {row for row, line in rows(lines).items() if line["outcome"] in FINAL_OUTCOMES}
     return lasting | set(rows(this_run(lines)))
 
 
 def planned(lines: list[Line]) -> list[str]:
-    """The rows of all plans, in their order."""
+    """The rows of all plans, in order and without repetitions."""
     return list(
         dict.fromkeys(row for line in lines if line["kind"] == "plan" for row in line["rows"])
     )

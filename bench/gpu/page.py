@@ -1,8 +1,7 @@
-"""DIR/README.md: what was found so far, and what is missing."""
+"""DIR/README.md: the results so far, and what is missing."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,14 +13,14 @@ from bench.gpu.parts import PARTS
 from bench.gpu.results import Found, benchmarks, comparison, found
 from bench.records.summary import rows_of_json, summary
 from vaez_fast.compare import table
-from vaez_fast.system.files import write_atomically
+from vaez_fast.system.files import write_atomically, write_json
 
-MOST_NAMED = 40  # rows; the journals have the others
+MOST_NAMED = 40  # rows in a list; the journals have all of them
 CLOCKS = "clocks.csv"
 
 
 def write(out: Path) -> list[Found]:
-    """Write README.md and the JSON files from the journals in `out`, and return what they say.
+    """Write README.md and the JSON files from the journals in `out`, and return the parts.
 
     Raises:
         OutputError: a file cannot be written.
@@ -33,19 +32,15 @@ def write(out: Path) -> list[Found]:
         content = benchmarks(part, samples)
         if content is not None:
             measured[part.part.name] = content
-            _write_json(out / f"{part.part.name}.json", content)
+            write_json(out / f"{part.part.name}.json", content)
     compared = comparison(parts[0])
     if compared is not None:
-        _write_json(out / "comparison.json", compared[1])
+        write_json(out / "comparison.json", compared[1])
     lines = _lines(parts, measured)
     if compared is not None:
         lines = [*lines, "", "## Comparison", "", "```text", *table(compared[0]), "```"]
     write_atomically(out / "README.md", ("\n".join(lines) + "\n").encode())
     return parts
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    write_atomically(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
 
 
 def _lines(parts: Sequence[Found], measured: dict[str, dict[str, Any]]) -> list[str]:
@@ -57,7 +52,7 @@ def _lines(parts: Sequence[Found], measured: dict[str, dict[str, Any]]) -> list[
     title, repeat = f"# The ops on {machine['device']}", "make gpu"
     if dry:
         title = f"# DRY RUN on {machine['device']}: no times and no checks"
-        repeat = "python -m bench.gpu --dry-run --out DIR"
+        repeat = "python -m bench gpu --dry-run --out DIR"
     changes = " (with changes)" if machine["dirty"] else ""
     when = time.strftime("%Y-%m-%d", time.gmtime(run["time"]))
     lines = [
@@ -106,7 +101,7 @@ def _trouble(parts: Sequence[Found]) -> Iterator[str]:
 
 
 def _skipped(of: Found) -> dict[str, str]:
-    # that launches are a small part at some sizes is no news
+    # Sizes at which launches are a small part of the time are skipped on purpose.
     return {
         row: line["why"].removeprefix("Skipped: ")
         for row, line in of.rows.items()
@@ -115,7 +110,7 @@ def _skipped(of: Found) -> dict[str, str]:
 
 
 def _host_seconds(parts: Sequence[Found]) -> Iterator[str]:
-    """The page shows one line for each test; the journals hold its rows."""
+    """Seconds of each test in a dry run; the journals hold those of its rows."""
     yield ""
     yield "## Seconds on the host"
     for of in parts:
@@ -133,7 +128,7 @@ def _host_seconds(parts: Sequence[Found]) -> Iterator[str]:
 
 
 def _seconds_of(test: str, rows: dict[str, Line]) -> str:
-    # A row that crashed has no seconds, and one that has no rivals prepares nothing.
+    # A crashed row has no seconds, and a row without rivals prepares nothing.
     seconds = {row: line.get("seconds", 0.0) for row, line in rows.items()}
     prepared = sum(line.get("prepared_seconds", 0.0) for line in rows.values())
     slowest = max(seconds, key=lambda row: seconds[row])
@@ -154,13 +149,13 @@ def _warm_graphs(measured: dict[str, dict[str, Any]]) -> Iterator[str]:
         yield ""
         yield "## Graphs whose tensors fit in the L2 cache"
         yield ""
-        yield "Their wall times are of warm calls; their device times start with a cold cache."
+        yield "Wall times are those of warm calls; device times start with a cold cache."
         yield ""
         yield from (f"- {row}" for row in warm)
 
 
 def _clocks(measured: dict[str, dict[str, Any]]) -> Iterator[str]:
-    # The rows of a group were timed in turn, over the same time, unless they are of several runs.
+    # The rows of a group were timed in turn: in one run they share their clocks.
     providers: dict[tuple[str, float], list[str]] = {}
     clocks_of: dict[tuple[str, float], dict[str, Any]] = {}
     for content in measured.values():
@@ -174,7 +169,7 @@ def _clocks(measured: dict[str, dict[str, Any]]) -> Iterator[str]:
     yield "## Clocks while rows were timed"
     yield ""
     if not clocks_of:
-        yield "Not known: nvidia-smi was not at hand, or said nothing."
+        yield "Not known: nvidia-smi is not installed, or printed nothing."
         return
     rows = sum(map(len, providers.values()))
     throttled = sum(len(providers[key]) for key in clocks_of if clocks_of[key]["throttled"])

@@ -1,4 +1,4 @@
-"""What the parts run, and in which order: what is worth most comes first."""
+"""The rows of each part and their order: the most valuable rows come first."""
 
 from __future__ import annotations
 
@@ -11,22 +11,21 @@ COMPARISON = "bench/gpu/comparison.py"
 
 @dataclass(frozen=True)
 class Part:
-    """Rows that one call runs.
+    """The rows that one call runs.
 
     Args:
-        name: as the command line calls it.
-        files: of rows, for pytest, the most valuable first.
-        timed: its rows are timed alone on the machine, after all kernels were compiled in
-            parallel; others are checks, which run in parallel.
-        interleave_files: a group of each file, then the next of each; else one file after the
-            other.
-        digits: it needs mnist-5k.
+        name: its name on the command line.
+        files: the pytest files of its rows, the most valuable first.
+        timed: whether its rows are timed, one process alone on the machine, after all kernels were
+            compiled in parallel. Rows that are not timed are checks, which run in parallel.
+        take_turns: take one group from each test in turn, instead of one file after another.
+        digits: whether it needs mnist-5k.
     """
 
     name: str
     files: tuple[str, ...]
     timed: bool
-    interleave_files: bool = False
+    take_turns: bool = False
     digits: bool = False
 
 
@@ -47,15 +46,12 @@ PARTS = {
         Part(
             "ops",
             (
-                "bench/ops/bench_latent.py",
-                "bench/ops/bench_likelihood.py",
-                "bench/ops/bench_linear.py",
+                "bench/ops/bench_ops.py",
                 "bench/ops/bench_importance.py",
-                "bench/ops/bench_mixture.py",
                 "bench/ops/bench_noise.py",
             ),
             timed=True,
-            interleave_files=True,
+            take_turns=True,
         ),
         Part(
             "training",
@@ -69,25 +65,25 @@ PARTS = {
 
 
 def group_of(row: str, provider: str | None) -> str:
-    """A row's id without its provider, which ends it: rows of one group are timed in turn."""
+    """A row's id without the provider at its end: the rows of one group are timed in turn."""
     return row.removesuffix("]").removesuffix(f"-{provider}") if provider else row
 
 
 def in_order(groups: Iterable[str], part: Part) -> list[str]:
-    """Groups of rows as the part runs them.
+    """Groups of rows in the order in which the part runs them.
 
-    The files' sizes rise. Where files take turns, each begins with forward and backward of its
-    largest size in float32, then the other sizes, then bfloat16, and last the forward alone.
+    In a test sizes rise. Where tests take turns, each begins with forward and backward in float32,
+    from the largest size to the smallest; then comes bfloat16, and last the forward alone.
     """
-    of_file: dict[str, list[str]] = {file: [] for file in part.files}
-    for group in groups:
-        of_file[group.partition("::")[0]].append(group)
-    if not part.interleave_files:
-        return [group for file in of_file.values() for group in file]
-    for file in of_file.values():
-        file.reverse()
-        file.sort(key=_later)
-    turns = zip_longest(*of_file.values())
+    if not part.take_turns:
+        return sorted(groups, key=lambda group: part.files.index(group.partition("::")[0]))
+    of_test: dict[str, list[str]] = {}
+    for group in sorted(groups, key=lambda group: part.files.index(group.partition("::")[0])):
+        of_test.setdefault(group.partition("[")[0], []).append(group)
+    for test in of_test.values():
+        test.reverse()
+        test.sort(key=_later)
+    turns = zip_longest(*of_test.values())
     return [group for turn in turns for group in turn if group is not None]
 
 

@@ -1,8 +1,8 @@
-"""A pytest plugin that runs rows of one part, one process of perhaps several, and journals them.
+"""A pytest plugin that runs a worker's share of the rows of a part and writes them to the journal.
 
-`bench.gpu.processes.workers` starts pytest with it. A group of benchmark rows, which share a
-preparation and are timed in turn, stays in one process, and is done anew as long as one of its rows
-is missing.
+`bench.gpu.processes.workers` starts pytest with it. The rows of a group share their preparation and
+are timed in turn, so a group stays in one process. As long as one of its rows is missing, the whole
+group is run again.
 """
 
 from __future__ import annotations
@@ -24,15 +24,17 @@ from torch.distributions import Distribution
 
 from bench.gpu.journal import CRASHED, DRY, FAILED, PASSED, SKIPPED, Journal, settled, this_run
 from bench.gpu.parts import COMPARISON, PARTS, group_of, in_order
-from bench.gpu.processes import LOST, ROOT
-from bench.timing import accuracy, building
+from bench.gpu.processes import LOST
+from bench.process import ROOT
+from bench.timing import building
 from bench.timing import clock as measure
 from bench.timing.rivals import AUTOTUNED
 from vaez_fast.measures.evaluate import Evaluator, Metrics
 from vaez_fast.training.engine import Engine
+from vaez_kernels import error_bounds
 
-# Not compiled ahead: max-autotune times candidates, which needs the machine alone, and JAX keeps
-# nothing on the disk.
+# These are not compiled ahead: max-autotune times candidates, which must not share the machine, and
+# JAX stores nothing on the disk.
 NOT_AHEAD = (AUTOTUNED, "jax", "jax bfloat16")
 TORCH_TESTING = Path(torch.testing.__file__).parent
 
@@ -42,10 +44,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--part", choices=sorted(PARTS))
     group.addoption("--journal", type=Path)
     group.addoption("--worker", default="0")
-    group.addoption("--share", default="0/1", help="which of how many shares of the groups")
-    group.addoption("--ahead", action="store_true", help="compile kernels, time nothing")
-    group.addoption("--dry-run", action="store_true", help="one round a row, no value judged")
-    group.addoption("--rows", action="append", default=[], help="rows with this text alone")
+    group.addoption("--share", default="0/1", help="I/N: every N-th group, from the I-th on")
+    group.addoption("--ahead", action="store_true", help="compile kernels without timing them")
+    group.addoption("--dry-run", action="store_true", help="one round a row, no checks")
+    group.addoption(
+        "--rows", action="append", default=[], help="only rows whose id contains this text"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -53,13 +57,13 @@ def pytest_configure(config: pytest.Config) -> None:
     if options.ahead:
         import torch._inductor.config
 
-        # The other processes are at work on the GPU: what is fastest now says little.
+        # Other processes use the GPU now, so the fastest candidate of now may be slower later.
         torch._inductor.config.autotune_local_cache = False
     if options.ahead or options.dry_run:
-        accuracy.Check.passed = property(lambda self: True)  # type: ignore[assignment,method-assign]
+        error_bounds.Check.passed = property(lambda self: True)  # type: ignore[assignment,method-assign]
         measure.MOST_ROUNDS = measure.WARMUP_CALLS = 1
     if options.dry_run:
-        # Values are whatever is in memory, and textbook code would refuse them.
+        # Values are whatever is in memory; the checks of torch.distributions would reject them.
         Distribution.set_default_validate_args(False)
         _keep_numbers_finite()
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
@@ -67,14 +71,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _end_with(parent: int) -> None:
-    # Where the parent is killed nobody else would stop this process, nor its compilers.
+    # If the parent is killed, nothing else stops this process and its compilers.
     while os.getppid() == parent:
         time.sleep(1.0)
     os.killpg(0, signal.SIGKILL)
 
 
 def _keep_numbers_finite() -> None:
-    # A training whose numbers are not finite stops, and those of a rehearsal may be anything.
+    # In a rehearsal values may be anything, and training stops at a number that is not finite.
     evaluate, read_totals = Evaluator.__call__, Engine.read_totals
 
     def evaluated(self: Evaluator, *args: Any, **options: Any) -> Metrics:
@@ -94,7 +98,7 @@ def _finite(value: Any) -> Any:
 
 
 class Rows(building.Watcher):
-    """The rows of this process: which, in which order, and what becomes of each."""
+    """The rows of this process: their choice, their order and their results."""
 
     def __init__(self, options: Any) -> None:
         self.part = PARTS[options.part]
@@ -103,13 +107,13 @@ class Rows(building.Watcher):
         self.share, self.shares = map(int, options.share.split("/"))
         self.texts = options.rows
         self.members: dict[str, list[str]] = {}  # group → its rows
-        self.provider: dict[str, str | None] = {}  # row → its provider, where it is a benchmark's
-        self.group = ""  # the one at work
+        self.provider: dict[str, str | None] = {}  # row → its provider; None for a check
+        self.group = ""  # the one that runs now
         self.crashed: dict[str, str] = {}  # row → why, in this run
-        self.prepared: dict[str, float] = {}  # row → seconds that its rival took to build
+        self.prepared: dict[str, float] = {}  # row → seconds to build its rival
         building.watcher = self
 
-    # Which rows.
+    # The choice of rows.
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(
@@ -147,10 +151,10 @@ class Rows(building.Watcher):
         config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
         items[:] = chosen
 
-    # What becomes of them.
+    # Their results.
 
     def lost_if_killed(self, *rows: str) -> None:
-        print(f"\n{time.strftime('%H:%M:%S')} {rows[0]}", flush=True)  # a sign of life in the log
+        print(f"\n{time.strftime('%H:%M:%S')} {rows[0]}", flush=True)  # see STALL_SECONDS
         self.journal.write("begin", worker=self.worker, rows=rows)
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
@@ -167,7 +171,7 @@ class Rows(building.Watcher):
             print(f"{item.nodeid}: the CUDA device is lost: {why}", file=sys.stderr)
             sys.stdout.flush()
             self.journal.crash(self.worker, why)
-            os._exit(LOST)  # whatever is taken down now would fail, or wait for ever
+            os._exit(LOST)  # a teardown would fail or hang
         failed = report.failed or (report.skipped and report.when != "teardown")
         if (report.when == "call" or failed) and not self.ahead:
             self._record(item, call, report)
@@ -178,7 +182,7 @@ class Rows(building.Watcher):
     ) -> None:
         why = "" if call.excinfo is None else building.reason_of(call.excinfo.value)
         outcome = {"passed": PASSED, "skipped": SKIPPED, "failed": FAILED}[report.outcome]
-        if self.dry and (outcome == PASSED or _failed_a_value_check(call)):
+        if self.dry and (outcome == PASSED or failed_a_value_check(call)):
             outcome = DRY
         values: dict[str, Any] = {"seconds": report.duration}
         values |= dict(item.user_properties)
@@ -193,7 +197,7 @@ class Rows(building.Watcher):
             "row", worker=self.worker, id=item.nodeid, outcome=outcome, why=why, **values
         )
 
-    # The group at work: see `bench.timing.building`.
+    # The methods of a `bench.timing.building.Watcher`.
 
     def begin(self, provider: str) -> str | None:
         if self.ahead and provider in NOT_AHEAD:
@@ -228,11 +232,11 @@ class Rows(building.Watcher):
         return (row for row in members if self.provider[row] in (provider, None))
 
 
-def _failed_a_value_check(call: pytest.CallInfo[None]) -> bool:
-    """Whether an assertion of a test itself failed, alone or through torch.testing.
+def failed_a_value_check(call: pytest.CallInfo[None]) -> bool:
+    """Whether the failed assertion belongs to a test itself, directly or through torch.testing.
 
-    Kernels of a rehearsal compute nothing: what compares values must fail. An assertion in torch,
-    in inductor or in a launcher of ours is a crash.
+    The kernels of a rehearsal compute nothing, so every comparison of values fails. A failed
+    assertion in torch, in inductor or in one of our launchers is a crash.
     """
     if call.excinfo is None or not isinstance(call.excinfo.value, AssertionError):
         return False

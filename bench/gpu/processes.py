@@ -14,21 +14,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.gpu.journal import Journal
+from bench.process import ROOT, environment
 
-ROOT = Path(__file__).parents[2]
 # pytest's exit statuses of a finished run: all passed, some failed, no rows to run.
 FINISHED = (0, 1, 5)
 # Exit status of a worker that lost its CUDA device. It has already recorded the rows it lost.
 LOST = 86
-# A process that is told to stop may say so in its log; its rows are on the disk already.
+# Time for a stopped process to write its log; its rows are on the disk already.
 GRACE_SECONDS = 5.0
-# A kernel that never ends, or a compiler: no row takes so long without a line in its log.
+# A process without a new line in its log for so long hangs, in a kernel or in a compiler.
 STALL_SECONDS = 150.0
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a process ended: `status` is None where it was stopped, and `why` says by what."""
+    """How a process ended; `status` is None if we stopped it, and `why` says the reason."""
 
     status: int | None
     why: str
@@ -39,12 +39,6 @@ class Outcome:
         return self.status in FINISHED
 
 
-def checkout_first() -> str:
-    """PYTHONPATH with this checkout's packages before what it already holds."""
-    paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
-    return os.pathsep.join(filter(None, paths))
-
-
 def run(
     command: Sequence[str],
     log: Path,
@@ -52,30 +46,28 @@ def run(
     stall: float = STALL_SECONDS,
     threads: int | None = None,
 ) -> Outcome:
-    """Run Python with `command` at the repository's root until `deadline` of the monotonic clock.
+    """Run Python with `command` at the root of the repository, at most until `deadline`.
 
     Args:
-        command: its arguments.
-        log: what it says is appended there.
-        deadline: when it is stopped.
-        stall: seconds in which it says nothing, after which it is stopped, too.
-        threads: of its matrix products on the CPU; None for as many as there are.
+        command: the arguments of Python.
+        log: its output is appended to this file.
+        deadline: when it is stopped, a time of the monotonic clock.
+        stall: it is also stopped after so many seconds without output.
+        threads: of its matrix products on the CPU; None for all cores.
     """
-    environment = os.environ | {
-        "PYTHONPATH": checkout_first(),
-        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # JAX would take three quarters of the GPU
-    }
+    variables = environment()
+    variables["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # JAX would take three quarters of the GPU
     if threads is not None:
-        environment["OMP_NUM_THREADS"] = str(threads)
+        variables["OMP_NUM_THREADS"] = str(threads)
     with log.open("ab") as said:
         process = subprocess.Popen(
             [sys.executable, *command],
             cwd=ROOT,
-            env=environment,
+            env=variables,
             stdin=subprocess.DEVNULL,
             stdout=said,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # stopped together with the compilers that it starts
+            start_new_session=True,  # so that its compilers are stopped with it
         )
     try:
         return _watched(process, log, deadline, stall)
@@ -111,7 +103,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGINT)
         with suppress(subprocess.TimeoutExpired):
             process.wait(timeout=GRACE_SECONDS)
-    with suppress(ProcessLookupError):  # compilers may outlive the process that started them
+    with suppress(ProcessLookupError):  # compilers may still run
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
@@ -123,9 +115,9 @@ def workers(
     names: Sequence[str],
     deadline: float,
 ) -> list[str]:
-    """Share the rows among as many processes as there are names; what went wrong with any of them.
+    """Run the rows in one process for each name; returns what went wrong with the processes.
 
-    A row that ends its process is recorded as crashed, and a fresh process goes on with the rest.
+    A row that ends its process is recorded as crashed, and a new process runs the remaining rows.
     """
     threads = None if len(names) == 1 else max(1, (os.cpu_count() or 1) // len(names))
 

@@ -1,4 +1,4 @@
-"""What DIR holds of a part: its rows, the state it is in, and its records for other tools."""
+"""The results of a part in DIR: its rows, its state, and its records for other tools."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from bench.gpu.journal import CRASHED, FAILED, Journal, Line, planned, rows
 from bench.gpu.journal import this_run as since_run
 from bench.gpu.parts import Part
 from vaez_fast.compare import Row, record
-from vaez_fast.comparison import OPS
+from vaez_kernels.cases import OPS
 
-SCHEMA = 2  # of bench.conftest
+SCHEMA = 2  # that of bench.conftest
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a part has found so far."""
+    """The results of a part so far."""
 
     part: Part
-    run: Line | None  # how the latest run began; None where there was none
+    run: Line | None  # the line that begins the latest run; None if there was none
     rows: dict[str, Line]  # in the order they were first written
-    missing: list[str]  # planned, and without a result
-    problems: list[str]  # of the latest run: a limit, a process that did not start
-    seconds: float | None  # of the latest run; None where it was killed
-    ahead_seconds: dict[str, float]  # group → what compiling it ahead took
+    missing: list[str]  # planned rows without a result
+    problems: list[str]  # of the latest run, such as the time limit
+    seconds: float | None  # of the latest run; None if it was killed
+    ahead_seconds: dict[str, float]  # group → seconds to compile it ahead
 
     @property
     def counts(self) -> Counter[str]:
@@ -37,7 +37,7 @@ class Found:
 
     @property
     def passed(self) -> bool:
-        """Whether every row was run, and none failed or crashed."""
+        """Whether every row ran, and none failed or crashed."""
         return (
             self.run is not None
             and bool(self.rows)
@@ -46,7 +46,7 @@ class Found:
 
     @property
     def state(self) -> str:
-        """In words, for a table."""
+        """The state in words, for a table."""
         if self.run is None:
             return "not run"
         if self.passed:
@@ -59,7 +59,7 @@ class Found:
         return "; ".join([*words, *self.problems]) or "no rows"
 
     def trouble(self) -> dict[str, str]:
-        """Rows that failed or crashed, and why."""
+        """The rows that failed or crashed, and why."""
         bad = (FAILED, CRASHED)
         return {
             row: f"{line['outcome']}: {line['why']}"
@@ -86,10 +86,10 @@ def found(out: Path, part: Part) -> Found:
 
 
 def benchmarks(of: Found, samples: list[clocks.Sample]) -> dict[str, Any] | None:
-    """The timed rows as `--benchmark-json` writes them, which `bench.report` and others read.
+    """The timed rows in the format of `--benchmark-json`, for `python -m bench report` and others.
 
-    Each row's extra_info has `gpu`, the clocks while it was timed. None where there are no rows, or
-    where the run was a dry one: its times are no measurements.
+    Each row's extra_info has `gpu`, the clocks while it was timed. None if there are no rows, and
+    after a dry run, whose times are not measurements.
     """
     timed = [line["benchmark"] for line in of.rows.values() if line.get("benchmark")]
     if of.run is None or of.run["dry_run"] or not timed:
@@ -105,14 +105,15 @@ def benchmarks(of: Found, samples: list[clocks.Sample]) -> dict[str, Any] | None
         "datetime": datetime.fromtimestamp(of.run["time"], UTC).isoformat(),
         "schema": SCHEMA,
         "quick": False,
-        "command": f"python -m bench.gpu {of.part.name}",
+        "command": f"python -m bench gpu {of.part.name}",
     }
 
 
 def comparison(of: Found) -> tuple[list[Row], dict[str, Any]] | None:
-    """The rows of `vaez-fast compare` on CUDA, and the JSON of them.
+    """The rows of `vaez-fast compare` on CUDA, and their JSON.
 
-    It passes if all rows do and every op has some. None where there is none, and of a dry run.
+    The comparison passes if all rows pass and every op has rows. None if there are no rows, and
+    after a dry run.
     """
     compared = [values for line in of.rows.values() for values in line.get("comparison", ())]
     if of.run is None or of.run["dry_run"] or not compared:
@@ -125,7 +126,7 @@ def comparison(of: Found) -> tuple[list[Row], dict[str, Any]] | None:
 
 
 def _row(values: dict[str, Any]) -> Row:
-    # JSON has no NaN: the numbers that a failed row lacks come back as such
+    # JSON has no NaN: the numbers that a failed row lacks are null and become NaN again.
     numbers = ("absolute", "relative", "ulp", "tolerance")
     lacking = {name: math.nan for name in numbers if values[name] is None}
     return Row(**(values | lacking))

@@ -17,9 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.ops import bench_latent, bench_likelihood
 from bench.ops.bench_importance import CHECKED, ImportanceContest
-from bench.timing.accuracy import Case, Op
 from bench.timing.building import Maker, build
 from bench.timing.busy import Watch
 from bench.timing.clock import CLOCK, Work, interleave
@@ -32,6 +30,9 @@ from vaez_fast.data import DataError, binarized, load
 from vaez_fast.training.phases import STEPS_PER_REPLAY
 from vaez_kernels import bernoulli_log_prob, importance, rsample_kl
 from vaez_kernels.backend import has_fast_bfloat16
+from vaez_kernels.bernoulli import case as likelihood
+from vaez_kernels.latent import case as latent
+from vaez_kernels.testing import Function, TimedCase
 
 OPS = ("latent", "likelihood")
 OP_PROVIDERS = ("jax", "ours")
@@ -131,7 +132,7 @@ def _tensors(arrays: Any) -> tuple[Tensor, ...]:
     return tuple(torch.from_numpy(np.array(array)) for array in arrays)
 
 
-def _op(title: str, case: Case, theirs: Work, ours: Op, bench: Bench) -> Group:
+def _op(title: str, case: TimedCase, theirs: Work, ours: Function, bench: Bench) -> Group:
     def jax_rival() -> Rival:
         return Rival(theirs, case.check(_tensors(theirs()), ours=False))
 
@@ -146,8 +147,8 @@ def _op(title: str, case: Case, theirs: Work, ours: Op, bench: Bench) -> Group:
 def _latent(bench: Bench) -> Group:
     import jax
 
-    shape = bench_latent.BANDWIDTH_BOUND[bench.device.type][-1]
-    case = bench_latent.case_of(shape, torch.float32, bench.device)
+    shape = latent.TIMED.large[bench.device.type][-1]
+    case = latent.timed_case(shape, torch.float32, bench.device)
     given = [_array(x) for x in (case.mu, case.logvar)]
     upstream = [_array(case.grad_z[0]), _array(case.grad_kl)]
     theirs = partial(_jax().latent, *given, jax.random.key(0), *upstream)
@@ -156,8 +157,8 @@ def _latent(bench: Bench) -> Group:
 
 
 def _likelihood(bench: Bench) -> Group:
-    shape = bench_likelihood.BANDWIDTH_BOUND[bench.device.type]
-    case = bench_likelihood.case_of(shape, torch.float32, bench.device)
+    shape = likelihood.TIMED.large[bench.device.type][-1]
+    case = likelihood.timed_case(shape, torch.float32, bench.device)
     theirs = partial(_jax().likelihood, *map(_array, (case.logits, case.x, case.grad)))
     title = f"likelihood op, {shape[0]} × {shape[1]:,} × {shape[2]}"
     return _op(title, case, theirs, bernoulli_log_prob, bench)
@@ -175,7 +176,7 @@ def _importance(bench: Bench) -> Group:
     contest = ImportanceContest(bench)
     posterior = [_array(x) for x in (contest.mu, contest.logvar, contest.x)]
     decoder = _layers(contest.vae.decoder)
-    at_once = max(1, importance.LOGITS[bench.device.type] // 784 // contest.images)
+    at_once = max(1, importance.twin.LOGITS[bench.device.type] // 784 // contest.images)
     chunks = max(1, round(contest.samples / at_once))
 
     def theirs(dtype: str) -> Rival:

@@ -1,16 +1,14 @@
-"""Burda et al. 2016, one stochastic layer: VAE, IWAE-5 and IWAE-50 on MNIST, again.
+"""Burda et al. 2016 repeated, one stochastic layer: VAE, IWAE-5 and IWAE-50 on MNIST.
 
 `python -m bench reproduction --data-root DIR --out DIR` trains each model on static and on dynamic
 MNIST, and estimates log p(x) of the test split from 5,000 importance samples. A cell is a
-binarisation and K, "static/50". OUT/static-50 holds its training run, OUT/results.json every cell
-that is done, OUT/README.md the table beside the paper's, OUT/k-curve.png log p(x) against k.
-Started again, it goes on with what is not there yet.
+binarisation and K, such as "static/50". DIR/static-50 holds the training run of this cell,
+DIR/results.json all finished cells, DIR/README.md a table with the paper's values, and
+DIR/k-curve.png log p(x) against k. A second call does the cells that are missing.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -20,30 +18,29 @@ from typing import Any
 
 from torch import Tensor
 
+from bench.command import Parser
 from bench.likelihood.run import SAMPLES, mean_of, threads
 from vaez_fast.config import ConfigError, TrainConfig, choose_device, choose_precision
-from vaez_fast.data import DataError, Dataset, binarized, load
+from vaez_fast.data import DataError, Dataset, load
 from vaez_fast.drawing import style
 from vaez_fast.drawing.page import Block, Figure, Heading, Table, Text, markdown
-from vaez_fast.measures.evaluate import Evaluator
+from vaez_fast.measures.evaluate import evaluator
 from vaez_fast.model import VAE
 from vaez_fast.runs.folder import load_run, save
 from vaez_fast.system.environment import environment, expect_no_gpu
-from vaez_fast.system.errors import printable
 from vaez_fast.system.files import (
     OutputError,
     prepare_files,
     prepare_folder,
     read_json,
     write_atomically,
+    write_json,
 )
-from vaez_fast.training.loop import EVALUATION_STEP
 from vaez_fast.training.train import TrainingError, train
-from vaez_kernels import noise_key
 
 SCHEMA = 1
-# log p(x) of the test split, nats an image, 5,000 samples, as github.com/nbip/IWAE's README cites
-# the paper's.
+# log p(x) of the test split in nats an image, 5,000 samples: the paper's values as quoted in the
+# README of github.com/nbip/IWAE.
 PUBLISHED = {
     "static/1": -88.71,
     "static/5": -87.63,
@@ -53,22 +50,22 @@ PUBLISHED = {
     "dynamic/50": -84.78,
 }
 NAMES = {1: "VAE", 5: "IWAE-5", 50: "IWAE-50"}
-# By K, and the same, so that the models differ in K alone: what half an hour of training allows, an
-# epoch of K = 50 taking 28 s (batch 50, bfloat16, two cores of an AMD EPYC).
+# For each K. They are equal, so that the models differ in K alone. Half an hour of training allows
+# 25: an epoch of K = 50 takes 28 s (batch 50, bfloat16, two cores of an AMD EPYC).
 EPOCHS = {1: 25, 5: 25, 50: 25}
-# Two epochs of K = 50 reach -121 nats on the validation split with this batch, and -143 with 128
-# and a rate of 4e-3 (64 importance samples).
+# Two epochs of K = 50 reach -121 nats on the validation split with these, and -143 with batch 128
+# and a learning rate of 4e-3 (64 importance samples).
 BATCH_SIZE, LR = 50, 3e-3
-LOOK_EVERY = 2  # epochs, for the state with the best bound on the validation split
+LOOK_EVERY = 2  # epochs between evaluations, which choose the state with the best validation bound
 
 Record = dict[str, Any]
 
 
 def config_of(cell: str) -> TrainConfig:
-    """How a cell is trained; the data set is the caller's.
+    """The training settings of a cell; the caller loads the data set.
 
     Raises:
-        ConfigError: not one of the cells.
+        ConfigError: there is no such cell.
     """
     if cell not in PUBLISHED:
         raise ConfigError(f"cells must be among {', '.join(PUBLISHED)}, got {cell!r}")
@@ -86,7 +83,7 @@ def config_of(cell: str) -> TrainConfig:
 
 
 def trained(cell: str, folder: Path, dataset: Dataset) -> tuple[VAE, Record]:
-    """A cell's model and the record of its training: from the folder, or trained into it.
+    """A cell's model and the record of its training; trained now if the folder does not hold them.
 
     Raises:
         OutputError: the folder holds a run of other settings, or cannot be written.
@@ -110,7 +107,7 @@ def trained(cell: str, folder: Path, dataset: Dataset) -> tuple[VAE, Record]:
 
 
 def k_curve(log_px: Tensor) -> list[Record]:
-    """log p(x) (len(SAMPLES), N) in nats → its mean and standard error over images, for each k."""
+    """log p(x) (len(SAMPLES), N) in nats → for each k its mean and standard error over images."""
     points = []
     for k, values in zip(SAMPLES, log_px, strict=True):
         of = mean_of(values)
@@ -119,10 +116,10 @@ def k_curve(log_px: Tensor) -> list[Record]:
 
 
 def reproduce(cells: Sequence[str], dataset: Dataset, out: Path) -> Record:
-    """Do the cells that `out` lacks; results.json is written after each. Returns its content.
+    """Do the cells that `out` lacks, write results.json after each, and return its content.
 
     Raises:
-        ConfigError: not a cell.
+        ConfigError: there is no such cell.
         OutputError, TrainingError: as `trained`.
     """
     configs = {cell: config_of(cell) for cell in cells}
@@ -135,26 +132,23 @@ def reproduce(cells: Sequence[str], dataset: Dataset, out: Path) -> Record:
     for cell, config in configs.items():
         vae, run = trained(cell, out / cell.replace("/", "-"), dataset)
         if cell not in done["cells"]:
-            pixels = binarized(dataset, "test", config.binarize)
-            noise = noise_key(config.seed, "evaluate", EVALUATION_STEP["test"], device=device)
-            evaluate = Evaluator(pixels, 1.0, noise, config.precision)
+            evaluate = evaluator(config, dataset, "test")
             clock = time.perf_counter()
             curve = k_curve(evaluate.log_px_curve(vae.to(device), SAMPLES))
             names = ("arm", "config", "environment", "best_step", "speed")
             done["cells"][cell] = {name: run[name] for name in names} | {
-                "images": len(pixels),
+                "images": len(dataset.test.images),
                 "k_curve": curve,
                 "k_curve_seconds": time.perf_counter() - clock,
                 "evaluated_on": environment(device),
             }
-            text = json.dumps(done, indent=1, allow_nan=False) + "\n"
-            write_atomically(out / "results.json", text.encode())
+            write_json(out / "results.json", done)
             print(f"{cell}: log p(x) {curve[-1]['log_px']:.2f}", file=sys.stderr, flush=True)
     return done
 
 
 def page(results: Record) -> list[Block]:
-    """The table beside the paper's, and what was cut against it."""
+    """The table with the paper's values, and how the training differs from the paper's."""
     done = {cell: results["cells"][cell] for cell in PUBLISHED if cell in results["cells"]}
     rows = []
     for cell, run in done.items():
@@ -190,14 +184,14 @@ def page(results: Record) -> list[Block]:
             f"Batch {config['batch_size']}, Adam with a learning rate of {config['lr']:g} (warm-up "
             f"over 5 % of the steps, then a cosine to zero), {config['precision']} products, "
             f"{threads(machine)} of {machine['device']}, torch {machine['torch']}. "
-            "Step: the state kept, the one with the best bound on the validation split, of all "
-            "that were taken. Training: the loop alone."
+            "Step: that of the state with the best bound on the validation split, which is kept, "
+            "of all steps. Training: the time of the loop alone."
         ),
         Text(
-            "Cut against the paper: it trains for 3,280 epochs (Σ 3^i, i = 0 … 7, at a learning "
-            "rate of 0.001·10^(−i/7) each), batch 20, Adam with epsilon 1e-4, and starts from "
+            "Differences from the paper: it trains for 3,280 epochs (Σ 3^i, i = 0 … 7, at a "
+            "learning rate of 0.001·10^(−i/7) each), with batch 20, Adam with epsilon 1e-4 and "
             "Glorot's initial weights; here they are PyTorch's. Static MNIST is binarised by the "
-            "same law as Larochelle's file, with other draws."
+            "same law as Larochelle's file, with other random draws."
         ),
         Text("python -m bench reproduction --data-root DIR --out reports/reproduction", code=True),
         Figure(
@@ -208,7 +202,7 @@ def page(results: Record) -> list[Block]:
 
 
 def k_curves(results: Record) -> bytes:
-    """The figure of every cell's curve, a PNG."""
+    """The curves of all cells, a PNG."""
     with style.figure() as (figure, (ax,)):
         for cell, run in results["cells"].items():
             config, curve = run["config"], run["k_curve"]
@@ -227,24 +221,16 @@ def k_curves(results: Record) -> bytes:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0 done, 1 data, output or training failed, 2 a setting cannot be."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench reproduction",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--data-root", default="data", metavar="DIR", help="torchvision's MNIST (default: data)"
-    )
+    """Exit status: 0 done, 1 data, output or training failed, 2 a wrong setting."""
+    parser = Parser("reproduction", __doc__)
+    parser.add_data_root("torchvision's MNIST")
     parser.add_argument(
         "--cells",
         default=",".join(PUBLISHED),
         metavar="CELL,…",
-        help="what to do, in this order (default %(default)s)",
+        help="cells to do, in this order (default %(default)s)",
     )
-    parser.add_argument(
-        "--out", required=True, type=Path, metavar="DIR", help="a folder for the results"
-    )
+    parser.add_out_folder()
     options = parser.parse_args(argv)
     expect_no_gpu()
     try:
@@ -259,6 +245,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         parser.error(str(error))
     except (DataError, OutputError, TrainingError) as error:
-        print(f"bench.reproduction: error: {printable(error)}", file=sys.stderr)
-        return 1
+        return parser.failed(error)
     return 0

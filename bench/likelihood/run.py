@@ -1,19 +1,16 @@
-"""What 5,000 importance samples cost and tell of trained models: `python -m bench likelihood RUN`.
+"""log p(x) of trained models from 5,000 importance samples: `python -m bench likelihood RUN`.
 
-RUN is a folder that `vaez-fast train` wrote. For each model: log p(x) of the whole test split
-against the number of samples k, the time that took, and what bfloat16 products (on a GPU TF32, too)
-move it by, on the same samples. For the first model also the density of its aggregate posterior:
-log q(z) of a draw for each test image under the posteriors of all training images. DIR gets
-results.json, README.md and k-curve.png.
+RUN is a folder that `vaez-fast train` wrote. For each model this measures log p(x) of the whole
+test split against the number of samples k, the time, and the shift by bfloat16 products (on a GPU
+also by TF32) on the same samples. For the first model it also measures the density of its aggregate
+posterior: log q(z) of one draw for each test image under the posteriors of all training images. DIR
+gets results.json, README.md and k-curve.png.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 import math
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,29 +20,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.command import Parser
 from bench.timing.clock import interleave, peak_memory
-from bench.training.baselines import mixture_log_prob as textbook_mixture
 from vaez_fast.config import ConfigError, choose_device
-from vaez_fast.data import DataError, Dataset, binarized, load, pixel_scale
+from vaez_fast.data import DataError, Dataset, Pixels, load
 from vaez_fast.drawing import style
 from vaez_fast.drawing.page import Block, Figure, Heading, Table, Text, markdown
 from vaez_fast.measures.evaluate import IMAGES_AT_ONCE, Evaluator
 from vaez_fast.model import VAE
 from vaez_fast.runs.folder import load_run
+from vaez_fast.streams import AGGREGATE_DENSITY, EVALUATION
 from vaez_fast.system.environment import environment, expect_no_gpu
-from vaez_fast.system.errors import printable
-from vaez_fast.system.files import OutputError, prepare_files, write_atomically
-from vaez_fast.training.loop import EVALUATION_STEP
-from vaez_kernels import mixture_log_prob, noise_key, reference, rsample
+from vaez_fast.system.files import OutputError, prepare_files, write_atomically, write_json
+from vaez_kernels import mixture_log_prob, reference, rsample
 from vaez_kernels.backend import has_fast_bfloat16
+from vaez_kernels.mixture.case import chunked_log_prob as textbook_mixture
 
 SCHEMA = 1
 SAMPLES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
-# Images and samples on which precisions are compared: float32 takes twice as long on a CPU.
+# Images and samples for the comparison of precisions; float32 takes twice as long on a CPU.
 BIAS_IMAGES, BIAS_SAMPLES = 1_000, 1_000
-# Draws that meet all components in textbook code, and in float64.
+# Draws that are evaluated by textbook code, and in float64.
 TEXTBOOK_DRAWS, CHECKED_DRAWS = 50, 50
-DRAW = 14  # step of the "evaluate" noise
 
 Record = dict[str, Any]
 
@@ -63,11 +59,11 @@ def threads(machine: Record) -> str:
 
 
 def measure(vae: VAE, run: Record, dataset: Dataset) -> Record:
-    """log p(x) against k on all test images, and how far low precision is from float32."""
+    """log p(x) against k on all test images, and the shift of low precision from float32."""
     config = run["config"]
-    pixels = binarized(dataset, "test", config["binarize"], seed=config["seed"])
-    scale = pixel_scale(config["binarize"])
-    noise = noise_key(config["seed"], "evaluate", EVALUATION_STEP["test"], device=pixels.device)
+    images = Pixels(dataset, config["binarize"], config["seed"])
+    pixels, scale = images.test, images.scale
+    noise = EVALUATION["test"].key(config["seed"], device=pixels.device)
 
     def log_px(images: int, counts: Sequence[int], precision: str) -> Tensor:
         return Evaluator(pixels[:images], scale, noise, precision).log_px_curve(vae, counts)
@@ -79,7 +75,7 @@ def measure(vae: VAE, run: Record, dataset: Dataset) -> Record:
     for precision in precisions:
         moved = log_px(BIAS_IMAGES, (BIAS_SAMPLES,), precision)[0] - exact
         bias[precision] = mean_of(moved) | {"largest": float(moved.abs().max())}
-    # Compiled, if it was not; on a GPU for the sizes that are to come.
+    # Compile before timing; a GPU compiles for the sizes that are timed.
     log_px(IMAGES_AT_ONCE if pixels.is_cuda else 8, SAMPLES, "auto")
     _wait(pixels)
     clock = time.perf_counter()
@@ -105,14 +101,11 @@ def _wait(tensor: Tensor) -> None:
 
 @torch.no_grad()
 def measure_mixture(vae: VAE, config: Record, dataset: Dataset) -> Record:
-    """log q(z) of M draws under N posteriors: time, memory, error, and textbook code beside it."""
-    scale = pixel_scale(config["binarize"])
-    train, test = (
-        binarized(dataset, split, config["binarize"], seed=config["seed"]).float() * scale
-        for split in ("train", "test")
-    )
+    """log q(z) of M draws under N posteriors: time, memory, error; the time of textbook code."""
+    images = Pixels(dataset, config["binarize"], config["seed"])
+    train, test = images.x("train"), images.x("test")
     mu, logvar = (t.contiguous() for t in vae.encode(train))
-    noise = noise_key(config["seed"], "evaluate", DRAW, device=mu.device)
+    noise = AGGREGATE_DENSITY.key(config["seed"], device=mu.device)
     z = rsample(*vae.encode(test), noise)[0]
     mixture_log_prob(z[:TEXTBOOK_DRAWS], mu, logvar)  # compiles
     _wait(z)
@@ -150,7 +143,7 @@ def measure_mixture(vae: VAE, config: Record, dataset: Dataset) -> Record:
 
 
 def page(results: Record) -> list[Block]:
-    """The lines of README.md."""
+    """The blocks of README.md."""
     machine, models = results["environment"], results["models"]
     blocks: list[Block] = [
         Heading(1, "Likelihood from 5,000 samples an image"),
@@ -163,7 +156,7 @@ def page(results: Record) -> list[Block]:
                 "model",
                 "trained on",
                 "log p(x), 5,000 samples",
-                "of that beyond 100",
+                "gain over 100 samples",
                 "images",
                 "time",
             ),
@@ -181,10 +174,10 @@ def page(results: Record) -> list[Block]:
         ),
         Figure("k-curve.png", "log p(x) against the importance samples k"),
         Text("python -m bench likelihood RUN … --data-root DIR --out DIR", code=True),
-        Heading(2, "What low precision moves"),
+        Heading(2, "The effect of low precision"),
         Text(
-            f"The same {BIAS_SAMPLES:,} samples of the first {BIAS_IMAGES:,} test images, minus "
-            "float32. The mean is what a reported log p(x) is off by."
+            f"log p(x) of the first {BIAS_IMAGES:,} test images minus that in float32, from the "
+            f"same {BIAS_SAMPLES:,} samples. A reported log p(x) is off by the mean."
         ),
         Table(
             ("model", "precision", "mean", "largest of an image"),
@@ -223,7 +216,7 @@ def _at(model: Record, k: int) -> float:
 
 
 def k_curves(models: Sequence[Record]) -> bytes:
-    """Every model's curve, less its end, so that models nats apart share an axis; a PNG."""
+    """Every model's curve minus its last value, so that distant models share an axis; a PNG."""
     with style.figure() as (figure, (ax,)):
         colours = (style.BLUE, style.VERMILLION, style.GREEN, style.BLACK)
         for model, colour in zip(models, itertools.cycle(colours), strict=False):
@@ -241,20 +234,14 @@ def k_curves(models: Sequence[Record]) -> bytes:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0 done, 1 a run, the data or the output failed, 2 a setting cannot be."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench likelihood",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="of vaez-fast train")
+    """Exit status: 0 done, 1 a run, the data or the output failed, 2 a wrong setting."""
+    parser = Parser("likelihood", __doc__)
     parser.add_argument(
-        "--data-root", default="data", metavar="DIR", help="of the runs' data (default: data)"
+        "runs", nargs="+", type=Path, metavar="RUN", help="folder of a training run"
     )
+    parser.add_data_root("the runs' data")
     parser.add_argument("--device", default="auto", help="auto|cpu|cuda|cuda:N (default auto)")
-    parser.add_argument(
-        "--out", required=True, type=Path, metavar="DIR", help="a folder for the results"
-    )
+    parser.add_out_folder()
     options = parser.parse_args(argv)
     expect_no_gpu()
     try:
@@ -273,8 +260,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             results["models"].append(measure(vae, run, dataset))
             if i == 0:
                 results["mixture"] = measure_mixture(vae, run["config"], dataset)
-        content = json.dumps(results, indent=1, allow_nan=False) + "\n"
-        write_atomically(options.out / "results.json", content.encode())
+        write_json(options.out / "results.json", results)
         write_atomically(options.out / "k-curve.png", k_curves(results["models"]))
         text = markdown(page(results))
         write_atomically(options.out / "README.md", text.encode())
@@ -282,6 +268,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         parser.error(str(error))
     except (DataError, OutputError) as error:
-        print(f"bench.likelihood: error: {printable(error)}", file=sys.stderr)
-        return 1
+        return parser.failed(error)
     return 0

@@ -10,20 +10,21 @@ from functools import partial
 from typing import Any
 
 import pytest
+import torch
 
-from bench.ops.bench_linear import DTYPES, LARGE, SMALL, Shape, contest
 from bench.timing.clock import CLOCK
-from bench.timing.rivals import AUTOTUNED, NO_GPU
+from bench.timing.rivals import AUTOTUNED, NO_GPU, Contest
 from bench.timing.rows import Bench, Group
+from vaez_kernels.linear_bernoulli.case import TIMED
+from vaez_kernels.testing import Shape
 
 PROVIDERS = ("eager", "compiled", AUTOTUNED, "fallback", "triton")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    metafunc.parametrize(
-        "shape", (LARGE["cuda"], SMALL), ids=lambda shape: "x".join(map(str, shape))
-    )
-    metafunc.parametrize("dtype", list(DTYPES))
+    shapes = (*TIMED.large["cuda"], *TIMED.launch_bound)
+    metafunc.parametrize("shape", shapes, ids=lambda shape: "x".join(map(str, shape)))
+    metafunc.parametrize("dtype", ["float32", "bfloat16"])
     metafunc.parametrize("provider", PROVIDERS)
 
 
@@ -36,6 +37,6 @@ def test_autotuned(benchmark: Any, bench: Bench, shape: Shape, dtype: str, provi
 
 
 def _group(shape: Shape, dtype: str, bench: Bench) -> Group:
-    usual = contest(shape, dtype, "forward+backward", bench.device)
+    usual = Contest.of(TIMED, shape, getattr(torch, dtype), "forward+backward", bench.device)
     title = usual.title.replace("forward", "with max-autotune, forward", 1)
     return replace(usual, title=title, launch_bound=False, autotuned=True).group()

@@ -15,16 +15,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.timing.accuracy import Check, worst
 from bench.timing.building import Maker, build
 from bench.timing.clock import CLOCK, available_device
 from bench.timing.rivals import NO_BFLOAT16, NO_COMPILER, NO_GPU
 from bench.timing.rows import Bench, Group, Rival
-from bench.training.baselines import importance_log_likelihood as textbook
 from vaez_fast.model import VAE
 from vaez_kernels import importance, importance_log_likelihood, noise_key, reference
 from vaez_kernels.backend import has_fast_bfloat16
 from vaez_kernels.compiler import has_cpu_compiler
+from vaez_kernels.error_bounds import Check, worst
+from vaez_kernels.importance.case import chunked_log_likelihood as textbook
 
 SAMPLES = 5_000
 IMAGES = {"cpu": 10, "cuda": 1_000}
@@ -111,7 +111,7 @@ class ImportanceContest:
         return self.rival(by_layers, found[:CHECKED], precision)
 
     def theirs(self, compiled: bool) -> Rival:
-        rows = importance.LOGITS[self.device.type] // 784
+        rows = importance.twin.LOGITS[self.device.type] // 784
         run = partial(textbook, self.vae.decoder, compiled=compiled)
 
         def drawn(first: int, count: int) -> Tensor:

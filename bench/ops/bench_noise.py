@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.timing.accuracy import Check
 from bench.timing.building import build
 from bench.timing.clock import CLOCK, available_device
 from bench.timing.rows import Bench, Group, Rival
 from vaez_kernels import noise_key, normal, reference
+from vaez_kernels.error_bounds import Check
 
 PROVIDERS = ("torch.randn", "normal")
 SIZES = {"cpu": (1 << 14, 1 << 20), "cuda": (1 << 14, 1 << 20, 1 << 26)}

@@ -1,13 +1,14 @@
 """Intervals of medians and of their ratios, from the rounds of a run.
 
-Rounds of a run are not independent: a neighbour that comes and goes slows many in a row (their
-autocorrelation, one round apart, reaches 0.9 in committed runs). So they are resampled in blocks of
-√n neighbouring rounds, taken around the end (circular block bootstrap: Politis & Romano 1992).
-Rows of one group were timed in turn, round for round; they are resampled by the same rounds, so
-that in a ratio of two of them what slowed both cancels.
+The rounds of a run are not independent: other processes come and go and slow many rounds in a row
+(the autocorrelation of neighbouring rounds reaches 0.9 in committed runs). So they are resampled in
+blocks of √n neighbouring rounds, where the first round follows the last (circular block bootstrap:
+Politis & Romano 1992). The rows of one group were timed in turn, round by round. They are resampled
+by the same rounds, so that a disturbance of two rows cancels in their ratio.
 
-Rounds know nothing of what differs from one process to the next, where memory lies and which cores
-are busy, and that can be more than all they tell (Kalibera & Jones 2013): `widened` adds it.
+Rounds do not show what differs from one process to the next, such as the placement of memory and
+the busy cores. This can be larger than all the noise of the rounds (Kalibera & Jones 2013);
+`widened` adds it.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from numpy.typing import NDArray
 
 LEVEL = 0.95
 RESAMPLES = 1000
-FEWEST_ROUNDS = 8  # below, resampled medians repeat a handful of values
+FEWEST_ROUNDS = 8  # with fewer, resampled medians take only a handful of values
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value and its 95 % interval, which is NaN where rounds were too few for one."""
+    """A value and its 95 % interval, which is NaN if there were too few rounds."""
 
     value: float
     low: float = math.nan
@@ -41,7 +42,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class LogMedian:
-    """The logarithm of a median, and of the medians of resampled rounds, (1000,) or empty."""
+    """The logarithm of a median, and those of the medians of resampled rounds, (1000,) or empty."""
 
     value: float
     draws: NDArray[np.float64]
@@ -52,15 +53,16 @@ class LogMedian:
         return LogMedian(self.value - other.value, self.draws - other.draws)
 
     def widened(self, spread: float, freedom: float) -> LogMedian:
-        """With a spread of the logarithm added that was estimated with so many degrees of freedom.
+        """The same with an added spread of the logarithm.
 
-        Student's t for the spread, convolved with the draws of the rounds.
+        Draws of Student's t with `freedom` degrees of freedom, times `spread`, are added to the
+        draws of the rounds.
         """
         t = np.random.default_rng(0).standard_t(freedom, size=self.draws.size)
         return LogMedian(self.value, self.draws + spread * t)
 
     def estimate(self) -> Estimate:
-        """Of the median itself, or of the ratio where two were subtracted."""
+        """The median, or after a subtraction the ratio of two medians, with its interval."""
         if not self.draws.size:
             return Estimate(math.exp(self.value))
         tail = 50 * (1 - LEVEL)
@@ -73,7 +75,7 @@ def log_median(seconds: Sequence[float], run: int = 0) -> LogMedian:
 
     Args:
         seconds: of each round, in the order they were taken.
-        run: rows of the same run and as many rounds share their resampled rounds; those of
+        run: rows of the same run with equally many rounds share their resampled rounds; rows of
             different runs do not.
     """
     rounds = np.asarray(seconds, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""What became of each row between two runs, judged by intervals; bench.compare says how and why."""
+"""The change of each row between two runs, judged by intervals: see bench.records.compare."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from bench.records.records import Record, Row, reference_of
 
 BAND = 5.0  # per cent
 FEWEST_CONTROLS = 5
-USUAL_SPREAD = 0.15  # where controls are fewer: as measured, bench.compare says where
+USUAL_SPREAD = 0.15  # with fewer controls: a measured value, see bench.records.compare
 
 
 @dataclass(frozen=True)
 class Change:
-    """What became of a row: medians in seconds, None on the side where it is not."""
+    """The change of a row: medians in seconds, None for a run that lacks the row."""
 
     group: str
     provider: str
@@ -23,16 +23,16 @@ class Change:
     verdict: str
     old: float | None
     new: float | None
-    ratio: Estimate | None = None  # new over old, of the time over the first row's or of the time
+    ratio: Estimate | None = None  # new over old, of what `judged` names
     judged: str | None = None  # "time over NAME's" or "time"
     note: str = ""
 
 
 def changes(old: Record, new: Record, band: float = BAND) -> list[Change]:
-    """Every row of either run, in OLD's order and then NEW's.
+    """Every row of either run, in the order of OLD and then of NEW.
 
     Args:
-        band: per cent; what counts as no change.
+        band: the change in per cent that counts as none.
     """
     spread = control_spread(old, new)
     found = []
@@ -53,14 +53,14 @@ def changes(old: Record, new: Record, band: float = BAND) -> list[Change]:
 
 @dataclass(frozen=True)
 class Spread:
-    """Root mean square of the controls' logarithmic changes, between two runs."""
+    """Root mean square of the logarithmic changes of the controls between two runs."""
 
     value: float
-    controls: int  # 0 where there were too few, and the value is a usual one
+    controls: int  # 0 if there were too few, and the value is the usual one
 
     @property
     def freedom(self) -> float:
-        """Degrees of freedom: a usual spread counts as known."""
+        """Degrees of freedom; the usual spread counts as exactly known."""
         return float(self.controls or 10**9)
 
     def text(self) -> str:
@@ -70,7 +70,7 @@ class Spread:
 
 
 def control_spread(old: Record, new: Record) -> Spread:
-    """How far rows that nobody changed lie from 1, by the ratios that are judged."""
+    """How far the ratios of unchanged rows are from 1."""
     squares = []
     for title in old.groups.keys() & new.groups.keys():
         before, after = old.groups[title], new.groups[title]
@@ -87,7 +87,7 @@ def control_spread(old: Record, new: Record) -> Spread:
 def _log_ratio(
     before: dict[str, Row], after: dict[str, Row], provider: str, reference: str | None
 ) -> LogMedian:
-    # NEW over OLD, of the row's time over the reference's, or of its time where there is none
+    # NEW over OLD: of the row's time over the reference's, or of its time if there is no reference.
     then, now = (
         log_median(before[provider].seconds, run=0),
         log_median(after[provider].seconds, run=1),
@@ -99,7 +99,7 @@ def _log_ratio(
 
 
 def _common_reference(before: dict[str, Row], after: dict[str, Row]) -> str | None:
-    # None where the first rows differ, or are ours: then no row is known to have stayed as it was
+    # None if the first rows differ or are ours: then no row is known to be unchanged.
     if not (before and after):
         return None
     old, new = reference_of(before), reference_of(after)
@@ -131,7 +131,7 @@ def _change(
 
 
 def _unlike(old: Row, new: Row) -> str:
-    # why two times of a row are not of the same thing; empty where they are
+    # Why two times of a row cannot be compared; empty if they can.
     timings = old.info.get("timing"), new.info.get("timing")
     if timings[0] != timings[1]:
         return f"timed by {timings[0]} and by {timings[1]}"
@@ -142,7 +142,7 @@ def _unlike(old: Row, new: Row) -> str:
 
 
 def _accuracy(old: Row, new: Row) -> str:
-    # speed must not be bought with digits unseen; errors are in units of the tolerance
+    # A faster row may have lost accuracy. Errors are in units of the tolerance.
     if new.error > max(2 * old.error, 0.1):
         return f"error {old.error:.2f} → {new.error:.2f} of its tolerance"
     return ""

@@ -1,27 +1,27 @@
 """What became faster or slower between two runs of the suite: `python -m bench compare OLD NEW`.
 
-A machine drifts between two runs, and the times of all rows with it. So what is judged is a row's
-time over that of its group's first row (eager, textbook, torch.randn), which was timed in turn with
-it, round for round: NEW's ratio over OLD's; above 1 is slower. The first row's own change stands in
-its group's heading: the drift, or what a new torch did to it. A group without a common first row
-that is not ours, like training, is judged by its times alone.
+A machine drifts between two runs, and the times of all rows drift with it. So a row is judged by
+its time over that of the first row of its group (eager, textbook, torch.randn), which was timed in
+turn with it, round by round. The verdict is on NEW's ratio over OLD's; above 1 is slower. The
+heading of a group shows how its first row changed, by drift or by a new torch. If a group has no
+common first row, or the first row is ours as in training, its rows are judged by their times alone.
 
-The ratio's 95 % interval holds the noise of both runs' rounds (bench.records.bootstrap) and that
-from one process to the next, which rounds cannot know. That is the spread of the controls: rows of
-code that this project does not change (compiled, careful, products), whose ratios should all be 1.
-On four runs of the same code on two shared and busy cores, ratios of controls spread by 13 to 18 %
-between any two runs, and times by 16 to 82 %. By the rounds alone a third of all rows would have
-been called slower or faster; with the controls it is one in ten of ours. Such a machine can tell a
-large change only, and the tables say how large: the intervals are as wide as that.
+The 95 % interval of the ratio covers the noise of both runs' rounds (bench.records.bootstrap) and
+the noise from one process to the next, which rounds do not show. The latter is the spread of the
+controls: rows of code that this project does not change (compiled, careful, products), whose ratios
+should all be 1. In four runs of the same code on two shared and busy cores, the ratios of controls
+spread by 13 to 18 % between any two runs, and times by 16 to 82 %. With the rounds alone a third of
+all rows would have been called slower or faster; with the controls it is one in ten of ours. On
+such a machine only large changes can be seen; the widths of the intervals show how large.
 
   same       the whole interval lies within the band, 1/1.05 to 1.05: there is no larger change
   slower     the interval lies above 1, and the ratio above the band
   faster     the interval lies below 1, and the ratio below the band
-  ambiguous  anything else: too noisy to say, or too few rounds (a training run has one)
-  unlike     timed in another way, or without a passed check: not compared
+  ambiguous  anything else: too noisy, or too few rounds (a training run has one)
+  unlike     not compared, because it was timed in another way or did not pass its check
 
-Rows that appeared or vanished are named. Runs of different machines, or a quick and a full one, are
-refused; other versions of torch or triton are noted.
+Rows that appeared or vanished are named. Runs of different machines are refused, and so are a quick
+run and a full one. Different versions of torch or triton are noted.
 
 Exit status: 0 nothing of ours is slower, 1 a row of ours is slower or any vanished, 2 runs or rows
 cannot be compared, or a file is bad.
@@ -29,30 +29,28 @@ cannot be compared, or a file is bad.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from bench.command import Parser
 from bench.records.changes import BAND, Change, changes, control_spread
 from bench.records.records import Record, RecordError, read
 from bench.records.summary import time_text
 from bench.timing.busy import busy_line
-from vaez_fast.system.errors import printable
 
-# As they are counted at the end, what matters most first.
+# In the order of the counts at the end, the most important first.
 VERDICTS = ["slower", "vanished", "unlike", "faster", "ambiguous", "appeared", "same", "reference"]
 MACHINE = ("device", "cpu", "threads")
 VERSIONS = ("torch", "triton", "python")
 
 
 def differences(old: Record, new: Record) -> list[str]:
-    """What forbids a comparison: "threads: 2 and 4"."""
+    """The differences that forbid a comparison, such as "threads: 2 and 4"."""
     found = [
         f"{name}: {old.machine.get(name)} and {new.machine.get(name)}"
         for name in MACHINE
@@ -65,19 +63,19 @@ def differences(old: Record, new: Record) -> list[str]:
 
 
 def exit_status(found: Sequence[Change]) -> int:
-    """0 nothing is slower, 1 a row of ours is slower or any vanished, 2 one is unlike."""
+    """0 nothing of ours is slower, 1 a row of ours is slower or any vanished, 2 a row is unlike."""
     if any(alarming(change) for change in found):
         return 1
     return 2 if any(change.verdict == "unlike" for change in found) else 0
 
 
 def alarming(change: Change) -> bool:
-    """A row that vanished, or one of ours that became slower."""
+    """Whether a row vanished, or is ours and became slower."""
     return change.verdict == "vanished" or (change.verdict == "slower" and change.ours)
 
 
 def notes(old: Record, new: Record) -> Iterator[str]:
-    """The runs, and what differs between them and is no reason to refuse."""
+    """The runs, and the differences between them that do not forbid a comparison."""
     for name, record in (("OLD", old), ("NEW", new)):
         yield f"{name}  {record.path}: {record.where()}"
         busy = busy_line(row.info for row in record.rows)
@@ -92,7 +90,7 @@ def notes(old: Record, new: Record) -> Iterator[str]:
 
 
 def table(found: Sequence[Change]) -> Iterator[str]:
-    """A block for each group, then how many rows have which verdict, and the worst by name."""
+    """A block for each group, then the number of rows with each verdict, and the worst rows."""
     for title in dict.fromkeys(change.group for change in found):
         rows = [change for change in found if change.group == title]
         yield ""
@@ -130,7 +128,7 @@ def _line(change: Change) -> str:
 def as_json(
     old: Record, new: Record, found: Sequence[Change], differing: Sequence[str], band: float
 ) -> str:
-    """The comparison for a script; numbers that are not there are null."""
+    """The comparison as JSON for a script; missing numbers are null."""
 
     def row(change: Change) -> dict[str, Any]:
         values = asdict(change)
@@ -153,12 +151,8 @@ def as_json(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: as the module says."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench compare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    """Exit status: see the docstring of the module."""
+    parser = Parser("compare", __doc__)
     parser.add_argument("old", type=Path, metavar="OLD", help="written by --benchmark-json")
     parser.add_argument("new", type=Path, metavar="NEW", help="the same, later")
     parser.add_argument(
@@ -188,8 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not found:
             raise RecordError(f"--groups: no group's title contains {options.groups!r}")
     except RecordError as error:
-        print(f"bench.compare: error: {printable(error)}", file=sys.stderr)
-        return 2
+        return parser.failed(error, 2)
     if options.json:
         print(as_json(old, new, found, differing, options.band))
     else:

@@ -1,4 +1,4 @@
-"""The figures of a run's rows: how near each comes to the memory's speed, and to its rivals."""
+"""The figures of a run's rows, beside the speed of the memory and beside their rivals."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-# Textbook code dark, compilers' warm, ours blue and green, what bounds a step grey.
+# Textbook code is dark, compiled code warm, ours blue and green, and the bound of a step grey.
 COLOURS = {
     "eager": style.BLACK,
     "textbook": style.BLACK,
@@ -45,20 +45,20 @@ COLOURS = {
     "elbo/sticking-the-landing/joint": style.colour("elbo/sticking-the-landing/joint"),
 }
 NARROW_TICKS = (0.4, 0.5, 0.6, 0.8, 1.0, 1.2, 1.5, 2.0, 2.5, 3.0)
-STRIP = 1.15  # inches of a group's history
+STRIP = 1.15  # height of a group's history, inches
 MARKERS = "osD^vPX*"
 INK = "#555555"
-# So narrow that their text can be read on a telephone, whose page shrinks them.
+# Narrow, so that the text can be read on a phone, which shrinks figures.
 WIDTH = 5.6
 
 
 def colour(provider: str) -> str:
-    """A provider's colour; grey for one that has none."""
+    """A provider's colour; grey if it has none of its own."""
     return COLOURS.get(provider, style.GREY)
 
 
 def speed_up(row: Row, group: dict[str, Row]) -> Estimate:
-    """How many times as fast as the group's first row, with an interval of the run's rounds."""
+    """How many times as fast as the group's first row, with the interval from the rounds."""
     first = reference_of(group)
     return (log_median(first.seconds) - log_median(row.seconds)).estimate()
 
@@ -67,7 +67,7 @@ def roofline(rows: Sequence[Row], copy: float, title: str) -> bytes:
     """Useful bytes a second over the bytes of a call, as a PNG.
 
     Args:
-        rows: those whose groups have a floor in bytes.
+        rows: of groups with a floor in bytes.
         copy: GB/s of a plain copy, the roof.
     """
     with style.figure(width=WIDTH, height=5.6) as (drawn, (ax,)):
@@ -91,10 +91,10 @@ def roofline(rows: Sequence[Row], copy: float, title: str) -> bytes:
 
 
 def traffic(rows: Sequence[Row], copy: float, title: str) -> bytes:
-    """The same over the useful part of the bytes that are moved; the roof slopes. A PNG.
+    """The same over the useful part of the moved bytes, with a sloping roof; a PNG.
 
     Args:
-        rows: those whose moved bytes are known.
+        rows: with known moved bytes.
         copy: GB/s of a plain copy.
     """
     with style.figure(width=WIDTH, height=5.6) as (drawn, (ax,)):
@@ -140,7 +140,7 @@ def _markers(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def _times(ax: Axes, x: tuple[float, float], y: tuple[float, float]) -> None:
-    # lines of equal time: where a call costs that, however few its bytes are
+    # Lines of equal time, whatever the bytes of a call.
     for power in range(-7, 2):
         seconds = 10.0**power
         ax.plot(x, [side / seconds / 1e9 for side in x], ":", color=style.GREY, linewidth=0.8)
@@ -166,7 +166,7 @@ def _entry(marker: str, edge: str, face: str, label: str) -> Line2D:
 
 
 def providers(groups: Sequence[dict[str, Row]], title: str) -> bytes:
-    """Speed-ups over each group's first row on one logarithmic axis, with intervals, as a PNG."""
+    """Speed-ups over the first row of each group on one logarithmic axis, with intervals; a PNG."""
     names = list(dict.fromkeys(name for group in groups for name in group))
     height = 1.5 + 0.62 * len(groups) + 0.22 * math.ceil(len(names) / 3)
     with style.figure(width=WIDTH, height=height) as (drawn, (ax,)):
@@ -206,9 +206,9 @@ def _dot(ax: Axes, value: Estimate, y: float, provider: str) -> None:
 
 
 def strips(records: Sequence[Record], titles: Sequence[str], heading: str) -> bytes:
-    """A strip for each group: speed-ups of our rows over the runs, in order. A PNG.
+    """A strip for each group: speed-ups of our rows, run after run; a PNG.
 
-    Points of one machine are joined: those of two say nothing of each other.
+    Lines join points of one machine, since those of two machines cannot be compared.
     """
     runs = [i for i, record in enumerate(records) if any(t in record.groups for t in titles)]
     machines = dict.fromkeys(records[i].machine["device"] for i in runs)
@@ -248,7 +248,7 @@ def strips(records: Sequence[Record], titles: Sequence[str], heading: str) -> by
 def _line(
     ax: Axes, groups: dict[int, dict[str, Row]], name: str, marker: str, offset: float
 ) -> None:
-    # groups: by the place of their run on the axis
+    # The keys of groups are the places of their runs on the axis.
     values = {
         place + offset: speed_up(group[name], group)
         for place, group in groups.items()
@@ -273,7 +273,7 @@ def _speed_up_axis(ax: Axes) -> None:
 
 
 def plain(value: float, _: float) -> str:
-    """A logarithmic axis's tick: 0.5, 20, 3,000."""
+    """A tick of a logarithmic axis: 0.5, 20, 3,000."""
     return f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
 
 

@@ -1,20 +1,19 @@
-"""How the suite's rows developed: `python -m bench history REPORTS --out DIR`.
+"""How the rows of the suite developed: `python -m bench history REPORTS --out DIR`.
 
-Reads every JSON file under REPORTS that tells a time and a machine. Of runs of the suite it draws,
-run after run, how many times as fast as its group's first row each row of ours was: a ratio, which
-runs on different machines have in common. Times of other files stand in a table. Writes report.md,
-report.html, one file that opens without a network, and their figures.
+Reads every JSON file under REPORTS that has a time and a machine. For each run of the suite it
+draws how many times as fast each of our rows was as the first row of its group, a ratio that runs
+on different machines have in common. The times of other files are in a table. Writes report.md,
+its figures, and report.html, a single file that opens without a network.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.command import Parser
 from bench.records import figures
 from bench.records.records import (
     Record,
@@ -30,16 +29,16 @@ from bench.records.records import (
 from bench.records.report import write_page
 from bench.records.summary import time_text
 from vaez_fast.drawing.page import Block, Figure, Heading, Table, Text
-from vaez_fast.system.errors import first_line, printable
+from vaez_fast.system.errors import first_line
 from vaez_fast.system.files import OutputError
 
 
 @dataclass(frozen=True)
 class Timing:
-    """A time that another file tells."""
+    """A time in a file that is no run of the suite."""
 
     file: str
-    date: str  # "–" where the file tells none
+    date: str  # "–" if the file has none
     machine: dict[str, Any]
     what: str
 
@@ -48,7 +47,7 @@ def collect(folder: Path) -> tuple[list[Record], list[Timing], list[str]]:
     """The runs of the suite under `folder` by date, other times, and the files that are neither.
 
     Raises:
-        RecordError: no folder, or no run of the suite is in it.
+        RecordError: there is no such folder, or no run of the suite in it.
     """
     if not folder.is_dir():
         raise RecordError(f"{folder}: no such folder; expected one with the suite's JSON files")
@@ -75,7 +74,7 @@ def collect(folder: Path) -> tuple[list[Record], list[Timing], list[str]]:
 
 
 def _timing(file: str, content: Any) -> Timing | None:
-    # by what a file holds, since many kinds lie in one folder
+    # By the content of a file, because one folder holds many kinds.
     match content:
         case {"environment": {"device": _, "threads": _} as machine}:
             pass
@@ -112,8 +111,8 @@ def _timing(file: str, content: Any) -> Timing | None:
 
 
 def key_groups(records: Sequence[Record]) -> list[str]:
-    """Groups to draw: those with a row that is not ours to compare with; forward alone only where
-    nothing times it with backward."""
+    """Groups to draw: those whose first row is not ours. A group of the forward alone is drawn only
+    if there is no group of forward and backward."""
     titles = dict.fromkeys(title for record in records for title in record.groups)
 
     def drawn(title: str) -> bool:
@@ -127,7 +126,7 @@ def key_groups(records: Sequence[Record]) -> list[str]:
 def draw(
     records: Sequence[Record], timings: Sequence[Timing], silent: Sequence[str], folder: Path
 ) -> tuple[list[Block], dict[str, bytes]]:
-    """The page's blocks, and its pictures by file name."""
+    """The blocks of the page, and its pictures by file name."""
     pictures: dict[str, bytes] = {}
     return list(_blocks(records, timings, silent, folder, pictures)), pictures
 
@@ -141,12 +140,12 @@ def _blocks(
 ) -> Iterator[Block]:
     yield Heading(1, "How the benchmarks developed")
     yield Text(
-        f"{len(records)} runs of the suite, by date. Drawn is how many times as fast as its "
-        "group's first row (eager, textbook, torch.randn) each row of ours was in the same run, "
-        "with the 95 % interval of that run's rounds. Times cannot be compared between machines, "
-        "and drift on one; ratios drift less, but another machine or another torch moves them, "
-        "too. So read a change only between runs of one machine and one torch, and let "
-        "bench.compare judge it."
+        f"{len(records)} runs of the suite, by date. The figures show how many times as fast each "
+        "of our rows was as the first row of its group (eager, textbook, torch.randn) in the same "
+        "run, with the 95 % interval of the run's rounds. Times cannot be compared between "
+        "machines, and they drift on one machine. Ratios drift less, but they also change with the "
+        "machine and with torch. So compare only runs of one machine and one torch, with python -m "
+        "bench compare."
     )
     yield Table(
         ("run", "date", "machine", "threads", "torch", "triton", "revision", "rows", "file"),
@@ -162,7 +161,7 @@ def _blocks(
         yield Figure(file, f"{name.capitalize()}: our rows, run after run.")
         yield _ratios(records, name)
     yield Heading(2, "Times in other files")
-    yield Text("Not ratios, so compare only those of one machine.")
+    yield Text("These are times, not ratios: compare only those of one machine.")
     yield Table(
         ("file", "date", "machine", "torch", "revision", "what"),
         [
@@ -188,7 +187,7 @@ def _run(i: int, record: Record, folder: Path) -> tuple[str, ...]:
 
 
 def _ratios(records: Sequence[Record], name: str) -> Table:
-    # every group of the family, also those that are not drawn; a column for each run that has one
+    # All groups of the family, drawn or not; one column for each run that has one of them.
     runs = [i for i, r in enumerate(records) if any(family(title) == name for title in r.groups)]
     keys = dict.fromkeys(
         (title, row.provider)
@@ -212,7 +211,7 @@ def write(folder: Path, out: Path) -> None:
     """Read `folder` and write report.md, report.html and the figures into `out`.
 
     Raises:
-        RecordError: no runs of the suite, or a file that cannot be read.
+        RecordError: there is no run of the suite, or a file cannot be read.
         OutputError: `out` cannot be written.
     """
     records, timings, silent = collect(folder)
@@ -221,18 +220,13 @@ def write(folder: Path, out: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 1 the output failed, 2 a file or the folder is bad."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench history",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("history", __doc__)
     parser.add_argument("folder", type=Path, metavar="REPORTS", help="searched with its subfolders")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR")
+    parser.add_out_folder()
     options = parser.parse_args(argv)
     try:
         write(options.folder, options.out)
     except (RecordError, OutputError) as error:
-        print(f"bench.history: error: {printable(error)}", file=sys.stderr)
-        return 2 if isinstance(error, RecordError) else 1
+        return parser.failed(error, 2 if isinstance(error, RecordError) else 1)
     print(f"wrote {options.out / 'report.html'}, report.md and their figures")
     return 0

@@ -1,4 +1,4 @@
-"""The suite's JSON files, read back: rows in groups, the machine, the date."""
+"""The suite's JSON files, read again: rows in groups, the machine, the date."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from vaez_fast.system.errors import first_line, shown
+from vaez_fast.system.errors import UserError, first_line, shown
 from vaez_fast.system.inputs import read_bytes
 
-# Code that this project does not write, or times beside its own; all other providers are ours.
+# Providers that are not ours, timed for comparison; all other providers are ours.
 OTHERS = ("eager", "textbook", "torch.randn", "compiled", "careful", "products")
 
 
-class RecordError(ValueError):
-    """A file that holds no run of the suite; the message names it and what was expected."""
+class RecordError(UserError, ValueError):
+    """The file holds no run of the suite; the message names the file and what was expected."""
+
+    exit_status = 2
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,12 @@ class Row:
 
     @property
     def error(self) -> float:
-        """The largest that its check found, in units of its tolerance."""
+        """The largest error in its check, in units of the tolerance."""
         return float(self.info["check_error_over_tolerance"])
 
     @property
     def own_time(self) -> float:
-        """Median seconds of the device, without the host's where they are told apart."""
+        """Median seconds of the device alone where they are known, else of the caller."""
         times = self.info.get("device_seconds")
         return median(times) if times else self.median
 
@@ -49,7 +51,7 @@ class Row:
         return not self.provider.startswith(OTHERS)
 
     def as_summary(self) -> tuple[str, dict[str, Any], float, float]:
-        """What bench.summary's tables are made of."""
+        """The row as the tables of bench.records.summary take it."""
         return self.group, self.info, self.median, self.iqr
 
 
@@ -70,17 +72,17 @@ class Record:
 
     @property
     def copy(self) -> float | None:
-        """GB/s of a plain copy, read plus written; None where no row has a floor in bytes."""
+        """GB/s of a plain copy, read plus written; None if no row has a floor in bytes."""
         rates = (row.info.get("copy_gb_per_second") for row in self.rows)
         return next((float(rate) for rate in rates if rate), None)
 
     @property
     def revision(self) -> str:
-        """The commit's first seven digits, and whether files differed from it."""
+        """The first seven digits of the commit, and whether files differed from it."""
         return revision_of(self.machine)
 
     def where(self) -> str:
-        """Machine, versions, date and commit in a line."""
+        """Machine, versions, date and commit in one line."""
         machine = self.machine
         return (
             f"{machine_text(machine)}, torch {machine['torch']}, triton {machine['triton']}, "
@@ -89,19 +91,19 @@ class Record:
 
 
 def machine_text(machine: dict[str, Any]) -> str:
-    """Its name and how many threads were used."""
+    """The name of the machine and the number of threads."""
     threads = machine["threads"]
     return f"{machine['device']}, {threads} thread{'' if threads == 1 else 's'}"
 
 
 def revision_of(machine: dict[str, Any]) -> str:
-    """What `environment` knows of the commit: "c9ddd57", "c9ddd57 with changes" or "–"."""
+    """The commit in a record of `environment`: "c9ddd57", "c9ddd57 with changes" or "–"."""
     revision, dirty = machine.get("revision"), machine.get("dirty")
     return f"{revision[:7]}{' with changes' if dirty else ''}" if revision else "–"
 
 
 def family(group: str) -> str:
-    """What a group times, less direction, size and dtype: "latent op", "training step"."""
+    """The title of a group without direction, size and dtype: "latent op", "training step"."""
     return group.split(",")[0]
 
 
@@ -111,12 +113,12 @@ def part_of_name(family: str) -> str:
 
 
 def reference_of(group: dict[str, Row]) -> Row:
-    """The first row, of which the others' speed-ups are."""
+    """The first row; the speed-ups of all rows are relative to it."""
     return next(iter(group.values()))
 
 
 def on_device(group: dict[str, Row]) -> dict[str, Row]:
-    """The rows with the device's times for rounds; empty where the first row has none."""
+    """The rows with device times as their rounds; empty if the first row has no device times."""
     if not reference_of(group).info.get("device_seconds"):
         return {}
     return {
@@ -130,7 +132,7 @@ def read(path: Path) -> Record:
     """Read a file that --benchmark-json wrote.
 
     Raises:
-        RecordError: it cannot be read, or is not the suite's, or has no rows or rounds.
+        RecordError: it cannot be read, is not of the suite, or has no rows or rounds.
     """
     return parse(path, load(path))
 
@@ -153,7 +155,7 @@ EXPECTED = "expected a file that `pytest bench --benchmark-only --benchmark-json
 
 
 def parse(path: Path, content: Any) -> Record:
-    """The record in a file's content.
+    """The record from the content of a file.
 
     Raises:
         RecordError: as for `read`.
@@ -208,8 +210,8 @@ def _row(benchmark: dict[str, Any]) -> Row:
     return Row(benchmark["group"], info["provider"], seconds, middle, iqr, info)
 
 
-# What the tables and figures take from a row where it has a floor, where it trained, and what may
-# be missing.
+# The values that tables and figures use: of a row with a floor, those that may be missing, those of
+# the machine's load, and those of a training.
 WITH_FLOOR = ("floor_bytes", "gb_per_second", "copy_gb_per_second", "percent_of_copy")
 MAYBE = ("moved_bytes", "images", "step_over_products")
 LOAD = ("seconds", "own", "others", "load_average", "processors")
@@ -247,12 +249,12 @@ def _check_text(name: str, value: object) -> None:
     if not isinstance(value, str):
         raise TypeError(f"its {name} is {shown(value)}")
     _check_visible(name, value)
-    if "$" in value:  # figures would read a formula
+    if "$" in value:  # matplotlib would typeset a formula
         raise ValueError(f"its {name} is {shown(value)}")
 
 
 def _check_visible(name: str, value: object) -> None:
-    # tables go to a terminal, which obeys escape sequences
+    # Tables go to a terminal, which obeys escape sequences.
     if isinstance(value, str) and not value.isprintable():
         raise ValueError(f"its {name} is {shown(value)}")
 

@@ -1,46 +1,45 @@
 """A report of one or more runs of the suite: `python -m bench report FILE ... --out DIR`.
 
-Writes report.md and report.html, one file that opens without a network, with the pictures inside:
-every op against the memory's measured speed, every provider against its group's first, and the
-tables of all rows. FILE is written by `pytest bench --benchmark-only --benchmark-json=FILE`.
+Writes report.md and report.html, a single file with the pictures inside that opens without a
+network. Both show every op beside the measured speed of the memory, every provider beside the first
+of its group, and the tables of all rows. `pytest bench --benchmark-only --benchmark-json=FILE`
+writes a FILE.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from bench.command import Parser
 from bench.records import figures
 from bench.records.records import Record, RecordError, Row, family, on_device, part_of_name, read
 from bench.records.summary import notes, tables
 from bench.timing.busy import busy_line
 from vaez_fast.drawing.page import Block, Figure, Heading, Table, Text, html, markdown
-from vaez_fast.system.errors import printable
 from vaez_fast.system.files import OutputError, prepare_files, write_atomically
 
 ROOFLINE = (
     "Bytes a second over the bytes of a call, counting only those that the op must move at least.",
-    "The line is what a plain copy of 256 MiB reached in the same run (64 MiB in a quick one); "
-    "what fits a cache can pass it. Dotted lines are equal times: points along one cost that much "
-    "a call, however little they move.",
+    "The line is the speed of a plain copy of 256 MiB in the same run (64 MiB in a quick run); "
+    "what fits into a cache can exceed it. A dotted line is a constant time: all points on it take "
+    "that long a call, however few bytes they move.",
 )
 TRAFFIC = (
     "The same speeds over the useful part of the bytes that are moved.",
-    "A provider that moves ten times the floor cannot get above a tenth of the copy's speed, the "
-    "sloping line, but for what stays in a cache; what is far below the line is bound by "
-    "something else than the memory. Rows whose moved bytes nobody counted are not drawn.",
+    "A provider that moves ten times the floor cannot exceed a tenth of the copy's speed, the "
+    "sloping line, unless some of its data stays in a cache. A provider far below the line is "
+    "bound by something other than the memory. Rows whose moved bytes are unknown are not drawn.",
 )
 PROVIDERS = (
-    "In the figures of providers a point is the first row's median over the provider's, timed in "
-    "turn in the same run; bars are 95 % intervals from the run's rounds, resampled in blocks. "
-    "They know nothing of what differs from run to run."
+    "In the figures of providers a point is the median of the first row over that of the provider, "
+    "both timed in turn in the same run. Bars are 95 % intervals from the rounds of the run, "
+    "resampled in blocks; they do not include what differs from run to run."
 )
 
 
 def draw(records: Sequence[Record]) -> tuple[list[Block], dict[str, bytes]]:
-    """The page's blocks, and its pictures by file name."""
+    """The blocks of the page, and its pictures by file name."""
     pictures: dict[str, bytes] = {}
     blocks: list[Block] = [Heading(1, "Benchmarks: the ops, the training step, and their rivals")]
     for i, record in enumerate(records):
@@ -126,18 +125,15 @@ def write_page(out: Path, blocks: Sequence[Block], pictures: dict[str, bytes]) -
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 1 the output failed, 2 a file is bad."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench report",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = Parser("report", __doc__)
+    parser.add_argument(
+        "files", nargs="+", type=Path, metavar="FILE", help="written by --benchmark-json"
     )
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR")
+    parser.add_out_folder()
     options = parser.parse_args(argv)
     try:
         write_page(options.out, *draw([read(file) for file in options.files]))
     except (RecordError, OutputError) as error:
-        print(f"bench.report: error: {printable(error)}", file=sys.stderr)
-        return 2 if isinstance(error, RecordError) else 1
+        return parser.failed(error, 2 if isinstance(error, RecordError) else 1)
     print(f"wrote {options.out / 'report.html'}, report.md and their figures")
     return 0

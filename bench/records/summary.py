@@ -1,22 +1,22 @@
 """The tables printed after a run: providers side by side, ratios, the article's metrics.
 
-`python -m bench summary FILE` prints those of a --benchmark-json file, with --markdown as Markdown.
+`python -m bench summary FILE` prints the tables of a --benchmark-json file, with --markdown as
+Markdown.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from bench.command import Parser
+from bench.records.records import RecordError, read
 from bench.timing.busy import busy_line
-from vaez_fast.system.errors import printable
 
-Row = tuple[str, dict[str, Any], float, float]  # group, extra_info, median and IQR in seconds
+Timed = tuple[str, dict[str, Any], float, float]  # group, extra_info, median and IQR in seconds
 
 NOTES = (
     "Medians of rounds taken in turn; × is how many times faster than the first row.",
@@ -27,17 +27,17 @@ NOTES = (
 )
 
 GPU_NOTES = (
-    "On a GPU, wall is the time of calls back to back: what a caller waits for, be it the host",
-    "that launches or the GPU that works. Device is what the GPU takes by itself for a call that",
-    "starts with a cold L2 cache; none where the work waits for the GPU. Each × is of the time",
-    "before it. GB/s and step/products are of the device's time. A graph row is one of the calls",
-    "of a graph, each on tensors of its own.",
+    "On a GPU, wall is the time of calls back to back, for which a caller waits: the host launches",
+    "or the GPU works. Device is what the GPU takes for a call that starts with a cold L2",
+    "cache; it is missing if the work waits for the GPU. Each × refers to the time before it. GB/s",
+    "and step/products use the device's time. A graph row is the time of one call in a graph of",
+    "many, each on tensors of its own.",
 )
 
 
 @dataclass(frozen=True)
 class Table:
-    """One group: a heading, then columns (name, width in text) and cells, the first to the left."""
+    """A group: a title, columns (name, width in text) and cells; the first column aligns left."""
 
     title: str
     columns: tuple[tuple[str, int], ...]
@@ -65,8 +65,8 @@ def _pipes(cells: list[str]) -> str:
     return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
 
-def summary(rows: list[Row], machine: dict[str, Any], markdown: bool = False) -> Iterator[str]:
-    """Lines for the rows of a session, in the order they ran."""
+def summary(rows: list[Timed], machine: dict[str, Any], markdown: bool = False) -> Iterator[str]:
+    """Lines for the rows of a session, in the order in which they ran."""
     yield ""
     yield (
         f"{machine['device']}, {machine['threads']} threads, torch {machine['torch']}, "
@@ -85,11 +85,11 @@ def summary(rows: list[Row], machine: dict[str, Any], markdown: bool = False) ->
 
 
 def notes(infos: Iterable[dict[str, Any]]) -> Sequence[str]:
-    """What the tables' columns mean, for rows with such `extra_info`."""
+    """The meaning of the tables' columns, for rows with this `extra_info`."""
     return NOTES + GPU_NOTES * any("device_seconds" in info for info in infos)
 
 
-def tables(rows: list[Row]) -> Iterator[Table]:
+def tables(rows: list[Timed]) -> Iterator[Table]:
     trained = [row for row in rows if "metrics" in row[1]]
     timed = [row for row in rows if "metrics" not in row[1]]
     for title in dict.fromkeys(row[0] for row in timed):
@@ -98,7 +98,7 @@ def tables(rows: list[Row]) -> Iterator[Table]:
         yield _metrics(trained)
 
 
-def _rivals(title: str, rows: list[Row]) -> Table:
+def _rivals(title: str, rows: list[Timed]) -> Table:
     floor = rows[0][1]["floor_bytes"]
     on_gpu = any("device_seconds" in info for _, info, *_ in rows)
     firsts = rows[0][2], _device_time(rows[0][1])
@@ -143,7 +143,7 @@ def _times_as_fast(first: float | None, time: float | None) -> str:
     return "–" if first is None or time is None else f"{first / time:.2f}"
 
 
-def _metrics(rows: list[Row]) -> Table:
+def _metrics(rows: list[Timed]) -> Table:
     title, info = rows[0][:2]
     samples = info["metrics"]["log_px_samples"]
     columns = (
@@ -154,7 +154,7 @@ def _metrics(rows: list[Row]) -> Table:
     for _, info, wall, _ in rows:
         metrics = [f"{info['metrics'][name]:.2f}" for name in ("rate", "elbo", "log_px")]
         speed = f"{info['images_per_second']:,.0f}"
-        # Files of before the engine's floor have none.
+        # Files from before the engine's floor was measured have none.
         over = info.get("step_over_products")
         ratio = "–" if over is None else f"{over:.2f}"
         lines.append((info["provider"], time_text(wall), speed, ratio, *metrics))
@@ -163,7 +163,7 @@ def _metrics(rows: list[Row]) -> Table:
 
 
 def time_text(seconds: float, digits: int | None = None) -> str:
-    """Seconds in s, ms or µs, with as many digits as the tables have or as said."""
+    """Seconds in s, ms or µs, with the digits of the tables or with `digits`."""
     if seconds >= 1:
         return f"{seconds:.{2 if digits is None else digits}f} s"
     if seconds >= 1e-3:
@@ -179,8 +179,8 @@ def size_text(count: int) -> str:
     return f"{count:.2f} GiB"
 
 
-def rows_of_json(record: dict[str, Any]) -> list[Row]:
-    """The rows of a --benchmark-json file's content."""
+def rows_of_json(record: dict[str, Any]) -> list[Timed]:
+    """The rows in the content of a --benchmark-json file."""
     return [
         (b["group"], b["extra_info"], b["stats"]["median"], b["stats"]["iqr"])
         for b in record["benchmarks"]
@@ -189,17 +189,14 @@ def rows_of_json(record: dict[str, Any]) -> list[Row]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 2 a file is bad."""
-    from bench.records.records import RecordError, read  # which also reads what this module prints
-
-    parser = argparse.ArgumentParser(prog="python -m bench summary", description=__doc__)
+    parser = Parser("summary", __doc__)
     parser.add_argument("file", type=Path, metavar="FILE", help="written by --benchmark-json")
     parser.add_argument("--markdown", action="store_true", help="tables for a report")
     options = parser.parse_args(argv)
     try:
         record = read(options.file)
     except RecordError as error:
-        print(f"bench.summary: error: {printable(error)}", file=sys.stderr)
-        return 2
+        return parser.failed(error, 2)
     rows = [row.as_summary() for row in record.rows]
     print("\n".join(summary(rows, record.machine, options.markdown)))
     return 0

@@ -1,8 +1,8 @@
 """The time of a step on several ranks: t(N) = s(N)·(a·B/N + b) + c(N), here and beyond.
 
-B rows a batch, N ranks: a seconds a row of compute, b a step's fixed part (every rank updates all
-weights), c(N) the all-reduce, s(N) by how much N busy processes slow each other down where they
-share cores and caches.
+A batch has B rows, shared by N ranks. In seconds, a is the compute of a row, b the fixed part of a
+step (every rank updates all weights), and c(N) the all-reduce. s(N) is how much N busy processes
+slow each other down where they share cores and caches.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Model:
-    """The constants that were measured; those that depend on N by N."""
+    """The measured constants; those that depend on N are dictionaries over N."""
 
     row: float  # a
     fixed: float  # b
@@ -25,19 +25,19 @@ class Model:
     all_reduce: dict[int, float]  # c
 
     def seconds(self, batch: int, ranks: int) -> float:
-        """Of a step; KeyError: a number of ranks that was not measured."""
+        """Seconds of a step; KeyError if that number of ranks was not measured."""
         alone = self.row * batch / ranks + self.fixed
         return self.slowdown[ranks] * alone + self.all_reduce[ranks]
 
 
 def median(layout: Record, name: str | int) -> float | None:
-    """Seconds of what was timed, the middle of its quartiles; None if it failed its check."""
+    """Median seconds of what was timed under `name`; None if it failed its check."""
     quartiles = layout["seconds"].get(str(name))
     return None if quartiles is None else float(quartiles[1])
 
 
 def layout_of(results: Record, processes: int, threads: int = 1) -> Record:
-    """The record of so many processes."""
+    """The record of the layout with so many processes and threads."""
     (found,) = (
         layout
         for layout in results["layouts"]
@@ -47,9 +47,9 @@ def layout_of(results: Record, processes: int, threads: int = 1) -> Record:
 
 
 def fitted(results: Record) -> Model | None:
-    """a and b from one process's steps, with relative errors least in squares; s and c as measured.
+    """a and b fitted to the steps of one process (least squares of relative errors), measured s, c.
 
-    None where fewer than two batches of one process passed their checks.
+    None if fewer than two batches of one process passed their checks.
     """
     one = layout_of(results, 1)
     points = [(b, t) for b in one["seconds"] if b.isdigit() and (t := median(one, b)) is not None]
@@ -69,7 +69,7 @@ def fitted(results: Record) -> Model | None:
 
 @dataclass(frozen=True)
 class Cluster:
-    """Ranks that share nothing but a network, each with a processor of its own."""
+    """Ranks with a processor each that share only a network."""
 
     name: str
     ranks: int
@@ -86,15 +86,15 @@ class Cluster:
         return messages * (size / self.ranks / self.bandwidth + self.latency)
 
     def speedup(self, batch: int, size: int) -> float:
-        """One rank's step over that of all of them."""
+        """The step of one rank over the step of all ranks."""
         shared = self.row * batch / self.ranks + self.fixed + self.all_reduce(size)
         return (self.row * batch + self.fixed) / shared
 
     def pays_from(self, size: int) -> float:
-        """The batch whose step takes all ranks as long as one."""
+        """The batch at which a step of all ranks takes as long as a step of one."""
         return self.all_reduce(size) / (self.row * (1 - 1 / self.ranks))
 
     def half_from(self, size: int) -> float:
-        """The batch from which the speed-up is at least half of the number of ranks."""
+        """The batch from which on the speed-up is at least half the number of ranks."""
         fixed = self.ranks * (self.fixed + self.all_reduce(size)) - 2 * self.fixed
         return max(0.0, fixed) / self.row

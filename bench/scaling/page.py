@@ -1,4 +1,4 @@
-"""README.md and the figure of bench.scaling, from its results."""
+"""README.md of the scaling benchmark, from its results."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from bench.scaling.model import Model, fitted, layout_of, median
-from bench.scaling.reasoning import beyond, growth
+from bench.scaling.reasoning import reasoning
 from vaez_fast.data import PIXELS
-from vaez_fast.drawing import style
 from vaez_fast.drawing.page import Block, Figure, Heading, Table, Text
 
 Record = dict[str, Any]
@@ -18,13 +17,13 @@ FAILED = "failed its check"
 
 
 def page(results: Record) -> list[Block]:
-    """The lines of README.md."""
+    """The blocks of README.md."""
     model = fitted(results)
     blocks = [*_opening(results), *_checks(results)]
     if model is None:
-        return [*blocks, Text("One process has too few times that passed: nothing is said of it.")]
+        return [*blocks, Text("Too few times of one process passed their check to say more.")]
     blocks += [*_strong(results, model), *_weak(results), *_evaluation(results)]
-    return [*blocks, *_memory(results), *growth(results, model), *beyond(results, model)]
+    return [*blocks, *_memory(results), *reasoning(results, model)]
 
 
 def _opening(results: Record) -> Iterator[Block]:
@@ -35,7 +34,7 @@ def _opening(results: Record) -> Iterator[Block]:
         f"altosaar's VAE, {results['parameters']:,} parameters, float32, on {plan['data']} "
         f"({images['train']:,} training and {images['test']:,} test images, static). {cores} cores "
         f"of {machine['device']}, torch {machine['torch']}, Python {machine['python']}, gloo, "
-        f"{results['date']}. One thread a process, unless it says two"
+        f"{results['date']}. One thread a process, unless two are named"
         + (
             f"; more than {cores} processes take turns on the cores."
             if cores and max(plan["processes"]) > cores
@@ -44,9 +43,9 @@ def _opening(results: Record) -> Iterator[Block]:
     )
     yield Text(f"python -m bench scaling --data {plan['data']} --data-root DIR --out DIR", True)
     yield Text(
-        "Times are the slowest rank's: medians over the rounds of two passes through all layouts, "
-        "forth and back, ± half the quartiles' distance; in a round all ranks start together, and "
-        "all that is timed takes its turn."
+        "Every time is that of the slowest rank: the median over all rounds, ± half the distance "
+        "of the quartiles. There are two passes through all layouts, the second in reverse order. "
+        "In a round all ranks start together, and everything that is timed takes its turn."
     )
 
 
@@ -82,10 +81,10 @@ def _checks(results: Record) -> Iterator[Block]:
         rows,
     )
     yield Text(
-        "Differences from the one process: of each tensor's gradient in units of its norm, the "
-        "largest of all tensors; of losses and ELBO in nats; the worst of all batches that are "
-        f"timed below. The ELBO is that after {results['plan']['steps']} steps of batch "
-        f"{results['plan']['strong'][0]}. What fails has no time."
+        "Differences from one process, the worst of all batches that are timed below. A gradient's "
+        "is the largest over all tensors, in units of the tensor's norm; those of losses and ELBO "
+        f"are in nats. The ELBO is that after {results['plan']['steps']} steps of batch "
+        f"{results['plan']['strong'][0]}. Times are given only for what passed."
     )
     yield Table(
         ("losses, by batch", *(f"{int(batch):,}" for batch in results["rounding"])),
@@ -106,14 +105,14 @@ def _checks(results: Record) -> Iterator[Block]:
         ],
     )
     yield Text(
-        "The last row is one process against itself, its initial weights moved by at most half a "
-        "unit in their last place: so much does training make of rounding alone. "
+        "The last row compares one process with itself, after its initial weights were moved by at "
+        "most half a unit in their last place. It shows how far training amplifies rounding alone. "
         f"{_beyond_the_limit(results)}"
     )
 
 
 def _beyond_the_limit(results: Record) -> str:
-    """Where losses are beyond their limit, and whether rounding alone explains it."""
+    """At which batches losses are beyond their limit, and whether rounding alone explains it."""
     limit, control = results["limits"]["loss"], results["rounding"]
     worst: dict[str, float] = {}
     for layout in results["layouts"]:
@@ -127,13 +126,14 @@ def _beyond_the_limit(results: Record) -> str:
     explained = [batch for batch in beyond if worst[batch] <= (control[batch] or 0.0)]
     if explained == beyond:
         return (
-            f"At batch {names} the ranks are beyond {limit:g} nats and below the last row: the "
-            "training, not the ranks, makes that of any rounding. There the last row is the limit."
+            f"At batch {names} the ranks are beyond {limit:g} nats and below the last row: "
+            "training amplifies any rounding that far, with or without ranks. There the last row "
+            "is the limit."
         )
     return (
-        f"At batch {names} ranks are beyond {limit:g} nats. There the last row is the limit: it is "
-        "one draw of what rounding does, and draws differ by more than tenfold, so that ranks may "
-        "be beyond it, too, and then have no time."
+        f"At batch {names} ranks are beyond {limit:g} nats. There the last row is the limit. It is "
+        "one draw of the effect of rounding, and draws differ by more than tenfold. So ranks may "
+        "be beyond this limit, too; then they have no time."
     )
 
 
@@ -168,8 +168,9 @@ def _strong(results: Record, model: Model) -> Iterator[Block]:
     yield Text(_verdict(results))
     yield Figure(
         "scaling.png",
-        "Left: a step against the processes, dashed the model below, crosses one process with two "
-        f"threads. Right: images a second with {results['plan']['weak']} rows a process",
+        "Left: time of a step against the number of processes; dashed lines: the model below; "
+        "crosses: one process with two threads. Right: images a second with "
+        f"{results['plan']['weak']} rows a process",
     )
 
 
@@ -250,52 +251,13 @@ def _memory(results: Record) -> Iterator[Block]:
     images = sum(results["images"].values())
     parameters = results["parameters"]
     yield Text(
-        "The largest of the ranks, up to the end of a whole training. Most of it is Python, "
-        "PyTorch and its compiler, in part files that ranks on one machine share; its own is what "
-        "they do not. What the run itself needs is small: weights and two moments "
+        "Each number is the largest over the ranks, up to the end of a whole training. Most of the "
+        "memory is Python, PyTorch and its compiler. Part of it are files, which the ranks of one "
+        "machine share; the rest is a rank's own. The run itself needs little: weights and two "
+        "moments "
         f"{12 * parameters / 2**20:.1f} MiB, all splits as bytes {images * PIXELS / 2**20:.0f} MiB "
         "and once more binarised."
     )
-
-
-def figure(results: Record) -> bytes:
-    """A step against the processes, and images a second with fixed rows a process: a PNG."""
-    model, plan = fitted(results), results["plan"]
-    colours = (style.BLUE, style.GREEN, style.VERMILLION, style.PURPLE)
-    single = [layout for layout in results["layouts"] if layout["threads"] == 1]
-    counts = [layout["processes"] for layout in single]
-    with style.figure(2, width=10.5) as (drawn, (left, right)):
-        for batch, colour in zip(plan["strong"], colours, strict=False):
-            points = [(of["processes"], median(of, batch)) for of in single]
-            measured = [(n, 1e3 * t) for n, t in points if t is not None]
-            left.plot(*zip(*measured, strict=True), "o-", color=colour, label=f"batch {batch:,}")
-            if model is not None:
-                known = [n for n in counts if n in model.slowdown]
-                modelled = [1e3 * model.seconds(batch, n) for n in known]
-                left.plot(known, modelled, "--", color=colour)
-            threads = median(layout_of(results, 1, 2), batch)
-            if threads is not None:
-                left.plot(1, 1e3 * threads, "x", color=colour)
-        weak = [
-            (n, median(layout, plan["weak"] * n)) for n, layout in zip(counts, single, strict=True)
-        ]
-        rates = [(n, plan["weak"] * n / t) for n, t in weak if t is not None]
-        right.plot(*zip(*rates, strict=True), "o-", color=style.BLUE, label="measured")
-        ideal = [n * rates[0][1] / rates[0][0] for n in counts]
-        right.plot(counts, ideal, "--", color=style.GREY, label="in proportion")
-        for ax in (left, right):
-            ax.set_yscale("log")
-            ax.yaxis.set_major_formatter("{x:,g}")
-            ax.yaxis.set_minor_formatter("{x:,g}")
-        left.set_ylabel("milliseconds a step")
-        right.set_ylabel("images a second")
-        for ax, title in ((left, "the batch fixed"), (right, f"{plan['weak']} rows a process")):
-            ax.set_xscale("log", base=2)
-            ax.set_xticks(counts, [str(n) for n in counts])
-            ax.set_xlabel("processes")
-            ax.set_title(title)
-            ax.legend(fontsize=9, frameon=False)
-        return style.png(drawn)
 
 
 def _name(layout: Record) -> str:

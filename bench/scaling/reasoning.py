@@ -1,8 +1,9 @@
-"""The reasoned half of bench.scaling's page: what grows with what, and what lies beyond."""
+"""The reasoned half of the scaling page: reasoning.md, filled in with the numbers of a run."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from bench.scaling.model import Cluster, Model, median
@@ -11,89 +12,78 @@ from vaez_fast.model import VAE
 
 Record = dict[str, Any]
 
-# Not measured. NVLink: 900 GB/s an H100, both ways together (its data sheet). A GPU's products are
-# set at a twentieth of its dense bfloat16 peak, for layers as narrow as these; a step's launches
-# and update at what a captured graph of some 40 small kernels takes.
+TEXT = Path(__file__).with_name("reasoning.md")
+# Not measured. NVLink: 900 GB/s an H100, both directions together (its data sheet). Products on a
+# GPU are set at a twentieth of its dense bfloat16 peak, for layers as narrow as these, and the
+# launches and update of a step at what a captured graph of some 40 small kernels takes.
 GPU_OPERATIONS, GPU_FIXED = 50e12, 100e-6
 
 
-def growth(results: Record, model: Model) -> Iterator[Block]:
-    """What grows with what, and how well the model of a step fits."""
-    parameters, images = results["parameters"], results["images"]
-    size = 4 * (parameters + 2)
-    compute, fixed = f"a = {1e6 * model.row:.1f} µs a row", f"b = {1e3 * model.fixed:.2f} ms"
-    bare = ", ".join(f"c({n}) = {1e3 * c:.2f} ms" for n, c in model.all_reduce.items() if n > 1)
-    evaluation = 3 * 8 * images["test"]
-    yield Heading(2, "What grows with what")
-    yield Table(
-        ("what", "grows with", "here"),
-        [
-            ("products and likelihood of a step", "rows of the rank, B/N", compute),
-            ("update, launch: the same in every rank", "parameters", fixed),
-            (
-                "all-reduce, one a step",
-                f"parameters: 4·(P + 2) = {size:,} bytes, whatever B and N; on a ring every rank "
-                "sends 2(N − 1)/N of it",
-                bare,
-            ),
-            (
-                "evaluation",
-                "images of the rank, N_test/N, times samples; one sum of 3·N_test float64",
-                f"{evaluation:,} bytes",
-            ),
-            (
-                "compiling",
-                "not with N: each rank compiles its own step, with its own first row, at the same "
-                "time; but they share the cores",
-                "table above",
-            ),
-            (
-                "memory of a rank",
-                "weights, two moments, the copies in bfloat16 if any; all images as bytes (every "
-                "rank holds all of them); rows of the rank",
-                "table above",
-            ),
-            (
-                "`article`",
-                "arms times seeds, a run being one rank's; nothing is exchanged",
-                _apart(model),
-            ),
-        ],
+def reasoning(results: Record, model: Model) -> Iterator[Block]:
+    """What grows with what, how well the model of a step fits, and what it says of more ranks."""
+    size, small = 4 * (results["parameters"] + 2), results["plan"]["strong"][0]
+    batches = (small, 2048, 16384)
+    reasoned = clusters(model)
+    text = TEXT.read_text(encoding="utf-8").format(
+        row_us=1e6 * model.row,
+        fixed_ms=1e3 * model.fixed,
+        size=size,
+        all_reduce=_by_ranks("c({}) = {:.2f} ms", model.all_reduce, 1e3),
+        evaluation=3 * 8 * results["images"]["test"],
+        apart=_by_ranks("{} processes {:.2f} times", {n: n / s for n, s in model.slowdown.items()}),
+        slowdown=_by_ranks("s({}) = {:.2f}", model.slowdown),
+        **_accuracy(results, model),
+        **dict(zip(("small", "middle", "large"), batches, strict=True)),
+        clusters="\n".join(_row(c, batches, size) for c in reasoned),
+        networks="; ".join(
+            f"{c.name}, {c.bandwidth / 1e9:g} GB/s out of a rank, {1e6 * c.latency:g} µs a message"
+            for c in reasoned
+        ),
+        gpu_teraflops=GPU_OPERATIONS / 1e12,
+        gpu_fixed_us=1e6 * GPU_FIXED,
+        limits=_limits(model, reasoned, small, size),
     )
-    yield Text(
-        "Together a step takes t(N) = s(N)·(a·B/N + b) + c(N). a and b are fitted to the one "
-        "process's times; c(N) is the bare all-reduce; s(N) says how much N processes slow each "
-        "other down, taken from steps on whole batches of their own with nothing exchanged: "
-        + ", ".join(f"s({n}) = {s:.2f}" for n, s in model.slowdown.items() if n > 1)
-        + f". {_accuracy(results, model)} The model leaves out that gradients are copied into one "
-        "flat tensor and that a step waits for its slowest rank."
-    )
+    return blocks(text)
 
 
-def _apart(model: Model) -> str:
-    gains = [f"{n} processes {n / s:.2f} times" for n, s in model.slowdown.items() if n > 1]
-    return f"steps a second of one: {', '.join(gains)}"
+def blocks(text: str) -> Iterator[Block]:
+    """The headings of level 2, tables and paragraphs of a Markdown text."""
+    for paragraph in text.strip().split("\n\n"):
+        lines = paragraph.splitlines()
+        if paragraph.startswith("## "):
+            yield Heading(2, paragraph.removeprefix("## "))
+        elif paragraph.startswith("|"):
+            head, _, *rows = (tuple(line.strip("| ").split(" | ")) for line in lines)
+            yield Table(head, rows)
+        else:
+            yield Text(" ".join(lines))
 
 
-def _accuracy(results: Record, model: Model) -> str:
+def _by_ranks(words: str, values: dict[int, float], scale: float = 1.0) -> str:
+    return ", ".join(words.format(n, scale * value) for n, value in values.items() if n > 1)
+
+
+def _accuracy(results: Record, model: Model) -> Record:
     errors = {}
     for batch in results["plan"]["strong"]:
         for layout in results["layouts"]:
             n, step = layout["processes"], median(layout, batch)
             if step is not None and layout["threads"] == 1 and n in model.slowdown:
                 errors[batch, n] = model.seconds(batch, n) / step - 1
-    (batch, n), error = max(errors.items(), key=lambda item: abs(item[1]))
-    typical = sorted(abs(e) for e in errors.values())[len(errors) // 2]
-    return (
-        f"Against the {len(errors)} measured points it is off by {typical:.0%} in the middle and "
-        f"by {error:+z.0%} at worst (batch {batch:,}, {n} processes)."
-    )
+    (batch, n), worst = max(errors.items(), key=lambda item: abs(item[1]))
+    return {
+        "points": len(errors),
+        "typical": sorted(abs(e) for e in errors.values())[len(errors) // 2],
+        "worst": worst,
+        "worst_batch": batch,
+        "worst_ranks": n,
+    }
 
 
 def clusters(model: Model) -> list[Cluster]:
-    """Machines that were not at hand: the first two of cores such as these, the others of GPUs."""
+    """Machines that were not measured: two of cores such as these, two of GPUs."""
     matrices = [p for p in VAE("altosaar").parameters() if p.dim() == 2]
-    # Forward and both gradients, but for the images'.
+    # Forward and both gradients; the gradient of the images is not needed.
     operations = 2 * (3 * sum(p.numel() for p in matrices) - matrices[0].numel())
     gpu = (operations / GPU_OPERATIONS, GPU_FIXED)
     here = (model.row, model.fixed)
@@ -105,70 +95,37 @@ def clusters(model: Model) -> list[Cluster]:
     ]
 
 
-def beyond(results: Record, model: Model) -> Iterator[Block]:
-    """What the model says of more ranks than were at hand, and what to do instead."""
-    size, first = 4 * (results["parameters"] + 2), results["plan"]["strong"][0]
-    batches = (first, 2048, 16384)
-    reasoned = clusters(model)
-    yield Heading(2, "Beyond this machine: reasoned, not measured")
-    yield Table(
-        (
-            "N ranks",
-            "N",
-            "all-reduce",
-            *(f"speed-up, batch {b:,}" for b in batches),
-            "pays from batch",
-            "half of N from batch",
-        ),
-        [
-            (
-                c.name,
-                str(c.ranks),
-                f"{1e6 * c.all_reduce(size):,.0f} µs",
-                *(f"{c.speedup(b, size):.2f}" for b in batches),
-                f"{c.pays_from(size):,.0f}",
-                f"{c.half_from(size):,.0f}",
-            )
-            for c in reasoned
-        ],
+def _row(cluster: Cluster, batches: tuple[int, ...], size: int) -> str:
+    cells = (
+        cluster.name,
+        str(cluster.ranks),
+        f"{1e6 * cluster.all_reduce(size):,.0f} µs",
+        *(f"{cluster.speedup(batch, size):.2f}" for batch in batches),
+        f"{cluster.pays_from(size):,.0f}",
+        f"{cluster.half_from(size):,.0f}",
     )
-    yield Text(
-        "A processor a rank, so s(N) = 1, and a ring: c(N) = 2(N − 1)/N · bytes/bandwidth + "
-        "2(N − 1) · latency. Assumed: "
-        + "; ".join(
-            f"{c.name}, {c.bandwidth / 1e9:g} GB/s out of a rank, {1e6 * c.latency:g} µs a message"
-            for c in reasoned
+    return f"| {' | '.join(cells)} |"
+
+
+def _limits(model: Model, reasoned: list[Cluster], batch: int, size: int) -> str:
+    """What ranks can gain at `batch`: at most, on the clusters, and on GPUs."""
+    said = []
+    if model.fixed > 0:
+        shared = model.row * batch
+        said.append(
+            f"At batch {batch} a step has {1e3 * shared:.2f} ms to share and "
+            f"{1e3 * model.fixed:.2f} ms that every rank repeats: with free communication, any "
+            f"number of such cores would make it at most {shared / model.fixed + 1:.1f} times as "
+            "fast."
         )
-        + ". Cores take a and b from above; of a GPU no step was measured: "
-        f"{GPU_OPERATIONS / 1e12:g} TFLOP/s of products as narrow as these and "
-        f"{1e6 * GPU_FIXED:g} µs for a step's launches and update are assumed. "
-        "With other constants the formulas stay: N ranks pay from "
-        "B = c(N)/(a·(1 − 1/N)) on."
-    )
-    yield Text(_advice(model, reasoned, first, size))
-
-
-def _advice(model: Model, reasoned: list[Cluster], batch: int, size: int) -> str:
-    alone = model.row * batch + model.fixed
     paid = [c for c in reasoned if c.speedup(batch, size) > 1]
-    gpus = [c for c in reasoned if c.fixed == GPU_FIXED]
-    said = (
-        f"At batch {batch} a step has {1e3 * model.row * batch:.2f} ms to share and "
-        f"{1e3 * model.fixed:.2f} ms that every rank repeats: with free communication and any "
-        f"number of such cores it would be at most {alone / model.fixed:.1f} times as fast. "
-        if model.fixed > 0
-        else ""
-    )
     gains = [f"{c.speedup(batch, size):.2f} times on {c.ranks} ({c.name})" for c in paid]
-    said += f"With it: {'; '.join(gains)}. " if paid else "With it, none of these ranks pays. "
-    if not any(c in paid for c in gpus):
-        said += f"On GPUs batch {batch} never pays: the sum alone takes longer than the products. "
-    return said + (
-        "What to do instead, with a model so small: larger batches with a larger learning rate, as "
-        "far as the ELBO follows (a step then has more to share, and the sum stays as it is); or, "
-        "with nothing to exchange at all, seeds and arms over the ranks, as `article` does: "
-        f"{_apart(model)} here. Sharding the update would divide b by N, overlapping the sum with "
-        "backward hide part of c. A wider model alone changes little: products, update and sum all "
-        "grow with its parameters, so ranks pay from about the same batch on where bandwidth is "
-        "most of c."
-    )
+    if paid:
+        said.append(f"With the communication assumed above: {'; '.join(gains)}.")
+    else:
+        said.append("With the communication assumed above, none of these ranks pays.")
+    if not any(c.fixed == GPU_FIXED for c in paid):
+        said.append(
+            f"On GPUs batch {batch} never pays: the sum alone takes longer than the products."
+        )
+    return " ".join(said)

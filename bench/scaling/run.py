@@ -1,15 +1,14 @@
 """How training on several processes scales: `python -m bench scaling --out DIR`.
 
-The same run in 1, 2 and 4 processes of one thread each, and in one of two threads. Each is first
-held to the single process: gradients of the first step, losses of 100, the ELBO of a short
-training. Those that agree are timed: a step at fixed global batches and at fixed rows a rank, the
-bare all-reduce of the same size, an evaluation. DIR gets results.json, README.md and scaling.png;
-`--report DIR` draws the latter two anew.
+The same run in 1, 2 and 4 processes of one thread each, and in one process of two threads. Each
+layout is first compared with the single process: gradients of the first step, losses of 100 steps,
+the ELBO of a short training. Layouts that agree are timed: a step at fixed global batches and at
+fixed rows a rank, a bare all-reduce of the same size, and an evaluation. DIR gets results.json,
+README.md and scaling.png; `--report DIR` draws the latter two again from results.json.
 """
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 import tempfile
@@ -20,17 +19,18 @@ from pathlib import Path
 from statistics import quantiles
 from typing import Any
 
-from bench.scaling.page import figure, page
-from bench.scaling.worker import Plan
-from bench.soak.kills import ROOT
-from bench.soak.kills import environment as of_this_checkout
-from vaez_fast.cli.machine import usable_cores
+from bench.command import Parser
+from bench.process import ROOT
+from bench.process import environment as process_environment
+from bench.scaling.figure import figure
+from bench.scaling.page import page
+from bench.scaling.rank import Plan
 from vaez_fast.config import ConfigError
 from vaez_fast.data import DATA_SETS, DataError, load
 from vaez_fast.drawing.page import markdown
 from vaez_fast.model import VAE
-from vaez_fast.system.environment import environment, expect_no_gpu
-from vaez_fast.system.errors import printable
+from vaez_fast.system.environment import environment, expect_no_gpu, usable_cores
+from vaez_fast.system.errors import UserError
 from vaez_fast.system.files import (
     OutputError,
     prepare_files,
@@ -43,30 +43,31 @@ from vaez_fast.training.train import steps_of
 KIND, SCHEMA = "bench.scaling", 1
 LONGEST = 600.0  # seconds of one layout
 PASSES = 2
-TWO_THREADS = ((1, 2),)  # the fair rival of two processes
+TWO_THREADS = ((1, 2),)  # what two processes should beat
 QUICK: dict[str, Any] = {
     "processes": (1, 2), "strong": (64, 128), "weak": 64, "steps": 20, "checked_steps": 10,
     "rounds": 3, "evaluations": 2,
 }  # fmt: skip
 
-# What the numbers of several ranks may be off by those of one: gradients relative, the rest nats.
-# Evaluations are row by row the same but for the shapes of matrix products: 1e-6 of hundreds.
+# How far several ranks may be from one: gradients relative, the rest in nats. The rows of an
+# evaluation differ only through the shapes of matrix products: 1e-6 of hundreds of nats.
 LIMITS = {"gradient": 1e-6, "loss": 1e-3, "elbo": 0.1, "log_px": 1e-3}
 
 Record = dict[str, Any]
 
 
-class LayoutError(RuntimeError):
-    """The processes of a layout did not come to their end."""
+class LayoutError(UserError, RuntimeError):
+    """The processes of a layout failed or took too long."""
 
 
 def measure(plan: Plan) -> Record:
     """Everything that results.json holds.
 
-    The layouts are gone through twice, forth and back, because clocks and neighbours drift.
+    There are two passes through the layouts, the second in reverse order, because clock rates and
+    the load of other processes drift.
 
     Raises:
-        LayoutError: a worker failed; what it said is on stderr.
+        LayoutError: a worker failed; its messages are on stderr.
     """
     layouts = [*((processes, 1) for processes in plan.processes), *TWO_THREADS]
     passes: list[dict[tuple[int, int], Record]] = []
@@ -88,7 +89,7 @@ def measure(plan: Plan) -> Record:
         "schema": SCHEMA,
         "date": time.strftime("%Y-%m-%d"),
         "environment": {**environment(), "threads": None, "cores": usable_cores()},
-        "plan": asdict(plan) | {"data_root": None},  # a path of this machine
+        "plan": asdict(plan) | {"data_root": None},  # it would name a folder of this machine
         "parameters": sum(weights),
         "rounding": rounding,
         "images": {s: len(getattr(images, s).images) for s in ("train", "validation", "test")},
@@ -100,7 +101,7 @@ def measure(plan: Plan) -> Record:
 
 
 def launch(folder: Path, processes: int, threads: int, *, check: bool) -> Record:
-    """Start the ranks of a layout, wait for them, and return what they found."""
+    """Start the ranks of a layout, wait for them, and return their record."""
     name = f"{processes}x{threads}"
     options = ["--threads", str(threads)]
     if check:
@@ -110,7 +111,8 @@ def launch(folder: Path, processes: int, threads: int, *, check: bool) -> Record
     try:
         done = subprocess.run(
             [sys.executable, *torchrun, "-m", "bench.scaling.worker", str(folder), name, *options],
-            env=of_this_checkout() | {"OMP_NUM_THREADS": str(threads)}, cwd=ROOT, timeout=LONGEST,
+            env=process_environment() | {"OMP_NUM_THREADS": str(threads)},
+            cwd=ROOT, timeout=LONGEST,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise LayoutError(f"{who} took more than {LONGEST:.0f} s") from None
@@ -126,10 +128,11 @@ def merged(
     plan: Plan,
     rounding: dict[str, float | None],
 ) -> Record:
-    """One layout's record: the first pass's checks, quartiles of all rounds of what passed them.
+    """The record of a layout: its checks in the first pass, and quartiles of all rounds.
 
-    Losses may differ by their limit, or by what rounding alone does to one process at that batch,
-    if that is more: a hundred steps at the full learning rate multiply it by up to a thousand.
+    What fails a check gets no times. Losses may differ by their limit or, if that is more, by what
+    rounding alone does to one process at that batch: a hundred steps at the full learning rate
+    multiply a rounding error by up to a thousand.
     """
     first = passes[0]
     whole = within(first["difference"], "elbo")
@@ -146,7 +149,7 @@ def merged(
         "processes": processes,
         "threads": threads,
         **{name: first[name] for name in ("elbo", "log_px", "difference", "bytes")},
-        "compile_seconds": [one["compile_seconds"] for one in passes],  # empty cache, then full
+        "compile_seconds": [one["compile_seconds"] for one in passes],  # first with an empty cache
         "failed": [name for name in timed if name not in allowed],
         "seconds": {
             name: quantiles([s for one in passes for s in one["seconds"][name]], n=4)
@@ -157,7 +160,7 @@ def merged(
 
 
 def loss_limit(rounding: float | None) -> float:
-    """What losses may differ by where rounding alone makes one process differ by so much."""
+    """How far losses may differ at a batch where rounding alone moves one process by so much."""
     return max(LIMITS["loss"], rounding or 0.0)
 
 
@@ -173,17 +176,13 @@ def draw(results: Record, out: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0 done, 1 data, output, a process or a check failed, 2 a setting cannot be."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench scaling",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    """Exit status: 0 done, 1 data, output, a process or a check failed, 2 a wrong setting."""
+    parser = Parser("scaling", __doc__)
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--out", type=Path, metavar="DIR", help="a folder for the results")
-    where.add_argument("--report", type=Path, metavar="DIR", help="draw DIR/results.json anew")
-    parser.add_argument("--data", default="mnist-5k", choices=DATA_SETS)
-    parser.add_argument("--data-root", default="data", metavar="DIR", help="default: data")
+    where.add_argument("--report", type=Path, metavar="DIR", help="draw DIR/results.json again")
+    parser.add_argument("--data", default="mnist-5k", choices=DATA_SETS, help="default: mnist-5k")
+    parser.add_data_root("the data")
     parser.add_argument("--quick", action="store_true", help="1 and 2 processes, few rounds")
     options = parser.parse_args(argv)
     expect_no_gpu()
@@ -194,7 +193,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise OutputError(f"{options.report / 'results.json'} is not of {KIND} {SCHEMA}")
             draw(results, options.report)
             return 0
-        root = str(Path(options.data_root).expanduser().resolve())  # the workers run elsewhere
+        root = str(Path(options.data_root).expanduser().resolve())  # workers run in another folder
         plan = Plan(data=options.data, data_root=root, **(QUICK if options.quick else {}))
         prepare_files(options.out, "results.json", "scaling.png", "README.md")
         steps_of(plan.config(max(plan.batches(*plan.processes))), load(plan.data, root))
@@ -204,6 +203,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         parser.error(str(error))
     except (DataError, OutputError, LayoutError) as error:
-        print(f"bench.scaling: error: {printable(error)}", file=sys.stderr)
-        return 1
+        return parser.failed(error)
     return int(any(layout["failed"] for layout in results["layouts"]))

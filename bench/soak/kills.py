@@ -1,9 +1,8 @@
-"""Runs that are killed with SIGKILL at random moments, resumed, and held to one that was not."""
+"""Runs that are killed with SIGKILL at random moments, resumed, and compared with a whole one."""
 
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -16,9 +15,9 @@ from typing import Any
 
 import torch
 
+from bench.process import environment
 from vaez_fast.training import checkpoint
 
-ROOT = Path(__file__).parents[2]
 LONGEST = 600.0  # seconds of one process
 
 
@@ -26,24 +25,18 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "vaez_fast", "train", *arguments]
 
 
-def environment() -> dict[str, str]:
-    """Uninstalled or not, the processes run this checkout."""
-    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
-    return os.environ | {"PYTHONPATH": path}
-
-
 @dataclass(frozen=True)
 class Killed:
-    """One run: when its processes were killed, which checkpoint each kill left, and its end."""
+    """One run: when its processes were killed, what each kill left, and how the run ended."""
 
     seconds: list[float]
-    steps: list[int | None]  # of the checkpoint after each kill; None: there was none yet
-    whole: list[bool]  # whether it had ended before
-    identical: bool
+    steps: list[int | None]  # of the checkpoint after each kill; None: no checkpoint yet
+    whole: list[bool]  # whether the run had ended before each kill
+    identical: bool  # to the undisturbed run
 
 
 def undisturbed(settings: Sequence[str], out: Path) -> float:
-    """Run to the end; returns the seconds for which it trained."""
+    """Train a run to its end; returns its seconds of training."""
     subprocess.run(
         command(*settings, "--out", str(out)),
         check=True, env=environment(), capture_output=True, timeout=LONGEST,
@@ -56,10 +49,10 @@ def killed(
 ) -> Killed:
     """Start a run, kill it `kills` times, let it end, and compare it with the undisturbed one.
 
-    Kills come at moments drawn evenly from the `seconds` that an undisturbed process trains for,
-    after it has written its first checkpoint; every other kill at a moment from its start on, when
-    it loads or compiles. One that comes after the end is a kill no less: the next start finds a
-    whole run.
+    Each moment is drawn uniformly from the `seconds` that an undisturbed process trains. The first
+    kill and every second one after it count from the first checkpoint that the process writes; the
+    others count from its start, so that some hit loading and compiling. A kill may come after the
+    end of the run: then the next start finds a whole run.
     """
     times, steps, whole_runs = [], [], []
     for number in range(kills):
@@ -89,7 +82,7 @@ def killed(
 
 
 def _written(out: Path) -> int:
-    """When the checkpoint was last written, ns; 0 for never."""
+    """When the checkpoint was last written, in ns; 0 if there is none."""
     path = out / checkpoint.NAME
     return path.stat().st_mtime_ns if path.exists() else 0
 
@@ -106,7 +99,7 @@ def _step(out: Path) -> int | None:
 
 
 def outcome(out: Path) -> dict[str, Any]:
-    """What a run found, to the last bit, and nothing of when: metrics, curve, weights."""
+    """The results of a run to the last bit, without its times: metrics, curve, weights."""
     record = json.loads((out / "metrics.json").read_text())
     kept = checkpoint.read(out / checkpoint.NAME)
     model = {name: w.view(torch.uint8).numpy().tobytes() for name, w in kept.model.items()}

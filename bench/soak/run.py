@@ -1,19 +1,17 @@
 """A long run and many kills: `python -m bench soak --out DIR`.
 
-- 20,000 training steps in one process, whose memory is read after every epoch: it must be flat.
+- 20,000 training steps in one process: its memory, read every 100 steps, must not grow.
 - 20 runs, each killed with SIGKILL at a random moment of its training and resumed: each must end
-  bit for bit as the run that nobody disturbed.
+  bit for bit as an undisturbed run.
 
-OUT/results.json holds both, OUT/README.md and OUT/memory.png are drawn from it. Exit status 1 if
-memory grows or a run differs. About 15 minutes on two cores; `make test` keeps two kills.
+DIR/results.json holds both; DIR/README.md and DIR/memory.png are drawn from it. Exit status 1 if
+memory grows or a run differs. About 15 minutes on two cores; `make test` includes two kills.
 """
 
 from __future__ import annotations
 
-import argparse
 import random
 import resource
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -23,6 +21,7 @@ from typing import Any
 
 import torch
 
+from bench.command import Parser
 from bench.soak.kills import killed, undisturbed
 from vaez_fast.config import TrainConfig
 from vaez_fast.data import load
@@ -30,21 +29,20 @@ from vaez_fast.drawing.page import Block, Figure, Heading, Table, Text, markdown
 from vaez_fast.drawing.style import BLUE, figure, png
 from vaez_fast.model import VAE
 from vaez_fast.system.environment import environment, expect_no_gpu
-from vaez_fast.system.errors import printable
 from vaez_fast.system.files import OutputError, prepare_files, write_atomically, write_json
 from vaez_fast.system.progress import Progress
 from vaez_fast.training.checkpoint import Keeping
 from vaez_fast.training.train import train
 
 SCHEMA = 1
-STEPS, EVERY = 20_000, 100  # of the long run, and between readings of its memory
-# The allocator and the first epochs' buffers settle; from here on nothing may be added.
+STEPS, EVERY = 20_000, 100  # of the long run, and between two readings of its memory
+# By this step the allocator and the buffers of the first epochs have settled; then memory is flat.
 SETTLED = 2_000
-# Of the resident memory: a leak of one float a step would be 80 kB, one of a batch 8 GB. Pages come
-# and go with the allocator's arenas by some MiB.
+# Growth of the resident memory that fails. Over the run a leak of one float a step is 80 kB, one of
+# a batch a step 8 GB. The arenas of the allocator make some MiB of pages come and go.
 FLAT_MIB = 8.0
 KILLS, SEED = 20, 0
-# Long enough that half of the moments lie in the training, with a checkpoint every few steps.
+# So many steps that half of the kills hit the training, and a checkpoint every few steps.
 KILLED_SETTINGS = [
     *("--model", "lyeoni", "--steps", "4000", "--batch-size", "50", "--test-samples", "64"),
     *("--checkpoint-seconds", "0.2"),
@@ -60,7 +58,7 @@ def resident_mib() -> float:
 
 
 def memory(steps: int, folder: Path) -> Record:
-    """Train for `steps` with checkpoints, and read the memory every `EVERY` steps."""
+    """Train for `steps` with checkpoints, reading the memory every `EVERY` steps."""
     config = TrainConfig(epochs=None, steps=steps, batch_size=128, test_samples=16)
     points: list[tuple[int, float]] = []
 
@@ -87,14 +85,14 @@ def memory(steps: int, folder: Path) -> Record:
 
 
 def slope(points: list[tuple[int, float]], after: int) -> float:
-    """MiB a step, of the least-squares line through the readings after a step."""
+    """MiB a step: the slope of the least-squares line through the readings after step `after`."""
     steps, mib = torch.tensor([p for p in points if p[0] > after], dtype=torch.float64).T
     centred = steps - steps.mean()
     return float((centred * mib).sum() / centred.square().sum())
 
 
 def kills(count: int, folder: Path) -> list[Record]:
-    """`count` runs, each killed once at a random moment; what became of them."""
+    """Records of `count` runs, each killed once at a random moment and resumed."""
     undisturbed(KILLED_SETTINGS, folder / "compiling")
     seconds = undisturbed(KILLED_SETTINGS, folder / "undisturbed")
     draw = random.Random(SEED)
@@ -111,7 +109,7 @@ def kills(count: int, folder: Path) -> list[Record]:
 def passed(record: Record) -> bool:
     flat = record["memory"]["growth_mib"] < FLAT_MIB
     runs = record["kills"]
-    # Or nothing was tested: a run that was killed before its first checkpoint starts anew.
+    # A run that was killed before its first checkpoint starts from scratch and tests nothing.
     resumed = sum(story["steps"][0] is not None for story in runs)
     return flat and 2 * resumed > len(runs) and all(story["identical"] for story in runs)
 
@@ -129,16 +127,17 @@ def page(record: Record) -> Iterator[Block]:
     yield Heading(2, "Memory over a long run")
     yield Text(
         f"{of['steps']:,} steps of {of['config']['model']} on {of['config']['data']}, batch "
-        f"{of['config']['batch_size']}, a look at the validation split each epoch and a checkpoint "
-        f"every five seconds: {of['train_seconds']:.0f} s. From step {settled} on the line through "
-        f"the readings rises by {of['growth_mib']:+.2f} MiB in all; {FLAT_MIB:g} would fail."
+        f"{of['config']['batch_size']}, an evaluation of the validation split each epoch and a "
+        f"checkpoint every five seconds: {of['train_seconds']:.0f} s. From step {settled} on, the "
+        f"line fitted to the readings rises by {of['growth_mib']:+.2f} MiB in all; {FLAT_MIB:g} "
+        "would fail."
     )
     yield Figure("memory.png", f"Resident memory over {of['steps']:,} training steps")
     yield Heading(2, "Killed and resumed")
     yield Text(
         f"{identical} of {len(runs)} runs, each killed with SIGKILL and resumed, ended with the "
-        "same metrics, curve and weights as the undisturbed one, bit for bit. The moment is drawn "
-        "evenly from the seconds for which that one trains, counted from the first checkpoint on. "
+        "same metrics, curve and weights as an undisturbed run, bit for bit. The moment of a kill "
+        "is drawn uniformly from the training time of that run, counted from the first checkpoint. "
         f"`vaez-fast train {' '.join(KILLED_SETTINGS)}`"
     )
     rows = [
@@ -175,12 +174,15 @@ def write(record: Record, out: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0 passed, 1 failed or nothing could be written."""
-    parser = argparse.ArgumentParser(prog="python -m bench soak", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="for the report")
-    parser.add_argument("--steps", type=int, default=STEPS, help=f"(default {STEPS})")
-    parser.add_argument("--kills", type=int, default=KILLS, help=f"(default {KILLS})")
+    """Exit status: 0 passed, 1 failed or the output cannot be written, 2 a wrong setting."""
+    parser = Parser("soak", __doc__)
+    parser.add_out_folder()
+    parser.add_argument(
+        "--steps", type=int, default=STEPS, help=f"of the long run (default {STEPS})"
+    )
+    parser.add_argument(
+        "--kills", type=int, default=KILLS, help=f"runs that are killed (default {KILLS})"
+    )
     options = parser.parse_args(argv)
     if options.steps < 10 * EVERY:
         parser.error(f"--steps must be at least {10 * EVERY}, got {options.steps}")
@@ -200,7 +202,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             }
         write(record, options.out)
     except OutputError as error:
-        print(f"bench.soak: error: {printable(error)}", file=sys.stderr)
-        return 1
+        return parser.failed(error)
     print((options.out / "README.md").read_text())
     return 0 if passed(record) else 1

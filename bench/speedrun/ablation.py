@@ -1,12 +1,12 @@
-"""What each ingredient of the speedrun's recipe is worth.
+"""The worth of each ingredient of the speedrun's recipe.
 
-`python -m bench ablation --seeds 3 --data-root DIR --out FILE` trains by the recipe, and by it less
-one ingredient at a time, and evaluates on the validation split: the test split has no say.
+`python -m bench ablation --seeds 3 --data-root DIR --out FILE` trains by the recipe, and by the
+recipe without one ingredient at a time. It evaluates on the validation split; the test split is not
+used.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -14,17 +14,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bench.command import Parser
 from bench.speedrun.recipe import Recipe
 from bench.speedrun.run import RECIPE, Referee, train
 from vaez_fast.config import choose_device, choose_precision
 from vaez_fast.data import DataError, binarized, load
 from vaez_fast.measures.intervals import Interval, interval, paired
 from vaez_fast.system.environment import environment, expect_no_gpu
-from vaez_fast.system.errors import printable
 from vaez_fast.system.files import OutputError, prepare_file, write_atomically
 from vaez_fast.training.optimizer import Adam
 
-# softplus(0), where the ordinary model's sigma begins
+# softplus(0), the initial sigma of the ordinary model
 ORDINARY_SIGMA = 0.6931
 
 WITHOUT: dict[str, dict[str, Any]] = {
@@ -41,14 +41,14 @@ WITHOUT: dict[str, dict[str, Any]] = {
 
 
 def variants(recipe: Recipe) -> dict[str, Recipe]:
-    """The recipe, and it less each ingredient."""
+    """The recipe, and the recipe without each ingredient."""
     return {"the recipe": recipe} | {
         name: replace(recipe, **change) for name, change in WITHOUT.items()
     }
 
 
 def table(log_px: dict[str, list[float]]) -> str:
-    """Markdown: validation log p(x) of each variant, and what it loses, paired by seed."""
+    """Markdown: validation log p(x) of each variant, and its loss, paired by seed."""
     lines = ["| without | validation log p(x) | worth |", "| --- | ---: | ---: |"]
     whole = log_px["the recipe"]
     for name, values in log_px.items():
@@ -63,16 +63,10 @@ def _text(value: Interval, signed: bool = False) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0 done, 1 the data or the output failed, 2 a setting cannot be."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench ablation",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    """Exit status: 0 done, 1 the data or the output failed, 2 a wrong setting."""
+    parser = Parser("ablation", __doc__)
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="runs (default 3)")
-    parser.add_argument(
-        "--data-root", default="data", metavar="DIR", help="torchvision's MNIST (default: data)"
-    )
+    parser.add_data_root("torchvision's MNIST")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the numbers as JSON")
     options = parser.parse_args(argv)
     expect_no_gpu()
@@ -88,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         referee = Referee(dataset)
         log_px: dict[str, list[float]] = {}
         for name, recipe in variants(RECIPE).items():
-            # Seeds that no record runs.
+            # Seeds that no record uses.
             models = (
                 train(recipe, images, 100 + seed, precision).vae for seed in range(options.seeds)
             )
@@ -99,6 +93,5 @@ def main(argv: Sequence[str] | None = None) -> int:
             content = {"validation_log_px": log_px, "environment": environment(device)}
             write_atomically(options.out, (json.dumps(content, indent=1) + "\n").encode())
     except (DataError, OutputError) as error:
-        print(f"bench.ablation: error: {printable(error)}", file=sys.stderr)
-        return 1
+        return parser.failed(error)
     return 0

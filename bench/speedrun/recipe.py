@@ -1,7 +1,7 @@
-"""The speedrun's recipe: what may differ from the ordinary training, the model aside.
+"""The speedrun's recipe: everything that may differ from ordinary training, except the model.
 
-Every ingredient was chosen on the validation split of static MNIST (reports/speedrun/README.md has
-what each is worth); the test split had no say.
+Every ingredient was chosen on the validation split of static MNIST, without the test split.
+reports/speedrun/README.md says how much each is worth.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vaez_fast.training.optimizer import Adam, rise
 
 @dataclass(frozen=True)
 class Recipe:
-    """Steps, schedules, optimiser, estimator and start of a run."""
+    """Steps, schedules, optimiser, estimator and initial weights of a run."""
 
     steps: int
     batch_size: int = 128
@@ -26,29 +26,29 @@ class Recipe:
     warmup: float = 0.05  # share of the steps over which the learning rate rises
     kl_warmup: float = 0.5  # share of the steps over which the KL's weight rises from 0 to 1
     kl: str = "sticking-the-landing"
-    centred: bool = True  # the encoder sees x less the mean image
-    he: bool = True  # initial weights: He's, or PyTorch's default with its biases
+    centred: bool = True  # the encoder gets x minus the mean image
+    he: bool = True  # He's initial weights; else PyTorch's default weights and biases
     optimizer: Adam = field(default=Adam(beta1=0.85, beta2=0.99))
-    posterior_scale: float = 0.3  # of the encoder's last weights, in units of He's
-    posterior_deviation: float = 0.3  # sigma of every latent, where those weights are zero
+    posterior_scale: float = 0.3  # of the encoder's last weights, relative to He's
+    posterior_deviation: float = 0.3  # sigma of every latent if those weights were zero
     logits_scale: float = 0.3  # of the decoder's last weights
 
     def learning_rates(self) -> Tensor:
-        """(steps,) float64: a linear rise, and times it a line to zero over the whole run."""
+        """(steps,) float64: a linear rise, times a linear decay to zero over the whole run."""
         t = torch.arange(self.steps, dtype=torch.float64)
         return self.lr * rise(t + 1, self.warmup * self.steps) * (1 - t / self.steps)
 
     def kl_weights(self) -> Tensor:
-        """(steps,) float64: from 0 to 1, then 1 (Sønderby et al. 2016, section 3)."""
+        """(steps,) float64: a rise from 0 to 1, then 1 (Sønderby et al. 2016, section 3)."""
         t = torch.arange(self.steps, dtype=torch.float64)
         return rise(t, self.kl_warmup * self.steps)
 
 
 class CenteredVAE(VAE):
-    """The same model with another parametrisation: its encoder sees x less the mean image.
+    """The same model in another parametrisation: its encoder gets x minus the mean image.
 
-    W(x − m) + b = Wx + (b − Wm): a step of W does not move what the mean image gives. `folded` is
-    the ordinary VAE that computes the same.
+    W(x − m) + b = Wx + (b − Wm): a step of W does not change the output for the mean image.
+    `folded` gives the ordinary VAE that computes the same function.
 
     Args:
         model, seed: as for `VAE`.
@@ -78,10 +78,10 @@ class CenteredVAE(VAE):
 
 @torch.no_grad()
 def start(vae: VAE, recipe: Recipe, seed: int) -> None:
-    """Initial weights for ReLU layers (He et al. 2015, equation 10), the last ones smaller.
+    """Set initial weights for ReLU layers (He et al. 2015, equation 10), smaller in last layers.
 
-    PyTorch's default has a sixth of the variance: signals shrink from layer to layer, and gradients
-    with them. Biases are zero, except that sigma begins at the recipe's.
+    PyTorch's default has a sixth of the variance, so signals and gradients shrink from layer to
+    layer. Biases are zero, except those that set the initial sigma to the recipe's.
     """
     if not recipe.he:
         return

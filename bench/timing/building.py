@@ -1,4 +1,4 @@
-"""How the rivals of a group are built: one after the other, and none takes the others down."""
+"""How the rivals of a group are built: one after the other; one that fails stops no other."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ Maker = Callable[[], Rival]
 
 
 class DeviceLost(RuntimeError):
-    """The CUDA device answers no call of this process any more."""
+    """The CUDA device no longer answers calls of this process."""
 
 
 class Watcher:
-    """Looks on while groups are built; this one does nothing. `bench.gpu` sets another."""
+    """Is told while groups are built. This one does nothing; bench.gpu.plugin sets another."""
 
     def begin(self, provider: str) -> str | None:
-        """Before a rival is built: why it must not be, or None."""
+        """Called before a rival is built; returns why it must not be built, or None."""
         return None
 
     def end(self, provider: str, seconds: float) -> None:
-        """After it was built, or failed."""
+        """Called after it was built or failed."""
 
     @property
     def short(self) -> bool:
-        """Whether nothing is measured: a training takes a few steps, its evaluation few samples."""
+        """Whether nothing is measured, so that a training may have few steps and few samples."""
         return False
 
     def done(self) -> None:
-        """After the last rival of a group, before any is timed."""
+        """Called after the last rival of a group is built, before any is timed."""
 
 
 watcher = Watcher()
@@ -41,7 +41,7 @@ watcher = Watcher()
 
 @dataclass
 class Built:
-    """What became of each maker; the names are those of `bench.timing.rows.Group`."""
+    """The result of each maker, with the names of `bench.timing.rows.Group`."""
 
     rivals: dict[str, Rival] = field(default_factory=dict)
     unavailable: dict[str, str] = field(default_factory=dict)
@@ -52,11 +52,11 @@ def build(makers: Mapping[str, Maker | str], optional: Callable[[str], bool]) ->
     """Build each provider's rival, in order.
 
     Args:
-        makers: provider → how to build its rival, or why it has none here.
-        optional: whether a provider that fails is unavailable; others are broken.
+        makers: provider → how to build its rival, or why it has none on this machine.
+        optional: whether a failing provider counts as unavailable; else it counts as broken.
 
     Raises:
-        DeviceLost: after a provider that failed, the CUDA device no longer answers.
+        DeviceLost: a provider failed, and the CUDA device no longer answers.
     """
     built = Built()
     for name, make in makers.items():
@@ -77,7 +77,7 @@ def build(makers: Mapping[str, Maker | str], optional: Callable[[str], bool]) ->
 
 
 def device_answers() -> bool:
-    """False after an illegal access or the like, which a process does not recover from."""
+    """False after an error such as an illegal access, from which a process cannot recover."""
     if not torch.cuda.is_initialized():
         return True
     try:
@@ -88,6 +88,6 @@ def device_answers() -> bool:
 
 
 def reason_of(error: BaseException) -> str:
-    """The error's type and its first line."""
+    """The type of an error and its first line."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else ''}"

@@ -1,7 +1,8 @@
-"""Whether other processes had the machine while rows were timed, and the line that says so.
+"""Whether other processes used the machine while rows were timed, and the line that says so.
 
-A row's numbers stand in its record: what share of the machine others took (Linux says), what share
-of the time the thread that times had a processor (every platform says), and the load average.
+The record of a row has the numbers: the share of the machine that other processes took (on Linux),
+the share of the time in which the timing thread had a processor (on every platform), and the load
+average.
 """
 
 from __future__ import annotations
@@ -13,28 +14,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vaez_fast.cli.machine import usable_cores
+from vaez_fast.system.environment import usable_cores
 
 # Measured on two cores over a mix of products, small and large elementwise operations and a
-# backward, with two threads that spin or sleep while they wait. With the machine to themselves:
-# others 0 ± 2 % of it (ticks of 10 ms), the timing thread 99 % (87 % if its waits sleep). Beside
-# one busy loop: others 32 to 48 %, the timing thread 51 to 68 %, and a product took 2.6 times as
-# long. So a spinning thread, which fills the second core, is never taken for another process.
+# backward, with two threads that spin or sleep while they wait. Alone on the machine, others take
+# 0 ± 2 % of it (ticks of 10 ms), and the timing thread has a processor 99 % of the time (87 % if it
+# sleeps while it waits). Beside one busy loop others take 32 to 48 %, the timing thread 51 to 68 %,
+# and a product takes 2.6 times as long. Our own spinning thread, which fills the second core, does
+# not count as another process.
 MOST_OF_OTHERS = 0.10
 LEAST_OF_OWN = 0.78
-# Linux counts a processor's time in ticks of 10 ms, and a daemon that wakes up once takes as long:
-# so much is no sign of anything in a measurement that is short.
+# Linux counts processor time in ticks of 10 ms, and a daemon that wakes up once takes as long. In a
+# short measurement so much means nothing.
 SLACK_SECONDS = 0.03
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Clocks at one moment, in seconds; None where the platform does not tell."""
+    """Clocks at one moment, in seconds; None if the platform does not have them."""
 
     wall: float
     thread: float  # processor time of the thread that times
     process: float  # processor time of all threads of this process
-    machine: float | None  # time that the processors usable by us were not idle, summed
+    machine: float | None  # busy time, summed over the processors that we may use
     load_average: float | None  # of the last minute
 
 
@@ -50,11 +52,11 @@ def reading() -> Reading:
 
 
 def machine_time(stat: Path = Path("/proc/stat")) -> float | None:
-    """Seconds that the processors usable by us were not idle; stolen time counts. Linux only."""
+    """Busy seconds of the processors that we may use, stolen time included. Linux only."""
     try:
         lines = [line.split() for line in stat.read_text().splitlines()]
         usable = {f"cpu{i}" for i in os.sched_getaffinity(0)}
-        # user, nice, system, idle, iowait, irq, softirq, steal: a guest's time is in user's
+        # user, nice, system, idle, iowait, irq, softirq, steal; user includes guests
         times = [[int(n) for n in line[1:9]] for line in lines if line and line[0] in usable]
         if not any(map(sum, times)):  # a sandbox that shows zeros
             return None
@@ -65,11 +67,11 @@ def machine_time(stat: Path = Path("/proc/stat")) -> float | None:
 
 
 class Watch:
-    """What the machine does from now on.
+    """Watches the machine from now on.
 
     Args:
-        read: the clocks; another function in tests.
-        processors: how many this process may use; by default asked of the system.
+        read: reads the clocks; tests pass another function.
+        processors: how many this process may use; by default as the system says.
     """
 
     def __init__(
@@ -79,18 +81,18 @@ class Watch:
         self._begin = read()
 
     def record(self) -> dict[str, Any]:
-        """What it did since then, as JSON values.
+        """The load since then, as JSON values.
 
-        `seconds` have passed until `ended`, in seconds since 1970; `others` is the share of all
-        usable processors that other processes took (None where unknown), `own` the share of the
-        time that the timing thread had one.
+        `seconds` is the time that passed, and `ended` is now, in seconds since 1970. `others` is
+        the share of all usable processors that other processes took (None if unknown), and `own`
+        the share of the time in which the timing thread had a processor.
         """
         begin, end = self._begin, self._read()
         wall = max(end.wall - begin.wall, 1e-9)
         others = None
         if begin.machine is not None and end.machine is not None:
             seconds = end.machine - begin.machine - (end.process - begin.process)
-            others = max(0.0, seconds / (wall * self._processors))  # ticks may fall behind
+            others = max(0.0, seconds / (wall * self._processors))  # ticks may lag behind
         return {
             "seconds": wall,
             "ended": time.time(),
@@ -102,11 +104,11 @@ class Watch:
 
 
 def disturbed(load: Mapping[str, Any], device: str = "cpu") -> bool:
-    """Whether others had so much of the machine that times of this record are doubtful.
+    """Whether other processes took so much of the machine that the times are doubtful.
 
     Args:
-        load: what `Watch.record` gave.
-        device: "cpu" or "cuda", where the timing thread may sleep until the device is done.
+        load: a result of `Watch.record`.
+        device: "cpu", or "cuda", where the timing thread may sleep until the device is done.
     """
     seconds, others = load["seconds"], load["others"]
     if others is not None:
@@ -117,7 +119,7 @@ def disturbed(load: Mapping[str, Any], device: str = "cpu") -> bool:
 
 
 def busy_line(rows: Iterable[Mapping[str, Any]]) -> str | None:
-    """The line for a run with disturbed rows; None where none was, or files are older.
+    """The line for a run with disturbed rows; None if there are none, or the file is too old.
 
     Args:
         rows: the `extra_info` of each.

@@ -1,4 +1,4 @@
-"""Times of rival functions, taken in turn, and a clock that hands them to pytest-benchmark."""
+"""Times of rival functions, taken in turn, and a clock that passes them to pytest-benchmark."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def available_device() -> torch.device:
 
 
 class DeviceClock:
-    """A clock that moves only when told to: pytest-benchmark records what was measured elsewhere.
+    """A clock that moves only by `advance`: pytest-benchmark records times measured elsewhere.
 
     Given to a test as `@pytest.mark.benchmark(timer=CLOCK)`.
     """
@@ -46,8 +46,8 @@ class DeviceClock:
 CLOCK = DeviceClock()
 
 
-def replay(benchmark: Any, seconds: list[float]) -> None:
-    """Record `seconds`, one round each, as the result of a test that is timed by `CLOCK`."""
+def record_rounds(benchmark: Any, seconds: list[float]) -> None:
+    """Record `seconds`, one for each round, as the result of a test whose timer is `CLOCK`."""
     rounds = iter(seconds)
     benchmark.pedantic(lambda: CLOCK.advance(next(rounds)), rounds=len(seconds))
 
@@ -56,8 +56,8 @@ def replay(benchmark: Any, seconds: list[float]) -> None:
 class Times:
     """Seconds of a call, one for each round.
 
-    `wall` is what a caller waits for. `device` is what the GPU takes by itself; None on a CPU, and
-    where the host's time cannot be kept out: bench.timing.cuda_times says how both are taken.
+    `wall` is the time that a caller waits. `device` is the time of the GPU alone; None on a CPU,
+    and if the host's time cannot be separated. bench.timing.cuda_times explains both.
     """
 
     wall: list[float]
@@ -65,28 +65,29 @@ class Times:
 
     @property
     def of_the_device(self) -> list[float]:
-        """`device` where it is known, else `wall`: on a CPU they are the same."""
+        """`device` if it is known, else `wall`; on a CPU they are the same."""
         return self.wall if self.device is None else self.device
 
 
 def interleave(
     rivals: Mapping[str, Work], device: torch.device, budget: float, fewest: int = FEWEST_ROUNDS
 ) -> dict[str, Times]:
-    """Times of each rival, in rounds that time every rival once and start with another each time.
+    """Times of each rival, in rounds that time every rival once and start with another rival.
 
-    In turn, because clocks and neighbours drift: a ratio within one round sees the same machine.
+    Clock rates and the load of other processes drift, but the rivals of one round run on nearly the
+    same machine.
 
     Args:
         rivals: functions to time; each is warmed up first.
         device: where they work.
         budget: about how many seconds the rounds may take.
-        fewest: rounds, whatever they take; there are never more than 501.
+        fewest: rounds, even if they take longer; there are at most 501.
     """
     for work in rivals.values():
         for _ in range(WARMUP_CALLS):
             work()
     clocks = _clocks(rivals, device)
-    # Not the times themselves: on CUDA a round takes many calls.
+    # The clocks are timed, not the work: on CUDA a round takes many calls.
     once = sum(_wall_seconds(clock) for clock in clocks.values())
     rounds = min(MOST_ROUNDS, max(fewest, int(budget / once)))
     names = list(rivals)
@@ -136,7 +137,7 @@ def copy_bandwidth(device: torch.device, quick: bool) -> float:
 
 
 def peak_memory(work: Work, device: torch.device) -> int | None:
-    """Bytes that a (warm) call allocates on top of what is held before it; None where unknown."""
+    """Peak of the bytes that a warm call allocates; None if it is unknown."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         held = torch.cuda.memory_allocated(device)
@@ -144,7 +145,7 @@ def peak_memory(work: Work, device: torch.device) -> int | None:
         work()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - held
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler greets on stderr
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler writes to stderr
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         work()

@@ -14,16 +14,16 @@ from bench.timing.clock import WARMUP_CALLS
 _Result = TypeVar("_Result")
 _Case = TypeVar("_Case")
 
-# At least 32 calls, so that the launch of the graph is negligible. At most 512, because eager code
-# takes dozens of nodes a call.
+# At least 32 calls, so that the launch of the graph is negligible. At most 512, because a call of
+# eager code has dozens of nodes.
 FEWEST_CALLS, MOST_CALLS = 32, 512
 
 
 @dataclass(frozen=True)
 class Graph(Generic[_Result]):
-    """Recorded calls, what they read (a replay would read it after it is gone), and their outputs.
+    """Recorded calls and their outputs, which each replay overwrites.
 
-    Each replay overwrites the outputs.
+    `calls` keeps the tensors alive that a replay reads.
     """
 
     calls: Sequence[Callable[[], _Result]]
@@ -35,16 +35,16 @@ class Graph(Generic[_Result]):
 
 
 def captured(calls: Sequence[Callable[[], _Result]]) -> Graph[_Result]:
-    """A graph of `calls`, in turn.
+    """A graph of `calls`, one after the other.
 
-    Random numbers are fresh in each replay: PyTorch's generator advances by itself, ours if a call
-    adds to its step on the device.
+    Each replay draws fresh random numbers: PyTorch's generator advances by itself, ours if a call
+    increments its step on the device.
 
     Raises:
-        RuntimeError: a call does what a graph cannot hold, such as waiting for the GPU.
+        RuntimeError: a call does something that a graph cannot hold, such as a wait for the GPU.
     """
-    # Warm-up on a side stream, as torch.cuda.graph asks: what is compiled or allocated once, and
-    # the autograd engine's streams, must not fall into the capture.
+    # torch.cuda.graph asks for a warm-up on a side stream: it keeps compilation, allocations that
+    # happen once, and the streams of the autograd engine out of the capture.
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -58,11 +58,11 @@ def captured(calls: Sequence[Callable[[], _Result]]) -> Graph[_Result]:
 
 
 def sets_of(case: _Case, device: torch.device) -> list[_Case]:
-    """Copies of `case`, as many as the L2 cache of `device` cannot hold.
+    """So many copies of `case` that the L2 cache of `device` cannot hold them.
 
-    So a call on each in turn finds its tensors in memory, as calls on new data do. At least 32 and
-    at most 512: where that many fit the cache, calls start cold only after something else evicted
-    their tensors, as bench.timing.cuda_times does before it takes a device time.
+    So calls on one copy after the other read their tensors from memory, like calls on new data.
+    There are at least 32 and at most 512. If 512 fit into the cache, calls start cold only if
+    something else evicts their tensors, as bench.timing.cuda_times does before a device time.
     """
     cache: int = torch.cuda.get_device_properties(device).L2_cache_size
     count = max(FEWEST_CALLS, min(MOST_CALLS, cache // bytes_of(case) + 1))
@@ -70,7 +70,7 @@ def sets_of(case: _Case, device: torch.device) -> list[_Case]:
 
 
 def bytes_of(case: Any) -> int:
-    """Of the tensors of a case."""
+    """Bytes of the tensors of a case."""
     return sum(tensor.nbytes for tensor in _own_tensors(case).values())
 
 
@@ -83,6 +83,6 @@ def _copy(case: _Case) -> _Case:
 
 
 def _own_tensors(case: Any) -> dict[str, Tensor]:
-    # All copies draw from one noise, which advances once a replay.
+    # All copies share one noise, which advances once in each replay.
     values = {field.name: getattr(case, field.name) for field in fields(case)}
     return {n: v for n, v in values.items() if isinstance(v, Tensor) and n != "noise"}

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.timing.accuracy import Case, Check, Op, worst
 from bench.timing.building import build
 from bench.timing.graphs import bytes_of, captured, sets_of
 from bench.timing.rows import Group, Rival
 from bench.timing.traffic import aten_bytes, inductor_bytes
 from vaez_kernels import use_backend
 from vaez_kernels.compiler import has_cpu_compiler
+from vaez_kernels.error_bounds import Check, worst
+from vaez_kernels.testing import Function, Shape, Timed, TimedCase
 
 # eager stays first: ratios are its, and torch.distributions fills a table at its first call that
 # a compiled call could not.
@@ -39,23 +40,41 @@ def providers(device: torch.device) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Contest:
-    """One op, direction and size: what each provider runs on `case`."""
+    """One op, direction and size: what each provider runs on `case`; see also `Timed`."""
 
     title: str
-    case: Case
-    ours: Op
-    textbook: Op
+    case: TimedCase
+    ours: Function
+    textbook: Function
     backward: bool
     device: torch.device
     floor_bytes: int
-    launch_bound: bool  # so small that launches count, and are replayed from a graph, too
-    kernel_bytes: int | None = None  # what our kernels move, where that is not the floor
-    # Tiles read operands again. The fallback compiles one and runs many, so that nobody counts its
-    # bytes; the kernels' are known where `kernel_bytes` says them.
+    launch_bound: bool
+    kernel_bytes: int | None = None
     tiled: bool = False
     # Also with max-autotune, which tries templates of products for a minute or so.
     autotuned: bool = False
     cpu_options: dict[str, Any] = field(default_factory=dict)  # the best for torch.compile there
+
+    @classmethod
+    def of(
+        cls, op: Timed, shape: Shape, dtype: torch.dtype, direction: str, device: torch.device
+    ) -> Contest:
+        backward, sizes = direction == "forward+backward", " × ".join(f"{n:,}" for n in shape)
+        case = op.case(shape, dtype, device)
+        return cls(
+            title=f"{op.title}, {direction}, {sizes}, {str(dtype).removeprefix('torch.')}",
+            case=case,
+            ours=op.ours(case),
+            textbook=op.textbook,
+            backward=backward,
+            device=device,
+            floor_bytes=op.least_bytes(shape, dtype.itemsize, backward),
+            launch_bound=shape in op.launch_bound,
+            kernel_bytes=op.kernel_bytes(shape, backward) if op.kernel_bytes else None,
+            tiled=op.tiled,
+            cpu_options=op.cpu_options,
+        )
 
     def group(self) -> Group:
         """Every provider, counted and checked.
@@ -120,7 +139,7 @@ class Contest:
 
     def _rival(
         self,
-        forward: Op,
+        forward: Function,
         count: Count,
         ours: bool,
         notes: dict[str, Any] | None = None,
@@ -131,11 +150,11 @@ class Contest:
         check = self.case.check(self.case.run(forward, backward=True), ours)
         return Rival(work, check, notes or {}, moved)
 
-    def _replayed(self, forward: Op, count: Count, ours: bool) -> Rival:
+    def _replayed(self, forward: Function, count: Count, ours: bool) -> Rival:
         moved = count(partial(self.case.run, forward, self.backward))
         cases = sets_of(self.case, self.device)
 
-        def call(case: Case) -> tuple[Tensor, ...]:
+        def call(case: TimedCase) -> tuple[Tensor, ...]:
             if ours and case is cases[0]:
                 case.advance()
             # An autograd graph that lives on would bind the leaves to the stream of the capture.

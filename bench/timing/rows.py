@@ -1,4 +1,4 @@
-"""From rivals to rows: check, time in turn, record."""
+"""From rivals to rows: check them, time them in turn, record them."""
 
 from __future__ import annotations
 
@@ -10,48 +10,55 @@ from typing import Any
 import pytest
 import torch
 
-from bench.timing.accuracy import Check
 from bench.timing.busy import Watch
-from bench.timing.clock import FEWEST_ROUNDS, Work, how_timed, interleave, peak_memory, replay
+from bench.timing.clock import (
+    FEWEST_ROUNDS,
+    Work,
+    how_timed,
+    interleave,
+    peak_memory,
+    record_rounds,
+)
+from vaez_kernels.error_bounds import Check
 
-QUICK_ROUNDS = 3  # at least, where a full run has 11
+QUICK_ROUNDS = 3  # at least; a full run has at least 11
 
 
 @dataclass
 class Rival:
-    """One provider of a group: the work to time and the result of its check."""
+    """A provider of a group: the work to time, and the result of its check."""
 
     work: Work | None  # None for a row that was timed elsewhere
     check: Check
     notes: dict[str, Any] = field(default_factory=dict)
-    moved_bytes: int | None = None  # what it loads and stores; None where that is not known
-    own_memory: bool = True  # a graph's was set aside at its capture: no call shows it
-    calls: int = 1  # how many calls `work` makes; recorded times are per call
+    moved_bytes: int | None = None  # bytes that it loads and stores; None if unknown
+    own_memory: bool = True  # whether calls allocate memory; a graph's is allocated at its capture
+    calls: int = 1  # calls in one `work`; recorded times are per call
 
 
 @dataclass
 class Group:
-    """Rivals measured together, and what makes their rows comparable."""
+    """Rivals that are measured together, and what their rows share."""
 
     title: str
     rivals: Mapping[str, Rival]
-    unavailable: Mapping[str, str]  # provider → why it has no row here
-    floor_bytes: int | None  # None where no floor is known
-    broken: Mapping[str, str] = field(default_factory=dict)  # of ours, provider → its error
-    timing: str | None = None  # how it was timed, where not by `interleave`
+    unavailable: Mapping[str, str]  # provider → why it has no row on this machine
+    floor_bytes: int | None  # None if no floor is known
+    broken: Mapping[str, str] = field(default_factory=dict)  # provider of ours → its error
+    timing: str | None = None  # how it was timed, if not by `interleave`
     products: Mapping[str, str] = field(default_factory=dict)  # provider → the row of its products
-    seconds: dict[str, list[float]] = field(default_factory=dict)  # what a caller waits for
-    # What the GPU takes by itself, where that is known: see bench.timing.cuda_times.
+    seconds: dict[str, list[float]] = field(default_factory=dict)  # that a caller waits
+    # Seconds of the GPU alone, if they are known: see bench.timing.cuda_times.
     device_seconds: dict[str, list[float]] = field(default_factory=dict)
-    load: dict[str, Any] | None = None  # what the machine did meanwhile: see bench.timing.busy
+    load: dict[str, Any] | None = None  # of the machine meanwhile: see bench.timing.busy
 
     def own_time(self, provider: str) -> float:
-        """Median seconds that the device takes, without the host's where they are told apart."""
+        """Median seconds of the device alone if they are known, else those that a caller waits."""
         return median(self.device_seconds.get(provider, self.seconds[provider]))
 
 
 class Bench:
-    """What the rows of a session share: the device, the effort, the copy bandwidth, the groups."""
+    """Shared by the rows of a session: the device, quick or not, the copy bandwidth, the groups."""
 
     def __init__(self, device: torch.device, quick: bool, copy_bytes_per_second: float) -> None:
         self.device, self.quick = device, quick
@@ -59,10 +66,10 @@ class Bench:
         self._measured: tuple[object, Group] | None = None
 
     def measured(self, key: object, make: Callable[[], Group], budget: float) -> Group:
-        """The group of `key`: made, checked and timed at its first row, then kept for the others.
+        """The group of `key`: made, checked and timed for its first row, then kept for its others.
 
-        Rivals that passed their check are timed in turn, for about `budget` seconds (a third of it
-        when quick). Only the latest group is kept, so that the tensors of the others are freed.
+        Rivals that passed their check are timed in turn for about `budget` seconds, a third of that
+        in a quick run. Only the latest group is kept, so that the tensors of the others are freed.
         """
         if self._measured is None or self._measured[0] != key:
             self._measured = None
@@ -83,7 +90,7 @@ class Bench:
         return self._measured[1]
 
     def record(self, benchmark: Any, group: Group, provider: str) -> None:
-        """Fill in a row; a provider that is not here skips, one that failed its check fails."""
+        """Record a row; skip an unavailable provider, and fail one that failed its check."""
         if provider in group.unavailable:
             pytest.skip(f"{provider}: {group.unavailable[provider]}")
         if provider in group.broken:
@@ -109,7 +116,7 @@ class Bench:
             **rival.notes,
         )
         products = group.products.get(provider)
-        if products in group.seconds:  # they are there, and passed their own check
+        if products in group.seconds:  # there are products, and they passed their check
             info["step_over_products"] = group.own_time(provider) / group.own_time(products)
         if self.device.type == "cuda":
             info["device_seconds"] = group.device_seconds.get(provider)
@@ -123,7 +130,7 @@ class Bench:
                 copy_gb_per_second=self.copy_bytes_per_second / 1e9,
                 percent_of_copy=100 * rate / self.copy_bytes_per_second,
             )
-        replay(benchmark, seconds)
+        record_rounds(benchmark, seconds)
 
     def _peak(self, rival: Rival) -> int | None:
         return peak_memory(rival.work, self.device) if rival.work and rival.own_memory else None

@@ -25,8 +25,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from vaez_kernels import bernoulli as likelihood
-from vaez_kernels import latent, mixture, noise
+from vaez_kernels import compiler, noise
 from vaez_kernels.compiler import (
     Code,
     compiled_without_guards,
@@ -34,77 +33,6 @@ from vaez_kernels.compiler import (
     isolated,
     of_tensors,
 )
-
-
-def rsample_kl_floor(samples: int, rows: int, columns: int, itemsize: int, backward: bool) -> int:
-    """Bytes of `rsample_kl` with the analytic KL, eps drawn on the chip and drawn again backwards.
-
-    Forward: mu and logvar in, z and a float32 KL for each row out. Backward: mu, logvar, the
-    gradients of z and of the KL in, two gradients out. With float32 and S = 1: 12 and 20 bytes an
-    element, and 4 a row each.
-    """
-    elements = rows * columns
-    forward = itemsize * (2 + samples) * elements + 4 * rows
-    return forward + (itemsize * (4 + samples) * elements + 4 * rows if backward else 0)
-
-
-def bernoulli_log_prob_floor(
-    samples: int, rows: int, pixels: int, itemsize: int, backward: bool
-) -> int:
-    """Bytes of `bernoulli_log_prob` with uint8 targets, which are read once for all S samples.
-
-    Forward: logits and targets in, a float32 sum for each sample and row out. Backward: logits,
-    targets and the sums' gradients in, the logits' gradient out. With float32: 4S + 1 and 8S + 1
-    bytes a pixel, and 4S a row each.
-    """
-    sums = 4 * samples * rows
-    forward = (itemsize * samples + 1) * rows * pixels + sums
-    return forward + ((2 * itemsize * samples + 1) * rows * pixels + sums if backward else 0)
-
-
-def linear_bernoulli_log_prob_floor(
-    samples: int, images: int, width: int, pixels: int, itemsize: int, backward: bool
-) -> int:
-    """Bytes of `linear_bernoulli_log_prob` with uint8 targets and a float32 bias: no logits.
-
-    Forward: hidden units, weight, bias and targets in, a float32 sum for each sample and image
-    out. Backward: the same in, with the sums' gradients, and the gradients of the first three out.
-    """
-    rows = samples * images
-    layer = itemsize * (rows * width + pixels * width) + 4 * pixels
-    forward = layer + images * pixels + 4 * rows
-    return forward + (forward + layer if backward else 0)
-
-
-def mixture_log_prob_floor(draws: int, components: int, D: int, backward: bool) -> int:
-    """Bytes of float32 `mixture_log_prob`: M·N·D terms of arithmetic on little data.
-
-    Forward: z, mu and logvar in, a number for each draw out. Backward: the same in, with that
-    number's gradient, and z's gradient out.
-    """
-    forward = 4 * (draws * D + 2 * components * D + draws)
-    return forward + (forward + 4 * draws * D if backward else 0)
-
-
-def mixture_log_prob_moved(draws: int, components: int, D: int, backward: bool) -> int:
-    """Bytes that our kernels move, all but what their inputs' transposed copies take.
-
-    Each block of draws reads all components, and its draws once for each tile of them; most of it
-    comes from L2. tests/interpreted/test_mixture_kernel.py counts the same in the interpreter.
-    """
-    m, n = mixture.BLOCK_M, mixture.BLOCK_N
-    blocks, tiles = -(-draws // m), -(-components // n)
-    splits = mixture.splits_of(draws, tiles)
-    scores = 4 * blocks * tiles * (D * m + 2 * D * n + n)
-    forward = scores + 4 * 2 * splits * draws
-    if not backward:
-        return forward
-    block_d = mixture.block_d_of(D)
-    d_blocks = -(-D // block_d)
-    of_tile = m + 2 * m * n + m * block_d + 2 * n * block_d
-    # The sums are read again by all tiles of a split but its first.
-    sums = m * block_d * (tiles + tiles - splits)
-    return forward + d_blocks * (scores + 4 * blocks * (tiles * of_tile + sums))
 
 
 def aten_bytes(work: Callable[[], object], device: torch.device) -> int:
@@ -228,7 +156,7 @@ def _counting(counts: list[int | None]) -> Iterator[None]:
     import torch._inductor.config as inductor
     from torch._inductor.graph import GraphLowering
 
-    compiled_quads = noise.compiled_quads
+    compiled_quads = noise.twin.compiled_quads
 
     def counted_quads(normal: bool) -> Code | None:
         code = compiled_quads(normal)
@@ -267,8 +195,7 @@ def _counting(counts: list[int | None]) -> Iterator[None]:
         inductor.patch(fx_graph_cache=False),
         functorch.patch(enable_autograd_cache=False),
         patch.object(GraphLowering, "codegen", counted),
-        patch.object(noise, "compiled_quads", counted_quads),
-        patch.object(latent, "compiled", counted_twin),
-        patch.object(likelihood, "compiled", counted_twin),
+        patch.object(noise.twin, "compiled_quads", counted_quads),
+        patch.object(compiler, "compiled", counted_twin),
     ):
         yield

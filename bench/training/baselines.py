@@ -2,94 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Bernoulli, Normal, kl_divergence
+from torch.distributions import Bernoulli, Normal
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
-from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from vaez_fast.data import PIXELS
 from vaez_fast.model import MODELS, VAE, Architecture
-
-
-def rsample_kl(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
-    """mu, logvar (B, D) → z (B, D), KL (B,): torch.distributions as its documentation shows it.
-
-    Less its checks of arguments, which torch.compile switches off for the whole process: eager rows
-    would depend on what was compiled before. They make a GPU's host wait, besides.
-    """
-    q = Normal(mu, torch.exp(0.5 * logvar), validate_args=False)
-    p = Normal(torch.zeros_like(mu), torch.ones_like(mu), validate_args=False)
-    return q.rsample(), kl_divergence(q, p).sum(1)
-
-
-def bernoulli_log_prob(logits: Tensor, x: Tensor) -> Tensor:
-    """logits (S, B, P), x (B, P) uint8 → log p(x|z) (S, B), with the loss that PyTorch has."""
-    target = x.to(logits.dtype).expand_as(logits)
-    return -binary_cross_entropy_with_logits(logits, target, reduction="none").sum(-1)
-
-
-# Elements of (draws, N, D) at once, 4 MiB on a CPU, where a draw alone does not take more.
-CHUNK = {"cpu": 1 << 20, "cuda": 1 << 26}
-
-
-def mixture_log_prob(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
-    """z (M, D), mu, logvar (N, D) → log q(z) (M,): differences, squares, sums and logsumexp.
-
-    Eager code takes it in chunks, which backward computes again; compiled code, where differences
-    go into their sum without being kept, whole.
-    """
-    inverse_sigma = torch.exp(-0.5 * logvar)
-    normaliser = -0.5 * (logvar + math.log(2.0 * math.pi)).sum(1) - math.log(len(mu))
-
-    def density(z: Tensor) -> Tensor:
-        t = (z[:, None] - mu) * inverse_sigma
-        return (normaliser - 0.5 * t.square().sum(2)).logsumexp(1)
-
-    if torch.compiler.is_compiling():
-        return density(z)
-    chunks = z.split(max(1, CHUNK[z.device.type] // mu.numel()))
-    return torch.cat([checkpoint(density, chunk, use_reentrant=False) for chunk in chunks])
-
-
-@torch.no_grad()
-def importance_log_likelihood(
-    decoder: nn.Module,
-    mu: Tensor,
-    logvar: Tensor,
-    x: Tensor,
-    num_samples: int,
-    rows: int,
-    draw: Callable[[int, int], Tensor] | None = None,
-    compiled: bool = False,
-) -> Tensor:
-    """mu, logvar (B, D), x (B, P) → log 1/S Σ_s p(x, z_s)/q(z_s|x), (B,), in chunks of `rows` z.
-
-    `draw`: (first sample, how many) → eps (count, B, D), where it is not torch.randn.
-    """
-
-    def log_weights(eps: Tensor) -> Tensor:
-        sigma = torch.exp(0.5 * logvar)
-        z = mu + sigma * eps
-        q, p = Normal(mu, sigma, validate_args=False), Normal(0.0, 1.0, validate_args=False)
-        log_ratio = (q.log_prob(z) - p.log_prob(z)).sum(2)
-        return bernoulli_log_prob(decoder(z), x) - log_ratio
-
-    run = torch.compile(log_weights, dynamic=False) if compiled else log_weights
-    at_once = max(1, rows // len(mu))
-    parts = []
-    for first in range(0, num_samples, at_once):
-        count = min(at_once, num_samples - first)
-        eps = (
-            torch.randn(count, *mu.shape, device=mu.device) if draw is None else draw(first, count)
-        )
-        parts.append(run(eps))
-    return torch.logsumexp(torch.cat(parts), 0) - math.log(num_samples)
 
 
 class TextbookVAE(nn.Module):

@@ -33,9 +33,9 @@ from vaez_fast.training.phases import STEPS_PER_REPLAY, Phase
 from vaez_kernels.backend import has_fast_bfloat16
 
 BATCH_SIZE = 128
-STEPS = {"cpu": 100_000, "cuda": 1_000_000}  # more than are timed
+STEPS = {"cpu": 100_000, "cuda": 1_000_000}  # more than the benchmark takes
 
-# What is trained: the model, and which of the losses of the engine and of the textbook.
+# Case → the model, and the loss that the engine and the textbook train on.
 CASES = {
     "altosaar": ("altosaar", "elbo"),
     "lyeoni": ("lyeoni", "elbo"),
@@ -86,7 +86,7 @@ def _group(case: str, images: Tensor, device: torch.device) -> Group:
             makers |= {engine_row: NO_BFLOAT16, products_row: NO_BFLOAT16}
             continue
         products[engine_row] = products_row
-        engine = cache(partial(engine_of, model, trains, images, dtype))  # both rows are of one
+        engine = cache(partial(engine_of, model, trains, images, dtype))  # shared by both rows
         makers[engine_row] = partial(_of_engine, engine, partial(steps, model=model, trains=trains))
         makers[products_row] = partial(_of_engine, engine, partial(_products, device=device))
     built = build(makers, lambda name: name == "compiled")

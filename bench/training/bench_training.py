@@ -1,4 +1,4 @@
-"""A short real training run: speed beside what it reached, the article's metrics."""
+"""A short real training run: its speed beside the article's metrics of the trained model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from bench.timing import building
-from bench.timing.accuracy import Check
 from bench.timing.busy import Watch
 from bench.timing.clock import CLOCK, interleave
 from bench.timing.rows import Bench, Group, Rival
@@ -23,10 +22,10 @@ from vaez_fast.config import TrainConfig, choose_device, choose_precision
 from vaez_fast.data import Dataset, binarized, load
 from vaez_fast.measures.evaluate import Evaluator
 from vaez_fast.model import VAE
-from vaez_fast.training.loop import EVALUATION_STEP
+from vaez_fast.streams import EVALUATION
 from vaez_fast.training.phases import STEPS_PER_REPLAY
 from vaez_fast.training.train import Result, train
-from vaez_kernels import noise_key
+from vaez_kernels.error_bounds import Check
 
 KLS = ("analytic", "total-derivative", "sticking-the-landing")
 
@@ -41,19 +40,19 @@ def test_training(benchmark: Any, bench: Bench, data_root: str, kl: str) -> None
     config = TrainConfig(
         epochs=None, steps=steps, kl=kl, data_root=data_root, device=str(bench.device)
     )
-    if building.watcher.short:  # a graph's steps and one by itself: that needs every kernel
+    if building.watcher.short:  # one graph and one single step, which use every kernel
         config = replace(config, steps=STEPS_PER_REPLAY + 1, test_samples=2)
     title = f"training, {config.model}, {config.data}, {config.steps} steps"
     timing = "wall clock of the training loop alone"
     group = Group(title, {}, {}, floor_bytes=None, timing=timing)
-    # Built as other rivals are, so that compiling ahead ends here.
+    # Through `build` like other rivals, so that compiling ahead stops here.
     built = building.build({config.arm: partial(_trained, config, group)}, lambda _: False)
     group.rivals, group.broken = built.rivals, built.broken
     bench.record(benchmark, group, config.arm)
 
 
 def _trained(config: TrainConfig, group: Group) -> Rival:
-    """Train, and note in `group` how long it took and what the machine did meanwhile."""
+    """Train, and write the seconds and the load of the machine into `group`."""
     assert config.steps is not None
     watches: list[Watch] = []
 
@@ -79,7 +78,7 @@ def _trained(config: TrainConfig, group: Group) -> Rival:
 
 
 def _products(config: TrainConfig) -> float:
-    """Seconds of a step's matrix products, alone and right after the training."""
+    """Seconds of the matrix products of a step alone, timed right after the training."""
     device = choose_device(config.device)
     images = binarized(load(config.data, config.data_root).to(device), "train", config.binarize)
     precision = choose_precision(config.precision, device)
@@ -90,13 +89,13 @@ def _products(config: TrainConfig) -> float:
 
 
 def _check(result: Result, config: TrainConfig, dataset: Dataset) -> Check:
-    """The test split's metrics as the run reports them, and again with float32 products.
+    """Check the metrics of the test split as the run reports them, and again with float32 products.
 
-    A run takes bfloat16 products where the processor multiplies them. The second evaluation is the
-    same on every machine, and held to float32's tolerance.
+    A run uses bfloat16 products if the processor has them. The second evaluation is the same on
+    every machine, and must be within the tolerance of float32.
     """
     pixels = binarized(dataset, "test", config.binarize)
-    noise = noise_key(config.seed, "evaluate", EVALUATION_STEP["test"])
+    noise = EVALUATION["test"].key(config.seed)
     vae = TextbookVAE(config.model)
     vae.load_state_dict(result.vae.state_dict())
     truth = float64_metrics(vae, pixels, noise, config.test_samples)

@@ -8,7 +8,6 @@ import math
 import torch
 from torch import Tensor
 
-from bench.timing.accuracy import Check, worst
 from bench.training.baselines import Loss, TextbookVAE
 from bench.training.products import Product, operands
 from vaez_fast.data import PIXELS
@@ -16,6 +15,7 @@ from vaez_fast.measures.evaluate import Metrics
 from vaez_fast.model import Architecture
 from vaez_fast.training.engine import Engine
 from vaez_kernels import reference
+from vaez_kernels.error_bounds import Check, worst
 
 # Of a loss, in units of its terms' sum. float32 rounds 1,000 terms to 1e-5 of it; bfloat16 products
 # move each logit by 2⁻⁸, and the loss by 1e-4 as measured.

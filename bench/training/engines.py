@@ -1,4 +1,4 @@
-"""The ordinary VAE's engine, as the benchmarks of training time it."""
+"""The engine of the ordinary VAE, as the training benchmarks time it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vaez_fast.training.batches import Batches
 from vaez_fast.training.engine import Engine
 from vaez_fast.training.optimizer import Adam, constant
 
-STEPS = 100_000  # more than are timed
+STEPS = 100_000  # more than the benchmarks take
 
 
 def ordinary_engine(

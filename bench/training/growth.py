@@ -1,24 +1,22 @@
 """How a training step grows: steps and images a second over batch, hidden and latent size.
 
-`python -m bench growth --out DIR` times the engine against the textbook and the same under
-torch.compile, with the engine's matrix products alone beside them, one axis at a time from the
-altosaar VAE, and writes growth.json and growth.png.
+`python -m bench growth --out DIR` times the engine, the textbook, the textbook under torch.compile,
+and the engine's matrix products alone. It starts from the altosaar VAE, changes one axis at a time,
+and writes growth.json and growth.png.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bench.command import Parser
 from bench.timing.clock import available_device, interleave
 from bench.training.baselines import TextbookTraining, TextbookVAE, compiled_training
 from bench.training.checks import check_first_step, check_loss
@@ -29,14 +27,13 @@ from vaez_fast.data import DataError, binarized, load
 from vaez_fast.drawing import style
 from vaez_fast.model import MODELS
 from vaez_fast.system.environment import environment, expect_no_gpu
-from vaez_fast.system.errors import printable
-from vaez_fast.system.files import OutputError, prepare_files, write_atomically
+from vaez_fast.system.files import OutputError, prepare_files, write_atomically, write_json
 from vaez_fast.training import engine
 
 
 @dataclass(frozen=True)
 class Size:
-    """A point: one of the three differs from the altosaar VAE at batch 128."""
+    """A point; at most one of its sizes differs from the altosaar VAE at batch 128."""
 
     batch: int = 128
     hidden: int = 256
@@ -57,7 +54,7 @@ COLOURS = {
 
 
 def measure(size: Size, images: Tensor, budget: float) -> dict[str, Any]:
-    """Median seconds of a step of each rival at `size`; those that fail their check have none.
+    """Median seconds of a step of each rival at `size`; a rival that fails its check has none.
 
     Args:
         images: (N, 784) uint8, binary, N ≥ the batch.
@@ -67,7 +64,7 @@ def measure(size: Size, images: Tensor, budget: float) -> dict[str, Any]:
         MODELS["altosaar"], hidden=(size.hidden, size.hidden), latent=size.latent
     )
     precision = choose_precision("auto", device)
-    engine._graphs.clear()  # each size is used once, and 4,096 units take memory
+    engine.compiled_graphs.clear()  # each size is used once, and 4,096 units take memory
     ours = ordinary_engine(architecture, images, size.batch, precision)
     checks = {"engine": check_first_step(ours, architecture, "elbo")}
     products = products_of(ours)
@@ -92,7 +89,7 @@ def measure(size: Size, images: Tensor, budget: float) -> dict[str, Any]:
 
 
 def points(quick: bool) -> Iterator[tuple[str, Size]]:
-    """Each axis with its sizes; two of each when quick."""
+    """Each axis with its sizes; two sizes of each axis in a quick run."""
     for axis, values in AXES.items():
         for value in values[:2] if quick else values:
             yield axis, replace(Size(), **{axis: value})
@@ -144,14 +141,10 @@ def figure(rows: dict[str, list[dict[str, Any]]], title: str) -> bytes:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 1 the data or the output failed."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench growth",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--data-root", default="data", metavar="DIR", help="of mnist-5k.npz")
+    parser = Parser("growth", __doc__)
+    parser.add_data_root("mnist-5k.npz")
     parser.add_argument("--quick", action="store_true", help="two sizes of each axis")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR")
+    parser.add_out_folder()
     options = parser.parse_args(argv)
     expect_no_gpu()
     device = available_device()
@@ -161,16 +154,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         images = digits.repeat(-(-max(AXES["batch"]) // len(digits)), 1)
         rows: dict[str, list[dict[str, Any]]] = {axis: [] for axis in AXES}
         for axis, size in points(options.quick):
-            torch._dynamo.reset()  # it compiles a code object for eight shapes, and no more
+            torch._dynamo.reset()  # dynamo compiles a code object for at most eight shapes
             rows[axis].append(measure(size, images, budget=0.6 if options.quick else 3.0))
             print(f"{size}: done", file=sys.stderr, flush=True)
         machine = environment(device)
-        text = json.dumps({"rows": rows, "environment": machine}, indent=1) + "\n"
-        write_atomically(options.out / "growth.json", text.encode())
+        write_json(options.out / "growth.json", {"rows": rows, "environment": machine})
         title = f"A training step as the altosaar VAE grows, {machine['device']}"
         write_atomically(options.out / "growth.png", figure(rows, title))
     except (DataError, OutputError) as error:
-        print(f"bench.growth: error: {printable(error)}", file=sys.stderr)
-        return 1
+        return parser.failed(error)
     print(table([row for of_axis in rows.values() for row in of_axis]))
     return 0

@@ -1,25 +1,22 @@
-"""Where a training step's time goes.
+"""The parts of a training step's time.
 
-`python -m bench parts --out DIR` times the step of the altosaar VAE and each of its parts, compiled
-alone on tensors of the same shapes and dtypes, all in turn, and writes parts.json and parts.png.
-What is left of the step is the rest: biases and activations, conversions between dtypes, the calls
-from one kernel to the next. It can be below zero, because a part alone finds colder caches than
-within the step.
+`python -m bench parts --out DIR` times a step of the altosaar VAE and each of its parts in turn,
+and writes parts.json and parts.png. Each part is compiled alone, on tensors of the same shapes and
+dtypes. The rest is the step minus its parts: biases and activations, conversions between dtypes,
+the calls from one kernel to the next. It can be negative, because a part alone finds colder caches
+than within the step.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bench.command import Parser
 from bench.timing.clock import Work, available_device, interleave
 from bench.training.engines import ordinary_engine
 from bench.training.products import products_of, replay
@@ -27,8 +24,7 @@ from vaez_fast.config import choose_precision
 from vaez_fast.data import DataError, binarized, load
 from vaez_fast.drawing import style
 from vaez_fast.system.environment import environment, expect_no_gpu
-from vaez_fast.system.errors import printable
-from vaez_fast.system.files import OutputError, prepare_files, write_atomically
+from vaez_fast.system.files import OutputError, prepare_files, write_atomically, write_json
 from vaez_fast.training.engine import Engine
 from vaez_fast.training.graph import compile_graph, trace
 from vaez_kernels import bernoulli_log_prob, rsample_kl
@@ -48,7 +44,7 @@ COLOURS = {
 
 
 def parts_of(engine: Engine, precision: torch.dtype) -> dict[str, Work]:
-    """Each part of a step of `engine`, on tensors of its own."""
+    """Each part of a step of `engine`, on its own tensors."""
     device = engine.batches.images.device
     rows, state = engine.batches.batch_size, engine.state
     latent = engine.objective.vae.architecture.latent
@@ -142,13 +138,9 @@ def figure(profiles: dict[str, dict[str, float]], title: str) -> bytes:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 1 the data or the output failed."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench parts",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--data-root", default="data", metavar="DIR", help="of mnist-5k.npz")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR")
+    parser = Parser("parts", __doc__)
+    parser.add_data_root("mnist-5k.npz")
+    parser.add_out_folder()
     options = parser.parse_args(argv)
     expect_no_gpu()
     device = available_device()
@@ -164,12 +156,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
         machine = environment(device)
         content = {"model": MODEL, "batch_size": BATCH_SIZE, "seconds": profiles}
-        text = json.dumps(content | {"environment": machine}, indent=1) + "\n"
-        write_atomically(options.out / "parts.json", text.encode())
+        write_json(options.out / "parts.json", content | {"environment": machine})
         title = f"A training step, {MODEL}, batch {BATCH_SIZE}, {machine['device']}"
         write_atomically(options.out / "parts.png", figure(profiles, title))
     except (DataError, OutputError) as error:
-        print(f"bench.parts: error: {printable(error)}", file=sys.stderr)
-        return 1
+        return parser.failed(error)
     print(table(profiles))
     return 0

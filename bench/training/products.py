@@ -1,4 +1,4 @@
-"""The floor of a training step: its matrix products alone."""
+"""The floor of a training step's time: its matrix products alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vaez_fast.training.graph import trace
 
 @dataclass(frozen=True)
 class Product:
-    """One matrix product of a step: shapes and strides of its operands, and their dtype."""
+    """One matrix product of a step: shape and stride of each operand, and the dtype."""
 
     left: tuple[tuple[int, ...], tuple[int, ...]]  # (m, k)
     right: tuple[tuple[int, ...], tuple[int, ...]]  # (k, n)
@@ -29,7 +29,7 @@ class Product:
 
 
 def products_of(engine: Engine) -> list[Product]:
-    """The products that a step of `engine` runs, forward and backward, in its order."""
+    """The products of a step of `engine`, forward and backward, in order."""
     graph = trace(engine.update, *engine.arguments())
     found = []
     for node in graph.graph.nodes:
@@ -52,7 +52,7 @@ def _multiplies(node: Node) -> bool:
 
 
 def operands(product: Product, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Normal numbers in the product's shapes, strides and dtype."""
+    """Normal random numbers with the shapes, strides and dtype of the product."""
 
     def normal(layout: tuple[tuple[int, ...], tuple[int, ...]]) -> Tensor:
         return torch.empty_strided(*layout, dtype=product.dtype, device=device).normal_()
@@ -61,7 +61,7 @@ def operands(product: Product, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def replay(products: list[Product], device: torch.device) -> Callable[[], None]:
-    """A function that runs `products` on numbers of its own, each into memory of its own."""
+    """A function that runs `products` on its own operands, each into its own output."""
     jobs = [(left, right, left @ right) for left, right in (operands(p, device) for p in products)]
 
     def run() -> None:

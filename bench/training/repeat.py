@@ -1,21 +1,22 @@
 """Repeat committed training runs: `python -m bench repeat [RECORD ...] --data-root DIR`.
 
-Each record, the metrics.json of `vaez-fast train`, is trained again from its settings. On the same
-processor with the same versions every metric and every point of the learning curve must be the same
-to the last digit; elsewhere rounding differs, and the test metrics must be near. By default the
-records are reports/train-mnist/seed*.json, some minutes on two cores.
+A record is the metrics.json of `vaez-fast train`; its run is trained again from its settings. On
+the same processor with the same versions every metric and every point of the learning curve must be
+the same to the last digit. Elsewhere rounding differs, and the test metrics must be close. The
+default records are reports/train-mnist/seed*.json, which take some minutes on two cores.
 
-Exit status: 0 repeated, 1 a number differs by more than that, 2 a record or data cannot be used.
+Exit status: 0 repeated, 1 a number differs by more, 2 a wrong setting, or a record or data cannot
+be used.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.command import Parser
+from bench.process import ROOT
 from vaez_fast.config import ConfigError, TrainConfig
 from vaez_fast.data import DataError, load
 from vaez_fast.runs.folder import metrics
@@ -23,16 +24,15 @@ from vaez_fast.system.environment import SAME_DIGITS, expect_no_gpu
 from vaez_fast.system.files import OutputError, read_json, reading
 from vaez_fast.training.train import train
 
-ROOT = Path(__file__).parents[2]
-# Nats. Elsewhere a run is as good as another seed: the three of the committed table lie within 1.3
-# of one another.
+# Nats. With other rounding a run differs like one of another seed; the three seeds of the committed
+# table lie within 1.3.
 NEAR = 2.0
 
 Record = dict[str, Any]
 
 
 def differences(before: Record, now: Record) -> Iterator[str]:
-    """What differs between two records of a run, a line each; times and machines do not count."""
+    """One line for each difference between two records of a run, except times and machines."""
     for name in before["test"]:
         was, is_now = before["test"][name], now["test"].get(name)
         if was != is_now:
@@ -47,7 +47,7 @@ def differences(before: Record, now: Record) -> Iterator[str]:
 
 
 def moved(before: Record, now: Record) -> list[str]:
-    """What differs between the two machines, a phrase each."""
+    """One phrase for each difference between the two machines."""
     was, is_now = before["environment"], now["environment"]
     return [
         f"{name} was {was.get(name)}, is {is_now.get(name)}"
@@ -57,16 +57,16 @@ def moved(before: Record, now: Record) -> list[str]:
 
 
 def farthest(before: Record, now: Record) -> float:
-    """The largest distance of the two runs' bounds on the test split, in nats."""
+    """The largest distance between the test bounds of the two runs, in nats."""
     return max(abs(before["test"][name] - now["test"][name]) for name in ("elbo", "log_px"))
 
 
 def repeated(path: Path, data_root: str) -> tuple[Record, Record]:
-    """A committed record and that of the same run, trained now.
+    """A committed record, and the record of the same run trained now.
 
     Raises:
-        OutputError: no record of a training run can be read there.
-        ConfigError, DataError: its device or its data is not here.
+        OutputError: the file is no readable record of a training run.
+        ConfigError, DataError: its device or its data is missing.
     """
     before = read_json(path)
     with reading(path, "train"):
@@ -86,7 +86,7 @@ def _check_numbers(record: Record) -> None:
 
 
 def verdict(before: Record, now: Record) -> tuple[bool, list[str]]:
-    """Whether the run was repeated, and lines that say how."""
+    """Whether the run was repeated, and lines that explain this."""
     lines = list(differences(before, now))
     if not lines:
         return True, ["the same to the last digit"]
@@ -94,14 +94,16 @@ def verdict(before: Record, now: Record) -> tuple[bool, list[str]]:
     if not elsewhere:
         return False, lines
     far = farthest(before, now)
-    said = f"the bounds differ by up to {far:.3f} nats, {NEAR:g} may be"
+    said = f"the bounds differ by up to {far:.3f} nats; up to {NEAR:g} are allowed"
     return far <= NEAR, [f"another machine: {'; '.join(elsewhere)}", said, *lines]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench repeat", description=__doc__)
-    parser.add_argument("records", type=Path, nargs="*", metavar="RECORD")
-    parser.add_argument("--data-root", default="data", metavar="DIR", help="default: data")
+    parser = Parser("repeat", __doc__)
+    parser.add_argument(
+        "records", type=Path, nargs="*", metavar="RECORD", help="metrics.json of a run"
+    )
+    parser.add_data_root("the runs' data")
     options = parser.parse_args(argv)
     expect_no_gpu()
     records = options.records or sorted((ROOT / "reports" / "train-mnist").glob("seed*.json"))
@@ -113,6 +115,5 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{path}: {'repeated' if repeats else 'NOT repeated'}")
             print("".join(f"  {line}\n" for line in lines), end="", flush=True)
     except (OutputError, ConfigError, DataError) as error:
-        print(f"bench.repeat: error: {error}", file=sys.stderr)
-        return 2
+        return parser.failed(error, 2)
     return 0 if good else 1

@@ -1,7 +1,8 @@
-"""Fused ops for Gaussian latents: sampling and KL, with one noise stream on every backend."""
+"""Fused ops for VAEs: sampling, KL and likelihoods, with one noise stream on every backend."""
 
 from .backend import BACKENDS, interpreting, use_backend
 from .bernoulli import bernoulli_log_prob
+from .gaussian import gaussian_log_prob
 from .importance import ImportanceEstimates, importance_estimates, importance_log_likelihood
 from .latent import kl_standard_normal, kl_standard_normal_mc, rsample, rsample_kl
 from .linear_bernoulli import linear_bernoulli_log_prob
@@ -13,6 +14,7 @@ __all__ = [
     "PURPOSES",
     "ImportanceEstimates",
     "bernoulli_log_prob",
+    "gaussian_log_prob",
     "importance_estimates",
     "importance_log_likelihood",
     "interpreting",

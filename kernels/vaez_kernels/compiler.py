@@ -1,8 +1,9 @@
 """Inductor, the compiler behind `torch.compile`, where it can build code; eager PyTorch elsewhere.
 
-Code is compiled from a traced graph and has no guards: nothing looks at the arguments of a call nor
-at the settings of the process or thread (gradient mode, autocast, default device, dispatch modes,
-…). So none of them may get into the code, and callers vouch for the arguments.
+Code is compiled from a traced graph and has no guards. A call checks neither its arguments nor the
+settings of the process or thread (gradient mode, autocast, default device, dispatch modes, …). So
+compiled code must not depend on these settings, and the caller must pass tensors of the traced
+shapes and dtypes.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from .backend import is_traced
+
 _Result = TypeVar("_Result")
 Code = Callable[..., Any]
 
-# Type of device → why nothing more is compiled for it.
+# Device type → why no more code is compiled for it.
 failures: dict[str, str] = {}
 
 
@@ -36,13 +39,13 @@ failures: dict[str, str] = {}
 
 
 def has_cpu_compiler() -> bool:
-    """Whether code for the CPU can be compiled, as far as is known; warns once where it cannot."""
+    """Whether CPU code can be compiled, as far as is known so far; warns once if it cannot."""
     return "cpu" not in failures and finds_tools()
 
 
 @functools.cache
 def finds_tools() -> bool:
-    """Whether a C++ compiler and Python's headers are here."""
+    """Whether a C++ compiler and Python's headers are installed."""
     return isolated(_search)
 
 
@@ -75,22 +78,22 @@ def _give_up(device: str, reason: str) -> None:
 
 
 def reason_for_eager() -> str | None:
-    """Why code for the CPU cannot be compiled, found out by compiling some; None where it can."""
+    """Why CPU code cannot be compiled, found by a trial compilation; None if it can."""
     if has_cpu_compiler():
         one = example(2)
         isolated(lambda: compiled_without_guards(torch.neg, one))
     return failures.get("cpu")
 
 
-# Away from the caller's settings.
+# Compilation without the caller's settings.
 
 
 def isolated(work: Callable[[], _Result]) -> _Result:
-    """What `work` returns, where none of the caller's settings reach it and nobody else compiles.
+    """The result of `work`, run without the caller's thread settings while nothing else compiles.
 
-    A fresh thread has none of them: no dispatch or function modes, no functorch level, no autocast,
-    no default device, gradients on. It keeps the caller's context variables (the backend that is
-    forced, settings of inductor), and the process's settings (the default dtype).
+    It runs in a fresh thread, which has no dispatch or function modes, no functorch level, no
+    autocast, no default device, and gradients on. The thread keeps the caller's context variables
+    (the forced backend, settings of inductor) and the settings of the process (the default dtype).
     """
     if _compiles_already():
         return work()
@@ -99,7 +102,7 @@ def isolated(work: Callable[[], _Result]) -> _Result:
 
     def alone() -> None:
         try:
-            # Of two threads that trace at once one dies. This lock is torch.compile's own.
+            # If two threads trace at once, one fails. This is the lock that torch.compile uses.
             from torch._dynamo.convert_frame import compile_lock
 
             with compile_lock:
@@ -113,9 +116,9 @@ def isolated(work: Callable[[], _Result]) -> _Result:
 
 @functools.cache
 def _keep_first_tracing_thread_alive() -> None:
-    # Torch 2.11 without a GPU keeps a substitute for it in the thread that traces first, and
-    # crashes when it looks for that after the thread has ended. So the first thread to trace is one
-    # that lives as long as the process.
+    # Without a GPU, torch 2.11 stores a substitute for it in the thread that traces first, and
+    # crashes if it needs the substitute after that thread has ended. So the first thread to trace
+    # must live as long as the process.
     if torch.cuda.is_available():
         return
     ready: Future[None] = Future()
@@ -130,19 +133,19 @@ def _keep_first_tracing_thread_alive() -> None:
 
 
 def _compiles_already() -> bool:
-    # whether this thread holds the lock, and would wait for itself for ever
+    # whether this thread already holds the lock: waiting for it would be a deadlock
     lock = getattr(sys.modules.get("torch._dynamo.convert_frame"), "compile_lock", None)
     return lock is not None and lock._is_owned()
 
 
-# So many pieces of code are kept for one function; then the oldest is forgotten.
+# Compiled variants kept for one function; beyond that the oldest is dropped.
 MOST_KEPT = 256
 
 
 class compiled_once:
-    """Keeps what `build` makes for each key; threads that ask for the same one wait for one build.
+    """Caches the result of `build` for each key. Threads with the same key wait for one build.
 
-    A call gives None, for the time being, inside another compilation.
+    A call inside another compilation returns None and caches nothing.
     """
 
     def __init__(self, build: Callable[..., Code | None]) -> None:
@@ -167,16 +170,19 @@ class compiled_once:
 
 
 def kind(x: Any) -> object:
-    """What code is compiled for: of a tensor all but its sizes above 1, of the rest the value."""
+    """The properties that code is specialised on: for a tensor, all except its sizes above 1.
+
+    For any other argument, its value.
+    """
     if not isinstance(x, Tensor):
         return x
     return (x.dtype, x.is_contiguous(), *(n == 1 for n in x.shape))
 
 
 def canonical(x: Any) -> Any:
-    """A tensor in one of the two layouts that code is compiled for: rows apart, and contiguous.
+    """A tensor in one of the two layouts that code is compiled for: contiguous, or rows apart.
 
-    Rows apart (a chunk of (B, 2D)) is the one other layout worth a compilation of its own.
+    Rows apart (a chunk of (B, 2D)) is the only other layout worth its own compilation.
     """
     if not isinstance(x, Tensor):
         return x
@@ -184,21 +190,23 @@ def canonical(x: Any) -> Any:
     return x if rows_apart else x.contiguous()
 
 
-# Sizes to compile for, by the name of a dimension, and distances of rows. Tracing takes equal
-# numbers for one and the same, so no two are equal; they are large enough for threads to pay.
+# Example sizes for compilation, by the name of a dimension, and distances between rows. Tracing
+# treats equal numbers as the same size, so all of them differ. They are large enough to make
+# threads worthwhile.
 SIZES = {"S": 3, "B": 509, "D": 61, "P": 787}
 DISTANCES = (1009, 1013, 1019, 1021, 1031)
 
 
 @compiled_once
 def compiled(function: Callable[..., Any], dims: str, kinds: tuple[object, ...]) -> Code | None:
-    """`function` compiled for arguments of these kinds; the code takes those that are tensors.
+    """`function` compiled for arguments of these kinds; the code takes only the tensors.
 
     Args:
-        function: of tensors first, then of the rest; a tensor may be None.
-        dims: a word for each tensor, a letter of `SIZES` for each of its dimensions: "SBD BD".
-            Dimensions of one letter are of one size in every call, or that is not checked.
-        kinds: of each argument, made canonical.
+        function: takes tensors first, then the other arguments; a tensor may be None.
+        dims: a word for each tensor, with a letter of `SIZES` for each of its dimensions: "SBD BD".
+            In every call, dimensions with the same letter must have the same size; this is not
+            checked.
+        kinds: the `kind` of each argument, after `canonical`.
     """
     words = dims.split()
     examples = [
@@ -210,8 +218,25 @@ def compiled(function: Callable[..., Any], dims: str, kinds: tuple[object, ...])
     return compiled_without_guards(of_tensors(function, kinds), *examples)
 
 
+def run(function: Callable[..., Any], dims: str, largest: Tensor, least: int, *args: Any) -> Any:
+    """`function(*args)`, compiled if the arguments are large, on a CPU, and not traced.
+
+    Args:
+        function, dims: as for `compiled`.
+        largest: the largest argument, in the dtype of the computation. float64 is not compiled.
+        least: how many elements it must have for compiled code to be faster.
+    """
+    on_cpu = largest.is_cpu and largest.dtype != torch.float64 and not is_traced(largest)
+    if on_cpu and largest.numel() >= least and has_cpu_compiler():
+        args = tuple([canonical(x) for x in args])
+        code = compiled(function, dims, tuple([kind(x) for x in args]))
+        if code is not None:
+            return code(*[x for x in args if isinstance(x, Tensor)])
+    return function(*args)
+
+
 def of_tensors(function: Callable[..., Any], kinds: tuple[object, ...]) -> Callable[..., Any]:
-    """`function` of its tensors alone, the other arguments being those of `kinds`."""
+    """`function` of only its tensors; the other arguments are taken from `kinds`."""
 
     def given(*tensors: Tensor) -> Any:
         rest = iter(tensors)
@@ -231,14 +256,14 @@ def _like(of: tuple[Any, ...], letters: str, distance: int) -> Tensor:
 def compiled_without_guards(
     function: Callable[..., Any], *examples: Tensor, **options: Any
 ) -> Code | None:
-    """`function` compiled for tensors of the examples' dtypes and dimensions, contiguous, any size.
+    """`function` compiled for contiguous tensors of the examples' dtypes and ranks, of any size.
 
-    torch.compile looks at every argument before it runs a graph, which costs a small one more than
-    its work: 16,384 normals in 80 µs, in 38 without. Here nobody looks: the caller vouches for the
-    arguments, and for sizes above 1. The examples' sizes should be those of typical work, because
-    inductor chooses by them whether threads pay.
+    torch.compile checks every argument before it runs a graph. For a small graph the checks take
+    longer than the work: 16,384 normals take 80 µs with them and 38 µs without. Here calls skip
+    these guards; the caller must pass tensors of the traced dtypes and ranks, with sizes above 1.
+    The examples should have typical sizes, because inductor decides by them whether to use threads.
 
-    To be called inside `isolated`. None, and a warning once, where nothing can be built.
+    Must be called inside `isolated`. Returns None, and warns once, if nothing can be built.
     """
     with torch.no_grad():
         graph = make_fx(function, tracing_mode="symbolic")(*examples)
@@ -246,14 +271,14 @@ def compiled_without_guards(
 
 
 def example(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """A tensor to compile for, whatever the process's default dtype is."""
+    """A tensor to compile for, independent of the process's default dtype."""
     return torch.zeros(shape, dtype=dtype, device="cpu")
 
 
 def sizes_unlike(count: int, *fixed: int) -> list[int]:
-    """Example sizes for dimensions that vary: no two alike, and none like one that is fixed.
+    """Example sizes for variable dimensions, different from each other and from the fixed sizes.
 
-    A traced graph takes sizes that are equal in its examples for one and the same.
+    A traced graph treats sizes that are equal in its examples as the same size.
     """
     primes = (23, 41, 29, 37, 31, 43, 19, 47, 53, 59)
     return [n for n in primes if n not in fixed][:count]
@@ -262,10 +287,10 @@ def sizes_unlike(count: int, *fixed: int) -> list[int]:
 def built(
     graph: GraphModule, examples: Sequence[Tensor], dynamic_shapes: Any, **options: Any
 ) -> Code | None:
-    """`graph` compiled by inductor alone, with its `options`; None where that fails.
+    """`graph` compiled by inductor alone, with its `options`; None if that fails.
 
-    The first failure says so in a warning, and is the last attempt: what is amiss (a directory that
-    cannot be written to, a broken compiler) will be so for the next graph, too.
+    The first failure on a device type causes a warning and ends all further attempts: its cause (a
+    directory that is not writable, a broken compiler) would make the next graph fail, too.
     """
     import torch._inductor
     import torch._inductor.config as inductor
@@ -294,18 +319,19 @@ def _first_words(error: Exception) -> str:
 def thread_options() -> dict[str, Any]:
     """Options that keep code compiled for one thread apart from code for several.
 
-    torch.compile's cache on disk does not: a loop that was compiled under OMP_NUM_THREADS=1 would
-    be run by one thread ever after (a million normals in 3.8 ms instead of 2.1).
+    torch.compile's cache on disk does not distinguish them: a loop compiled under
+    OMP_NUM_THREADS=1 would always run on one thread later (a million normals in 3.8 ms instead of
+    2.1).
     """
     return {"cpp.threads": 1} if torch.get_num_threads() == 1 else {}
 
 
 def with_whole_libraries(build: Callable[[], _Result]) -> _Result:
-    """What `build` returns, after libraries that it finds cut short were removed and built anew.
+    """The result of `build`; truncated libraries in the cache are removed and built again.
 
-    The compiler writes into inductor's cache on disk under the final name: a process that was
-    killed meanwhile leaves half a library there, at which every later one fails. (Of 120 links
-    by GNU ld that were killed, 78 left an empty file, 12 one without a header.)
+    The compiler writes to the final file name in inductor's cache on disk. If a process is killed
+    while it writes, it leaves a truncated library, and every later process fails to load it. (Of
+    120 links by GNU ld that were killed, 78 left an empty file and 12 a file without a header.)
     """
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
@@ -320,5 +346,5 @@ def with_whole_libraries(build: Callable[[], _Result]) -> _Result:
             if half is None or half[1] in removed or not half[1].startswith(cache_dir()):
                 raise
             removed.add(half[1])
-            # Missing, too, if a process beside this one has just done the same.
+            # The file is already gone if another process has just removed it.
             Path(half[1]).unlink(missing_ok=True)

@@ -1,39 +1,57 @@
-"""Launch parameters: a fixed table per architecture; VAEZ_AUTOTUNE=1 times others instead.
+"""Launch parameters of all kernels, and how a kernel is started.
 
-What a program computes never depends on them, only how fast: eps, z and gradients are the same to
-the last bit at all of them, sums over a row to 4 ulp.
+Tiles come from tables. On CUDA, VAEZ_AUTOTUNE=1 instead times candidate tiles, for every kernel
+except the mixture's, whose tile fills the registers of its only warp. A tile changes the speed of a
+kernel but not what it computes: eps, z and gradients are bit-identical for all tiles, sums over a
+row agree to 4 ulp, and products with another tile of H are summed in another order.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from .backend import triton
+from .backend import TRITON_VERSION, interpreting, is_traced, launcher, triton
 
 
 class Tile(NamedTuple):
-    """What one program holds at once: so many elements, by so many warps."""
+    """How many elements a program of an elementwise kernel holds, and its number of warps."""
 
     elements: int
     num_warps: int
 
     def block(self, columns: int, lanes: int = 1) -> dict[str, int]:
-        """The tile's shape for rows of so many columns, in whole quads, of so many samples."""
+        """The tile's shape for rows of `columns` columns, in whole quads, and `lanes` samples."""
         elements = self.elements // lanes
         block_d = min(max(4, 1 << (columns - 1).bit_length()), elements)
         rows = elements // block_d
         return {"BLOCK_ROWS": rows, "BLOCK_D": block_d}
 
 
-# Chosen from offline builds (tests/test_offline*.py), not from times. Latents: eight elements for
-# each of 128 threads keep 128-bit accesses, 40 registers in the fused forward, and no spills.
-# Likelihood: a warp sums its rows alone, without barriers, with eight 128-bit loads in flight.
+class ProductTile(NamedTuple):
+    """Sizes of the product of one step of a program: rows × pixels, over `hidden` terms of H."""
+
+    rows: int
+    pixels: int
+    hidden: int
+    num_warps: int
+
+
+AnyTile = TypeVar("AnyTile", Tile, ProductTile)
+Result = TypeVar("Result")
+
+# For kernels that have no entry in the tables.
+USUAL = Tile(1024, 4)
+# Chosen from offline builds (tests/kernels/*/test_offline*.py), not from timings. Latents: with
+# eight elements for each of 128 threads, accesses stay 128-bit, the fused forward uses 40 registers
+# and nothing spills. Likelihood: one warp sums its own rows, without barriers, with eight 128-bit
+# loads in flight.
 FROM_OFFLINE_BUILDS = {
     "noise": Tile(1024, 4),
     "latent_forward": Tile(1024, 4),
@@ -41,27 +59,96 @@ FROM_OFFLINE_BUILDS = {
     "bernoulli_forward": Tile(1024, 1),
     "bernoulli_backward": Tile(1024, 1),
 }
-TABLE: dict[str, dict[str, Tile]] = {
-    "sm_80": FROM_OFFLINE_BUILDS,
-    "sm_90": FROM_OFFLINE_BUILDS,
-    "sm_100": FROM_OFFLINE_BUILDS,
-    "gfx942": FROM_OFFLINE_BUILDS,
+TABLE = dict.fromkeys(("sm_80", "sm_90", "sm_100", "gfx942"), FROM_OFFLINE_BUILDS)
+# The last layer's kernels, by the type of the operands: no spills, and operands that fit in 64 KiB
+# of shared memory on all four architectures.
+LAYER_TILES = {
+    "forward": {
+        "16 bits": ProductTile(128, 64, 32, 8),
+        "tf32": ProductTile(64, 64, 32, 8),
+        "float32": ProductTile(32, 64, 32, 8),
+    },
+    "hidden": {
+        "16 bits": ProductTile(64, 64, 64, 8),
+        "tf32": ProductTile(64, 32, 32, 8),
+        "float32": ProductTile(32, 32, 32, 8),
+    },
+    "weight": {
+        "16 bits": ProductTile(32, 64, 32, 8),
+        "tf32": ProductTile(32, 32, 32, 8),
+        "float32": ProductTile(32, 32, 16, 8),
+    },
 }
-# Four to 32 elements a thread: beyond, registers spill.
+# Columns of the hidden units' (or weights') gradient that a program of the last layer keeps in
+# registers. Each further block of columns computes the logits again.
+WIDTH = {"hidden": 256, "weight": 128}
+# The sum over rows in the weights' gradient is split over at most this many programs: enough to
+# fill a GPU. Each split stores a partial sum of shape (P, H).
+MOST_SPLITS = 16
+# The decoder's kernel, by precision and by whether the second layer has more than 256 units.
+# Nothing spills with triton 3.6 and 3.8. Rows are samples. The first layer is computed `hidden`
+# units at a time, and each block immediately goes into the product of the second layer. Entries are
+# missing where no tile fits.
+DECODER_TILES: dict[str, dict[tuple[str, bool], ProductTile]] = {
+    "sm_80": {
+        ("bfloat16", False): ProductTile(32, 64, 32, 8),
+        ("bfloat16", True): ProductTile(64, 64, 64, 8),
+        ("tf32", False): ProductTile(32, 32, 32, 8),
+        ("tf32", True): ProductTile(32, 32, 32, 8),
+    },
+    "sm_90": {
+        ("bfloat16", False): ProductTile(128, 64, 64, 8),
+        ("bfloat16", True): ProductTile(64, 64, 32, 8),
+        ("tf32", False): ProductTile(64, 32, 32, 8),
+        ("tf32", True): ProductTile(32, 32, 32, 8),
+    },
+    "sm_100": {
+        ("bfloat16", False): ProductTile(64, 64, 64, 8),
+        ("bfloat16", True): ProductTile(32, 64, 32, 8),
+        ("tf32", False): ProductTile(64, 32, 32, 8),
+        ("tf32", True): ProductTile(32, 32, 16, 8),
+    },
+    "gfx942": {
+        ("bfloat16", False): ProductTile(64, 64, 32, 8),
+        ("bfloat16", True): ProductTile(64, 64, 32, 8),
+    },
+}
+# Four of the tiles above spill with triton 3.6, whose compilers need more registers. These replace
+# them there.
+DECODER_TILES_BEFORE_3_8: dict[str, dict[tuple[str, bool], ProductTile]] = {
+    "sm_80": {
+        ("bfloat16", True): ProductTile(64, 64, 16, 8),
+        ("tf32", False): ProductTile(32, 32, 16, 8),
+    },
+    "sm_90": {("bfloat16", False): ProductTile(128, 64, 32, 8)},
+    "gfx942": {("bfloat16", False): ProductTile(64, 64, 16, 8)},
+}
+if TRITON_VERSION < (3, 8):
+    for _gpu, _tiles in DECODER_TILES_BEFORE_3_8.items():
+        DECODER_TILES[_gpu].update(_tiles)
+
+# Four to 32 elements per thread; with more, registers spill.
 CANDIDATES = [
     Tile(elements, warps)
     for elements in (512, 1024, 2048, 4096)
     for warps in (1, 2, 4, 8)
     if 4 <= elements // (32 * warps) <= 32
 ]
+PRODUCT_CANDIDATES = [
+    ProductTile(rows, pixels, hidden, warps)
+    for rows in (32, 64, 128)
+    for pixels in (32, 64)
+    for hidden in (16, 32, 64)
+    for warps in (4, 8)
+]
 
-_forced: list[Tile] = []
-_fastest: dict[object, Tile] = {}
+_forced: list[Tile | ProductTile] = []
+_fastest: dict[object, Any] = {}
 
 
 @functools.cache
 def architecture(device: torch.device) -> str:
-    """Of a CUDA (or ROCm) device, as its compiler names it; "cpu" and so on for others."""
+    """The compiler's name of a CUDA or ROCm device's architecture; else the device type ("cpu")."""
     if device.type != "cuda":
         return device.type
     properties = torch.cuda.get_device_properties(device)
@@ -71,8 +158,11 @@ def architecture(device: torch.device) -> str:
 
 
 @contextmanager
-def use_tile(tile: Tile) -> Iterator[None]:
-    """Launch every kernel inside the block with this tile: for tests, and for who tunes by hand."""
+def use_tile(tile: Tile | ProductTile) -> Iterator[None]:
+    """Inside the block, launch every kernel that takes this type of tile with this tile.
+
+    For tests, and for tuning by hand.
+    """
     _forced.append(tile)
     try:
         yield
@@ -89,50 +179,102 @@ def launch(
     constants: dict[str, Any],
     lanes: int = 1,
 ) -> None:
-    """Run a kernel once, with the table's tile or, under VAEZ_AUTOTUNE=1, the fastest one.
+    """Run an elementwise kernel once.
 
     Args:
-        kernel: a Triton function that writes nothing but its outputs, so that it can be timed.
+        kernel: a Triton function that only writes its outputs, so that it can be run repeatedly.
         name: its key in the table.
         columns: the length of a row.
-        programs: from BLOCK_ROWS to the number of programs.
-        args: positional arguments; the first tensor among them says where it runs.
-        constants: its constexprs, but for BLOCK_ROWS and BLOCK_D.
+        programs: BLOCK_ROWS → the number of programs.
+        args: positional arguments; the first tensor among them determines the device.
+        constants: its constexprs, except BLOCK_ROWS and BLOCK_D.
         lanes: how many samples of each row a tile holds.
     """
+    device = _first_tensor(args).device
 
     def run(tile: Tile) -> None:
         block = tile.block(columns, lanes)
-        # Four warps are Triton's default; naming them would make a traced launch an autotuned one.
-        options = {} if tile.num_warps == 4 else {"num_warps": tile.num_warps}
-        kernel[(programs(block["BLOCK_ROWS"]),)](*args, **constants, **block, **options)
+        start_kernel(
+            kernel, (programs(block["BLOCK_ROWS"]),), args, constants | block, tile.num_warps
+        )
 
-    device = next(arg.device for arg in args if isinstance(arg, torch.Tensor))
-    if _forced:
-        tile = _forced[-1]
-    elif device.type == "cuda" and os.environ.get("VAEZ_AUTOTUNE") == "1":
-        tile = _tuned(kernel, name, device, (columns, *constants.items()), run)
-    else:
-        tile = from_table(name, device)
-    run(tile)
+    with_tile(name, (columns, *constants.items()), args, from_table(name, device), run)
+
+
+def with_tile(
+    name: str, case: object, args: tuple[Any, ...], usual: AnyTile, run: Callable[[AnyTile], Result]
+) -> Result:
+    """Run a launch with the forced tile, else the fastest if tuning is on, else the usual one.
+
+    Args:
+        name: the kernel's name.
+        case: everything besides the device that the choice depends on. Sizes are not part of it:
+            the first size decides, because timing each new size would keep stopping a training
+            loop.
+        args: the kernel's arguments; the first tensor among them determines the device.
+        usual: the table's tile.
+        run: launches the kernel with a given tile.
+
+    Returns:
+        The result of `run`.
+    """
+    forced = next((tile for tile in reversed(_forced) if type(tile) is type(usual)), None)
+    if forced is not None:
+        return run(forced)
+    on = _first_tensor(args)
+    if on.device.type == "cuda" and os.environ.get("VAEZ_AUTOTUNE") == "1":
+        eager = not (is_traced(on) or interpreting())
+        with torch.cuda.device_of(on):
+            usual = _tuned(eager, (name, on.device, case), usual, run)
+    return run(usual)
+
+
+def start_kernel(
+    kernel: Any,
+    grid: tuple[Any, ...],
+    args: tuple[Any, ...],
+    constants: dict[str, Any],
+    num_warps: int,
+) -> None:
+    """Run a kernel, or trace its launch if its arguments are traced."""
+    # Four warps are Triton's default. Passing them would make a traced launch an autotuned one.
+    options = {} if num_warps == 4 else {"num_warps": num_warps}
+    on = _first_tensor(args)
+    if is_traced(on):
+        launcher(kernel)[grid](*args, **constants, **options)
+        return
+    with torch.cuda.device_of(on):  # Triton launches on the current device
+        kernel[grid](*args, **constants, **options)
+
+
+def _first_tensor(args: tuple[Any, ...]) -> torch.Tensor:
+    return next(arg for arg in args if isinstance(arg, torch.Tensor))
 
 
 def from_table(name: str, device: torch.device) -> Tile:
-    return TABLE.get(architecture(device), FROM_OFFLINE_BUILDS)[name]
+    return TABLE.get(architecture(device), FROM_OFFLINE_BUILDS).get(name, USUAL)
 
 
-def _tuned(
-    kernel: Any, name: str, device: torch.device, case: object, run: Callable[[Tile], None]
-) -> Tile:
-    # Of sizes the first one seen decides: timing each anew would stop a training loop repeatedly.
-    key = (name, device, case)
-    # A traced launch is not run and a captured one cannot be timed: they take what was found.
-    idle = isinstance(kernel, triton.runtime.JITFunction)
-    if key not in _fastest and idle and not torch.cuda.is_current_stream_capturing():
-        _fastest[key] = fastest(run, triton.testing.do_bench)
-    return _fastest.get(key) or from_table(name, device)
+def _tuned(eager: bool, key: object, usual: AnyTile, run: Callable[[AnyTile], Any]) -> AnyTile:
+    # A traced launch does not run, and a captured one cannot be timed. Both use an earlier result.
+    if key not in _fastest and eager and not torch.cuda.is_current_stream_capturing():
+        candidates = CANDIDATES if isinstance(usual, Tile) else PRODUCT_CANDIDATES
+        _fastest[key] = fastest(run, triton.testing.do_bench, candidates)
+    found: AnyTile = _fastest.get(key, usual)
+    return found
 
 
-def fastest(run: Callable[[Tile], None], time: Callable[[Callable[[], None]], float]) -> Tile:
-    """The candidate whose `run` takes least by `time`."""
-    return min(CANDIDATES, key=lambda tile: time(lambda: run(tile)))
+def fastest(
+    run: Callable[[Any], Any],
+    time: Callable[[Callable[[], None]], float],
+    candidates: Sequence[Any] = CANDIDATES,
+) -> Any:
+    """The candidate for which `time` measures the shortest `run`."""
+
+    def seconds(tile: Any) -> float:
+        try:
+            return time(lambda: run(tile))
+        except triton.runtime.errors.OutOfResources:
+            return math.inf  # more shared memory or registers than this GPU has
+
+    return min(candidates, key=seconds)

@@ -1,7 +1,7 @@
-"""The ops as textbook float64 formulas: the ground truth of every test. Slow, and plain to read.
+"""The ops as textbook float64 formulas, the ground truth of every test. Slow, but easy to read.
 
-The noise is drawn with NumPy's unsigned 64-bit integers and library functions, sharing no code with
-the ops. Everything else is PyTorch in float64, differentiated by autograd.
+The noise uses NumPy's unsigned 64-bit integers and library functions, and shares no code with the
+ops. Everything else is PyTorch in float64, differentiated by autograd.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def philox4x32(key: tuple[int, int], counter: np.ndarray) -> np.ndarray:
 def words(
     noise: Tensor, S: int, B: int, D: int, row_offset: int = 0, sample_offset: int = 0
 ) -> np.ndarray:
-    """The stream's integers, (S, B, ⌈D/4⌉, 4) uint64 below 2³²."""
+    """The integers of the stream, (S, B, ⌈D/4⌉, 4) uint64 below 2³²."""
     key, step = (int(n) for n in noise)
     quads = -(-D // 4)
     s, r, q = np.meshgrid(
@@ -99,7 +99,7 @@ def bernoulli_log_prob(logits: Tensor, x: Tensor) -> Tensor:
 def mixture_log_prob(
     z: Tensor, mu: Tensor, logvar: Tensor, leave_out: Tensor | None = None
 ) -> Tensor:
-    """(M,) float64 from z (M, D), mu and logvar (N, D), one z after the other."""
+    """(M,) float64 from z (M, D), mu and logvar (N, D), one z at a time."""
     z, mu, logvar = z.double(), mu.double(), logvar.double()
     rows = []
     for m, point in enumerate(z):
@@ -116,7 +116,7 @@ def importance_log_weights(
 ) -> tuple[Tensor, Tensor]:
     """log p(x, z)/q(z|x) and log p(x|z), (S, B) float64, from a float64 decoder and eps (S, B, D).
 
-    log p(x) is estimated by logsumexp over S of the former, less log S (Burda et al. 2016, eq. 8).
+    logsumexp over S of the first, minus log S, estimates log p(x) (Burda et al. 2016, eq. 8).
     """
     mu, logvar = mu.double(), logvar.double()
     z = rsample(mu, logvar, eps)

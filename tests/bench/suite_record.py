@@ -1,4 +1,4 @@
-"""Content of a file as the suite writes it, with chosen times."""
+"""The JSON that the suite writes, with chosen times."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Medians = Mapping[str, Mapping[str, float]]  # group → provider → seconds
 def content(
     medians: Medians, seed: int, rounds: int = 61, noise: float = 0.02, **machine: Any
 ) -> dict[str, Any]:
-    """A run whose rounds scatter by `noise`, relatively, around the medians given."""
+    """A run whose rounds scatter around these medians, by `noise` relative to them."""
     random = np.random.default_rng(seed)
     return {
         "machine_info": MACHINE | machine,
@@ -61,9 +61,9 @@ def _benchmark(group: str, provider: str, seconds: np.ndarray[Any, Any]) -> dict
 
 
 def on_a_gpu(run: dict[str, Any], launches: float = 250e-6) -> dict[str, Any]:
-    """The same run on a GPU, which takes the times; the host takes `launches` for every call.
+    """The same run on a GPU: the times are the device's, and each call takes at least `launches`.
 
-    A textbook's work waits for the GPU, so that its device time is not known.
+    The textbook's work waits for the GPU, so it has no device time.
     """
     for benchmark in run["benchmarks"]:
         info, stats = benchmark["extra_info"], benchmark["stats"]

@@ -1,8 +1,7 @@
-"""The suite that measures: its clock, its byte counts, and that a wrong output gets no time."""
+"""The benchmark suite: its clock, its byte counts, and that a wrong output gets no time."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,15 +10,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.timing.accuracy import Check, LatentCase, LikelihoodCase
+from bench.process import ROOT, environment
 from bench.timing.clock import DeviceClock, interleave, peak_memory
-from bench.training.baselines import TextbookVAE, bernoulli_log_prob, rsample_kl
+from bench.training.baselines import TextbookVAE
 from vaez_fast.model import MODELS, VAE
 from vaez_kernels import bernoulli_log_prob as our_log_prob
 from vaez_kernels import noise_key
 from vaez_kernels import rsample_kl as ours
+from vaez_kernels.bernoulli.case import LikelihoodCase
+from vaez_kernels.bernoulli.case import textbook_log_prob as bernoulli_log_prob
+from vaez_kernels.error_bounds import Check
+from vaez_kernels.latent.case import LatentCase
+from vaez_kernels.latent.case import textbook_rsample_kl as rsample_kl
 
-ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 
 
@@ -49,7 +52,7 @@ def wrong_variance(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def wrong_gradient(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor]:
-    """Right values; the KL does not reach mu."""
+    """Right values, but the KL has no gradient in mu."""
     z, _ = rsample_kl(mu, logvar)
     return z, rsample_kl(mu.detach(), logvar)[1]
 
@@ -75,7 +78,7 @@ def test_another_key_fails_the_check_of_our_noise(case: LatentCase) -> None:
 
 
 def test_outputs_of_another_step_fail_until_the_case_advances(case: LatentCase) -> None:
-    # What a replayed graph does: the step moves first, and outputs are held to where it stands.
+    # As in a replayed graph, the step advances first, and outputs are checked at the new step.
     later = case.noise + torch.tensor([0, 1])
     outputs = case.run(lambda m, v: ours(m, v, later), backward=True)
     assert not case.check(outputs, ours=True).passed
@@ -111,7 +114,7 @@ def without_softplus(logits: Tensor, x: Tensor) -> Tensor:
 
 
 def detached_target_part(logits: Tensor, x: Tensor) -> Tensor:
-    """Right values; the softplus does not reach the logits."""
+    """Right values, but the softplus has no gradient in the logits."""
     y = x.to(logits.dtype)
     return (logits * y).sum(-1) + (our_log_prob(logits.detach(), x) - (logits.detach() * y).sum(-1))
 
@@ -125,7 +128,7 @@ def test_wrong_log_probs_fail_their_check(
 
 
 def test_a_wrong_last_row_fails_its_check(images: LikelihoodCase) -> None:
-    # Only the first and the last rows are looked at, of values and of gradients.
+    # Only the first and the last rows of values and gradients are checked.
     for which in (0, 1):
         outputs = [x.detach().clone() for x in images.run(our_log_prob, backward=True)]
         outputs[which][-1, -1] += 10
@@ -152,7 +155,7 @@ def test_peak_memory_sees_what_a_call_allocates() -> None:
     a = torch.ones(1 << 20)
     peak = peak_memory(lambda: (a + 1) * 2, CPU)
     assert peak is not None
-    assert 8 << 20 <= peak < 9 << 20  # two results of 4 MiB at once
+    assert 8 << 20 <= peak < 9 << 20  # two results of 4 MiB exist at once
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -167,7 +170,7 @@ def test_the_textbook_model_is_ours_in_plain_pytorch(name: str) -> None:
 def test_a_row_whose_check_fails_has_no_time_and_fails_the_run(tmp_path: Path) -> None:
     (tmp_path / "bench_wrong.py").write_text(
         "import pytest, torch\n"
-        "from bench.timing.accuracy import Check\n"
+        "from vaez_kernels.error_bounds import Check\n"
         "from bench.timing.clock import CLOCK\n"
         "from bench.timing.rows import Bench, Group, Rival\n"
         "@pytest.mark.benchmark(timer=CLOCK)\n"
@@ -184,10 +187,9 @@ def test_a_row_whose_check_fails_has_no_time_and_fails_the_run(tmp_path: Path) -
     command = [sys.executable, "-m", "pytest", str(tmp_path / "bench_wrong.py"), "-q"]
     command += ["-c", str(ROOT / "pyproject.toml"), f"--rootdir={ROOT}", "-p", "no:cacheprovider"]
     command += ["--benchmark-only", f"--benchmark-json={report}"]
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"}
-    # A test process of several would disable benchmarks in its child, too.
-    environment = {n: v for n, v in environment.items() if not n.startswith("PYTEST_XDIST")}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    # xdist's variables would disable benchmarks in the child.
+    variables = {n: v for n, v in environment().items() if not n.startswith("PYTEST_XDIST")}
+    done = subprocess.run(command, capture_output=True, text=True, env=variables, timeout=300)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "off by 3 times the tolerance" in done.stdout
     assert '"provider": "right"' in report.read_text()

@@ -1,35 +1,31 @@
-"""`make bench` as CI runs it, with --quick, has every row of the full suite."""
+"""`make bench` with --quick, as CI runs it, has every row of the full suite."""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
+from bench.process import ROOT, environment
 from bench.records.records import read
 from bench.records.summary import summary
 from bench.timing.clock import available_device
 from vaez_fast.system.environment import environment as machine_of
 
-ROOT = Path(__file__).parents[2]
-
-
 FLAGS = ("--benchmark-only", "-p", "no:cacheprovider")
 
 
-def environment() -> dict[str, str]:
-    """This process's; less what makes it one of several, where benchmarks are disabled."""
-    others = {n: v for n, v in os.environ.items() if not n.startswith("PYTEST_XDIST")}
-    return others | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"}
+def alone() -> dict[str, str]:
+    """A child's variables without xdist's, which would disable its benchmarks."""
+    return {n: v for n, v in environment().items() if not n.startswith("PYTEST_XDIST")}
 
 
 def rows(*flags: str) -> list[str]:
     """The test ids that pytest collects in bench/, in their order."""
     command = [sys.executable, "-m", "pytest", "bench", "--collect-only", "-q", *FLAGS, *flags]
     done = subprocess.run(
-        command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300
+        command, cwd=ROOT, env=alone(), capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return [line for line in done.stdout.splitlines() if "::" in line]
@@ -39,7 +35,7 @@ def test_a_quick_run_drops_no_row() -> None:
     full = rows()
     assert rows("--quick") == full
     files = {row.partition("::")[0] for row in full}
-    assert files == {f"bench/{path.name}" for path in (ROOT / "bench").glob("bench_*.py")}
+    assert files == {str(path.relative_to(ROOT)) for path in (ROOT / "bench").rglob("bench_*.py")}
     for part in ("bfloat16", "float32", "65536x128", "forward+backward", "sticking-the-landing"):
         assert any(part in row for row in full), part
 
@@ -49,7 +45,7 @@ def test_a_quick_run_records_its_rows_and_the_machine_and_prints_them(tmp_path: 
     command = [sys.executable, "-m", "pytest", "bench/ops/bench_noise.py", "-q", *FLAGS]
     command += ["--quick", f"--benchmark-json={file}", "-k", "16384"]
     done = subprocess.run(
-        command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=300
+        command, cwd=ROOT, env=alone(), capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stdout + done.stderr
     content = json.loads(file.read_text())

@@ -1,4 +1,4 @@
-"""The table of bad inputs: what is called or typed, and what the one line about it must say."""
+"""The table of bad inputs: what is called or typed, and what the one-line error must say."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def importance(decoder: Any, x: Tensor = X, num_samples: int = 2, **options: Any
     return importance_log_likelihood(decoder, MU, LOGVAR, x, KEY, num_samples, **options)
 
 
-# Ops and functions: what is called, the error's type, and what its message must say.
+# Ops and functions: the call, the type of its error, and what the message must contain.
 CALLS: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: noise_key(-1, "train"), ValueError, "seed must be at least 0"),
     (lambda: noise_key(2**32, "train"), ValueError, "seed must be below 4294967296"),
@@ -132,7 +132,7 @@ CALLS: list[tuple[Callable[[], object], type[Exception], str]] = [
 ]
 
 
-# Settings of `train`: refused before anything is written.
+# Settings of `train`, all refused before anything is written.
 SETTINGS: list[tuple[list[str], str]] = [
     (["--data", "mnist-10k"], "data must be one of mnist-5k, mnist, fashion-mnist, kmnist"),
     (["--binarize", "otsu"], "binarize must be one of static, dynamic, threshold, none"),
@@ -183,7 +183,7 @@ SETTINGS: list[tuple[list[str], str]] = [
 ]
 
 
-# Whole command lines, refused likewise.
+# Whole command lines, refused in the same way.
 COMMAND_LINES: list[tuple[list[str], str]] = [
     (["train"], "out is needed: a folder for the results (--out, or out in the --config file)"),
     (

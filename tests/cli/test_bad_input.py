@@ -1,4 +1,4 @@
-"""Bad input to every public function and command gets one clear error that names the argument."""
+"""Every public function and command answers bad input with one error that names the argument."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: what it writes, prints, and refuses."""
+"""The command line: what it writes, prints and refuses."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from bench.process import ROOT, environment
 from vaez_fast.cli import main as cli
 from vaez_fast.cli import settings
 from vaez_fast.cli.commands import train
@@ -28,18 +29,16 @@ from vaez_fast.system import files
 from vaez_fast.system.errors import is_out_of_memory
 from vaez_fast.system.progress import waiting
 
-ROOT = Path(__file__).parents[2]
 SETTINGS = ["--model", "lyeoni", "--steps", "40", "--batch-size", "50", "--precision", "float32"]
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A run of the command as it stands uninstalled: its folder and what it printed."""
+    """A run of the command from the checkout, not installed: its folder and what it printed."""
     out = tmp_path_factory.mktemp("runs") / "first"
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"}
     command = [sys.executable, "-m", "vaez_fast", "train", *SETTINGS, "--out", str(out)]
     done = subprocess.run(
-        command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=500
+        command, capture_output=True, text=True, env=environment(), cwd=ROOT, timeout=500
     )
     assert done.returncode == 0, done.stderr
     return out, done.stdout
@@ -58,10 +57,10 @@ def test_metrics_hold_every_setting_as_run(metrics: dict[str, Any]) -> None:
     assert config["steps"] == 40
     assert config["epochs"] is None
     assert config["precision"] == "float32"
-    assert config["kl"] == "analytic"  # resolved: it was not given
+    assert config["kl"] == "analytic"  # the default for this objective, filled in
     assert config["num_samples"] == 1
     assert config["test_samples"] == LOG_PX_SAMPLES
-    assert config["device"] in ("cpu", "cuda")  # resolved, not "auto"
+    assert config["device"] in ("cpu", "cuda")  # what "auto" chose
     assert metrics["arm"] == "elbo/analytic/joint"
 
 
@@ -215,21 +214,19 @@ def test_help_needs_no_torch_and_no_command_draws_before_it_must() -> None:
         "heavy = ('torchvision', 'mlxtend', 'scipy', 'sklearn', 'torchmetrics', 'matplotlib')\n"
         "assert not [m for m in heavy if m in sys.modules]\n"
     )
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"}
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=300
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment(), timeout=300
     )
     assert done.returncode == 0, done.stderr
     assert "exit status: 0 done" in done.stdout
 
 
 def test_an_output_that_nobody_reads_ends_quietly() -> None:
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"}
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run(
         [sys.executable, "-m", "vaez_fast", "--help"],
-        stdout=write, stderr=subprocess.PIPE, text=True, env=environment, cwd=ROOT, timeout=60,
+        stdout=write, stderr=subprocess.PIPE, text=True, env=environment(), cwd=ROOT, timeout=60,
     )  # fmt: skip
     os.close(write)
     assert (done.returncode, done.stderr) == (141, "")

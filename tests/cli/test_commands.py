@@ -1,4 +1,4 @@
-"""What a trained run is asked afterwards (evaluate, sample, report), and what `env` finds."""
+"""The commands on a trained run (evaluate, sample, report), and `env`."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 import torch
 
-from tests.runs.fake_run import CONFIG, METRICS, make_run, point
 from tests.study import fake_study
+from tests.system.fake_run import CONFIG, METRICS, make_run, point
 from vaez_fast.cli import machine as machines
 from vaez_fast.cli.main import main
 from vaez_fast.data import IDX_FILE_BYTES, binarized, load
+from vaez_fast.drawing import style
 from vaez_fast.measures.samplers import SAMPLERS
 from vaez_fast.report import article as report
 from vaez_fast.report import run as report_run
@@ -57,7 +58,7 @@ class TestEvaluate:
         kl = torch.distributions.kl_divergence(fitted, standard).sum()
         assert law.sample_kl == pytest.approx(float(kl), rel=1e-9)  # both float64
         assert (law.n, law.latent) == (500, 2)
-        # D/n to first order; the next is smaller by 1/n.
+        # D/n to first order; the next term is smaller by 1/n.
         assert law.null_sample_kl == pytest.approx(2 / 500, rel=0.01)
         assert law.active_units == int((mu.var(0, correction=0) > 0.01).sum()) == 2
 
@@ -151,7 +152,7 @@ class TestSample:
         assert z.dtype == means.dtype == torch.float32
         assert torch.equal(z, normal(noise_key(0, "generate"), 1, 30, 2)[0])
         wanted = torch.sigmoid(open_run(run).vae.decode(z))
-        # Products of other shapes are summed in another order: some roundings of float32.
+        # Products of other shapes sum in another order: they differ by some float32 roundings.
         torch.testing.assert_close(means, wanted, rtol=1e-5, atol=1e-6)
 
     @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -221,7 +222,7 @@ def test_a_grid_is_ink_on_white_in_reading_order() -> None:
     means = np.zeros((5, 784), dtype=np.float32)
     means[3] = 1.0
     picture = imread(io.BytesIO(grid(means)))[:, :, 0]
-    # 3 columns and 2 rows of 28 + 2 pixels and an edge of 2, three times enlarged.
+    # 3 columns and 2 rows of 28 + 2 pixels and an edge of 2, enlarged three times.
     assert picture.shape == (3 * 62, 3 * 92)
     black = np.argwhere(picture == 0.0)
     assert black.min(0).tolist() == [3 * 32, 3 * 2]
@@ -249,18 +250,25 @@ class TestReport:
         found = json.loads(capsys.readouterr().out)
         assert found["test"] == METRICS.as_dict()
 
-    def test_a_phase_that_does_not_train_a_number_has_no_curve_of_it(self) -> None:
+    def test_a_phase_that_does_not_train_a_number_has_no_curve_of_it(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         points = [
             point("encoder", 10, "train", 3.0, 0.0),
             point("encoder", 10, "validation", 2.0, 545.0),
             point("decoder", 20, "train", 0.0, 206.0),
             point("decoder", 20, "validation", 2.0, 205.0),
         ]
-        drawn = {
-            name: [p["step"] for p in points if report_run._is_trained(p, name, points)]
-            for name in ("elbo", "rate", "distortion")
-        }
-        # The training split's bound would lack the rate.
+        drawn = {}
+
+        def keep_steps(fig: Any) -> bytes:
+            for name, ax in zip(("elbo", "rate", "distortion"), fig.axes, strict=True):
+                drawn[name] = [step for line in ax.lines for step in line.get_xdata()]
+            return b""
+
+        monkeypatch.setattr(style, "png", keep_steps)
+        report_run.curve(points)
+        # In the decoder's phase the training split's bound would lack the rate.
         assert drawn == {"elbo": [20], "rate": [10, 10], "distortion": [20, 20]}
 
     def test_a_folder_of_neither_kind_is_refused(

@@ -1,4 +1,4 @@
-"""`vaez-fast compare`: right ops pass, wrong ones fail and are named, bad settings are refused."""
+"""`vaez-fast compare`: right ops pass, wrong ops fail by name, bad settings are refused."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from vaez_fast import compare, comparison
-from vaez_fast import comparison_products as products
+from tests.cli.few_cases import few_cases
+from vaez_fast import compare
 from vaez_fast.cli.main import main
 from vaez_kernels import (
+    cases,
     importance,
     importance_estimates,
     interpreting,
@@ -22,21 +23,22 @@ from vaez_kernels import (
     rsample,
 )
 from vaez_kernels.backend import triton
+from vaez_kernels.error_bounds import spacing
+from vaez_kernels.latent import case as latent
+from vaez_kernels.linear_bernoulli.case import Lowered
 
 QUICK = ["rsample", "kl_standard_normal", "bernoulli_log_prob/uint8"]
 
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small sizes in float32 alone, none of which is compiled."""
-    monkeypatch.setattr(comparison, "DTYPES", (torch.float32,))
-    monkeypatch.setattr(comparison, "LATENT_SHAPES", ((8, 7, 3), (1, 7, 19)))
-    monkeypatch.setattr(comparison, "PIXEL_SHAPES", ((3, 5, 19),))
-    monkeypatch.setattr(comparison, "VALUES_SHAPE", (1, 9, 20))
-    monkeypatch.setattr(products, "DTYPES", (torch.float32,))
-    monkeypatch.setattr(products, "LINEAR_SHAPES", ((3, 5, 19, 20),))
-    monkeypatch.setattr(products, "DECODER_SHAPE", (9, 2, 5, 19, 23, 84))
-    monkeypatch.setattr(importance, "has_cpu_compiler", lambda: False)
+    """Small sizes, float32 alone, nothing compiled."""
+    few_cases(monkeypatch, ((8, 7, 3), (1, 7, 19)))
+    monkeypatch.setattr(cases.ROOMS["importance"], "SHAPE", (9, 2, 5, 19, 23, 84))
+    for room in cases.ROOMS.values():
+        if hasattr(room, "DTYPES"):
+            monkeypatch.setattr(room, "DTYPES", (torch.float32,))
+    monkeypatch.setattr(importance.twin, "has_cpu_compiler", lambda: False)
 
 
 @pytest.mark.skipif(triton is None, reason="triton is not installed: nothing to interpret")
@@ -69,7 +71,7 @@ def test_interpreter_and_fallback_pass_and_the_json_says_so(
         )
         for output in outputs
     }
-    # The stream's promise, and the same bits on both.
+    # The error that the stream promises, and the same bits from both backends.
     for row in content["rows"]:
         if row["op"] == "normal":
             assert row["absolute"] < 7e-6
@@ -93,11 +95,11 @@ def test_json_is_all_that_is_printed_and_the_same_as_the_file(
 
 @pytest.mark.usefixtures("few")
 def test_every_op_is_compared_on_every_case() -> None:
-    grid = comparison.cases(comparison.OPS, large=True)
-    assert {case.op for case in grid} == set(comparison.OPS)
+    grid = cases.cases(list(cases.OPS), large=True)
+    assert {case.op for case in grid} == set(cases.OPS)
     assert len(set(grid)) == len(grid)
     rows = compare.compare(["fallback"])
-    assert {row.op for row in rows} == set(comparison.OPS)
+    assert {row.op for row in rows} == set(cases.OPS)
     assert all(row.passed for row in rows)
     assert all(row.from_fallback is None for row in rows)
 
@@ -109,7 +111,7 @@ def wrong_variance(mu: Tensor, logvar: Tensor) -> Tensor:
 
 
 def wrong_digits(mu: Tensor, logvar: Tensor) -> Tensor:
-    """The textbook formula: right, but it loses a small KL's digits."""
+    """The textbook formula: right, but it loses the digits of a small KL."""
     return -0.5 * (1 + logvar - mu.square() - logvar.exp()).sum(1)
 
 
@@ -129,7 +131,7 @@ def test_a_wrong_kl_fails_and_is_named(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(comparison, "kl_standard_normal", wrong)
+    monkeypatch.setattr(latent, "kl_standard_normal", wrong)
     file = tmp_path / "c.json"
     flags = ["--backends", "fallback", "--ops", ",".join(QUICK), "--out", str(file)]
     assert main(["compare", *flags]) == 1
@@ -144,9 +146,9 @@ def test_other_noise_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     def shifted(mu: Tensor, logvar: Tensor, noise: Tensor, samples: int) -> Tensor:
         return rsample(mu, logvar, noise, samples, row_offset=1)
 
-    monkeypatch.setattr(comparison, "rsample", shifted)
+    monkeypatch.setattr(latent, "rsample", shifted)
     rows = compare.compare(["fallback"], ["rsample"])
-    # dz/dmu is 1 whatever the noise.
+    # dz/dmu is 1 with any noise.
     assert {row.output for row in rows if not row.passed} == {"z", "grad logvar"}
 
 
@@ -155,9 +157,9 @@ def test_products_of_lesser_precision_than_asked_for_fail(monkeypatch: pytest.Mo
     def hasty(precision: str, **tensors: Tensor) -> Tensor:
         return linear_bernoulli_log_prob(**tensors, precision="bfloat16")
 
-    monkeypatch.setattr(products, "linear_bernoulli_log_prob", hasty)
-    rows = compare.compare(["fallback"], list(products.LINEAR_OPS))
-    # A target's gradient takes no product of that precision.
+    monkeypatch.setattr(cases.ROOMS["linear_bernoulli"], "linear_bernoulli_log_prob", hasty)
+    rows = compare.compare(["fallback"], list(cases.ROOMS["linear_bernoulli"].OPS))
+    # The gradient of a target needs no product of that precision.
     right = {(row.op, row.output) for row in rows if row.passed}
     assert right == {
         ("linear_bernoulli_log_prob/float32", "grad x"),
@@ -173,8 +175,8 @@ def test_importance_samples_of_other_noise_fail(monkeypatch: pytest.MonkeyPatch)
     def shifted(*args: Any) -> Any:
         return importance_estimates(*args, row_offset=1)
 
-    monkeypatch.setattr(products, "importance_estimates", shifted)
-    rows = compare.compare(["fallback"], list(products.IMPORTANCE_OPS))
+    monkeypatch.setattr(cases.ROOMS["importance"], "importance_estimates", shifted)
+    rows = compare.compare(["fallback"], list(cases.ROOMS["importance"].OPS))
     assert not any(row.passed for row in rows)
 
 
@@ -185,7 +187,7 @@ def test_the_textbook_loses_the_bits_that_the_backend_does() -> None:
         ("bfloat16, cut", [1.0 + 2.0**-7, -1.0, 3.0]),
         ("tf32", [1.0 + 2.0**-7 + 2.0**-8, -1.0 - 2.0**-9, 3.0]),
     ):
-        lowered: Tensor = products.Lowered.apply(values, operands)
+        lowered: Tensor = Lowered.apply(values, operands)
         assert lowered.tolist() == wanted
         (grad,) = torch.autograd.grad(lowered, values, values.detach())
         assert grad.tolist() == wanted
@@ -196,7 +198,7 @@ def test_ulps_are_the_spacing_of_the_dtype() -> None:
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         eps, tiny = torch.finfo(dtype).eps, torch.finfo(dtype).tiny
         wanted = torch.tensor([eps, eps, 2 * eps, eps / 2, eps * tiny, eps * tiny]).double()
-        assert torch.equal(compare.spacing(values, dtype), wanted)
+        assert torch.equal(spacing(values, dtype), wanted)
 
 
 @pytest.mark.parametrize(

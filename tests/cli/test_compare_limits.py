@@ -1,7 +1,7 @@
-"""`vaez-fast compare`: an error just above what an op promises fails, one just below it passes.
+"""`vaez-fast compare`: an error just above an op's limit fails, one just below it passes.
 
-The backends here are pretended ones: the truth, rounded to each output's dtype, but for an error
-that is put into one number. The limits are those of the legend, with numbers of this file's own.
+The backends here are fakes: they return the truth, rounded to each output's dtype, with an error
+added to one number. The limits are those of the printed legend, computed independently here.
 """
 
 from __future__ import annotations
@@ -13,34 +13,35 @@ import pytest
 import torch
 from torch import Tensor
 
-from vaez_fast import compare, comparison
-from vaez_fast import comparison_products as products
+from tests.cli.few_cases import few_cases
+from vaez_fast import compare
 from vaez_fast.compare import Row
-from vaez_fast.comparison_case import DTYPES, Case, Tensors
+from vaez_kernels import cases
+from vaez_kernels.testing import DTYPES, Case, Tensors
 
 FLOAT32, BFLOAT16, FLOAT16 = DTYPES
-ULP = {FLOAT32: 2.0**-23, BFLOAT16: 2.0**-7, FLOAT16: 2.0**-10}  # of numbers from 1 to 2
+ULP = {FLOAT32: 2.0**-23, BFLOAT16: 2.0**-7, FLOAT16: 2.0**-10}  # for numbers from 1 to 2
 ANALYTIC = ("kl_standard_normal", "rsample_kl/analytic")
 FLOAT_LAYER = "linear_bernoulli_log_prob/float32"
 HALF_LAYER = "linear_bernoulli_log_prob/bfloat16-products"
-BEYOND = 1.1  # so far beyond a limit an error must fail, and so far within it pass
+BEYOND = 1.1  # an error of a limit times this must fail, one of a limit over this must pass
 
-# An error for each output of a case; 0 for most.
+# (case, output) → the error to add; mostly 0.
 Errors = Callable[[Case, str], float]
 
 
 def promised(case: Case, name: str) -> torch.dtype:
-    """Gradients and z leave in the inputs' dtype, sums and the stream in float32."""
+    """Gradients and z have the inputs' dtype; sums and the stream are float32."""
     in_float32 = ("n", "kl", "log_prob", "log_likelihood")
     if name == "grad x":
-        return comparison.inputs(case)["x"].dtype
+        return cases.OPS[case.op].inputs(case)["x"].dtype
     return FLOAT32 if name in in_float32 else case.dtype
 
 
 def pretended(case: Case, errors: Errors) -> Tensors:
     numbers = {}
-    for name, want in comparison.truth(case).items():
-        # At the smallest number: an error is rounded least there, and no share of the number.
+    for name, want in cases.OPS[case.op].truth(case).items():
+        # At the smallest number, where rounding changes the error least.
         actual, at = want.clone().flatten(), int(want.abs().argmin())
         actual[at] += errors(case, name)
         numbers[name] = actual.view(want.shape).to(promised(case, name))
@@ -50,7 +51,7 @@ def pretended(case: Case, errors: Errors) -> Tensors:
 def compared(
     monkeypatch: pytest.MonkeyPatch, op: str, fallback: Errors, interpreter: Errors | None = None
 ) -> list[Row]:
-    """Rows of the pretended backends: the fallback's, and the interpreter's where there is one."""
+    """Rows of the fake backends: the fallback's, and the interpreter's if it is given."""
     backends = {"fallback": fallback} | ({"interpreter": interpreter} if interpreter else {})
 
     def run(grid: list[Case], backend: str, show_progress: bool = False) -> list[Tensors]:
@@ -63,12 +64,13 @@ def compared(
 
 @pytest.fixture(autouse=True)
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(comparison, "LATENT_SHAPES", ((3, 7, 19),))
-    monkeypatch.setattr(comparison, "PIXEL_SHAPES", ((3, 5, 19),))
-    monkeypatch.setattr(comparison, "MIXTURE_SHAPES", ((7, 5, 3),))
-    monkeypatch.setattr(comparison, "VALUES_SHAPE", (1, 9, 20))
-    monkeypatch.setattr(products, "LINEAR_SHAPES", ((3, 5, 19, 20),))
-    monkeypatch.setattr(products, "DECODER_SHAPE", (9, 2, 5, 19, 23, 84))
+    few_cases(monkeypatch, ((3, 7, 19),))
+    monkeypatch.setattr(cases.ROOMS["importance"], "SHAPE", (9, 2, 5, 19, 23, 84))
+
+
+def operands_of(case: Case, backend: str) -> str:
+    operands: str = cases.OPS[case.op].RULES.operands(case, backend)
+    return operands
 
 
 def largest(x: Tensor) -> float:
@@ -80,11 +82,11 @@ def ulp_of(value: float, dtype: torch.dtype) -> float:
 
 
 def own_error(case: Case, name: str, backend: str = "fallback") -> float:
-    """Of textbook PyTorch, whose products round operands as the backend does."""
-    outputs = comparison.textbook(case, products.operands_of(case, backend))
+    """The error of textbook PyTorch, whose products round operands as the backend does."""
+    outputs = cases.OPS[case.op].textbook(case, operands_of(case, backend))
     if outputs is None:
         return 0.0
-    return largest(outputs[name].double() - comparison.truth(case, rounded=True)[name])
+    return largest(outputs[name].double() - cases.OPS[case.op].truth(case, rounded=True)[name])
 
 
 class Output(NamedTuple):
@@ -123,16 +125,16 @@ OUTPUTS = [
 
 def beyond_the_textbook(case: Case, name: str, backend: str = "fallback") -> float:
     """What the legend allows beyond PyTorch's own error."""
-    wanted = comparison.truth(case)
+    wanted = cases.OPS[case.op].truth(case)
     size = largest(wanted[name])
     allowed = 1e-6 * max(1.0, size)
     if case.op.startswith("mixture") and name == "grad z":
         allowed *= max(1.0, largest(wanted["log_prob"]))
-    if products.operands_of(case, backend):
+    if operands_of(case, backend):
         allowed += own_error(case, name, backend)
     dtype = promised(case, name)
     if dtype != FLOAT32:
-        allowed += (2 if case.op in products.PRODUCT_OPS else 1) * ulp_of(size, dtype)
+        allowed += (2 if cases.OPS[case.op].RULES.products else 1) * ulp_of(size, dtype)
     return allowed
 
 
@@ -164,11 +166,11 @@ def test_an_analytic_kl_keeps_five_digits_near_zero(
     def errors(case: Case, name: str) -> float:
         if (case.values, case.dtype, name) != ("near zero", FLOAT32, output):
             return 0.0
-        smallest = comparison.truth(case)[name].abs().min()
+        smallest = cases.OPS[case.op].truth(case)[name].abs().min()
         return factor * 1e-5 * float(smallest)  # far below what other numbers may err by
 
     rows = compared(monkeypatch, op, errors)
-    # Where z shares its pass, gradients of both add up, and cancel each other's digits.
+    # Where the op also computes z, the gradients of z and KL are summed, which cancels digits.
     promised = output == "kl" or op == "kl_standard_normal"
     failed = [(row.output, row.dtype, "near zero" in row.case) for row in rows if not row.passed]
     assert failed == ([(output, "float32", True)] if promised and factor > 1 else [])
@@ -178,7 +180,7 @@ def test_an_analytic_kl_keeps_five_digits_near_zero(
 def test_a_kernel_that_differs_from_the_fallback_fails_though_the_textbook_errs_more(
     share: float, passes: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Textbook code in bfloat16 errs by tenths of a nat, which backends may not differ by.
+    # Textbook code in bfloat16 is wrong by tenths of a nat; backends must agree more closely.
     op = "bernoulli_log_prob/uint8"
 
     def errors(case: Case, name: str) -> float:
@@ -207,7 +209,7 @@ def test_the_stream_differs_from_the_fallbacks_in_no_bit(monkeypatch: pytest.Mon
 
 
 def opposite(monkeypatch: pytest.MonkeyPatch, op: str, share: float) -> list[Row]:
-    """Of log p where backends err by this share of what each may, in opposite directions."""
+    """Rows of log p; the backends have this share of their limits as errors of opposite signs."""
 
     def errors(backend: str, sign: float) -> Errors:
         def of_case(case: Case, name: str) -> float:
@@ -221,7 +223,7 @@ def opposite(monkeypatch: pytest.MonkeyPatch, op: str, share: float) -> list[Row
 
 
 def test_float32_of_rounded_products_must_be_the_fallbacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Each may be as far from the truth as it is here, but not both from each other.
+    # At 0.95 each backend is close enough to the truth, but the two are too far from each other.
     assert all(row.passed for row in opposite(monkeypatch, HALF_LAYER, 0.45))
     assert not any(row.passed for row in opposite(monkeypatch, HALF_LAYER, 0.95))
 
@@ -259,53 +261,59 @@ def test_errors_are_measured_where_they_are_largest(monkeypatch: pytest.MonkeyPa
         assert row.absolute == pytest.approx(3.0, rel=1e-2) if row.output == "z" else row.passed
 
 
-@pytest.mark.parametrize("op", comparison.OPS)
+@pytest.mark.parametrize("op", cases.OPS)
 def test_the_yardstick_is_no_licence(op: str) -> None:
-    # Textbook float32 errs by a few roundings of sums of a hundred terms, and of products by those
-    # of their operands; a wrong formula would allow wrong kernels.
-    for case in comparison.cases([op], large=False):
-        if case.dtype != FLOAT32 or comparison.textbook(case) is None or case.values == "wide":
+    # The error of textbook float32 is a few roundings of sums of a hundred terms, and of the
+    # operands of products. A wrong textbook formula would let wrong kernels pass.
+    for case in cases.cases([op], large=False):
+        if (
+            case.dtype != FLOAT32
+            or cases.OPS[case.op].textbook(case) is None
+            or case.values == "wide"
+        ):
             continue
-        wanted = comparison.truth(case, rounded=True)
-        for name, output in (comparison.textbook(case) or {}).items():
+        wanted = cases.OPS[case.op].truth(case, rounded=True)
+        for name, output in (cases.OPS[case.op].textbook(case) or {}).items():
             size = max(1.0, largest(wanted[name]))
             assert largest(output.double() - wanted[name]) < 2e-5 * size, (case.name, name)
 
 
-@pytest.mark.parametrize("op", comparison.OPS)
+@pytest.mark.parametrize("op", cases.OPS)
 def test_every_kind_of_input_is_compared(op: str) -> None:
-    grid = comparison.cases([op], large=False)
-    if op in comparison.STREAMS:
+    grid = cases.cases([op], large=False)
+    if op in cases.ROOMS["noise"].OPS:
         assert any(case.row_offset > 2**32 for case in grid)
-    elif op in comparison.LATENT_OPS:
+    elif op in cases.ROOMS["latent"].OPS:
         for dtype in DTYPES:
             kinds = {(case.values, case.halves) for case in grid if case.dtype == dtype}
             values = {"normal", "near zero", "wide"}
             assert kinds == {(v, False) for v in values} | {("normal", True)}
         near_zero = next(case for case in grid if case.values == "near zero")
         halves = next(case for case in grid if case.halves)
-        assert not comparison.inputs(halves)["mu"].is_contiguous()
-        assert comparison.inputs(near_zero)["mu"].abs().max() < 3
-    elif op in products.IMPORTANCE_OPS:
+        assert not cases.OPS[halves.op].inputs(halves)["mu"].is_contiguous()
+        assert cases.OPS[near_zero.op].inputs(near_zero)["mu"].abs().max() < 3
+    elif op in cases.ROOMS["importance"].OPS:
         assert {case.called for case in grid} == {True, False}
     else:
         assert {case.dtype for case in grid} == ({FLOAT32} if op == HALF_LAYER else set(DTYPES))
-        assert op in products.LINEAR_OPS or any(case.values == "wide" for case in grid)
+        assert op in cases.ROOMS["linear_bernoulli"].OPS or any(
+            case.values == "wide" for case in grid
+        )
 
 
 def test_gradients_are_taken_along_no_special_direction() -> None:
-    # dz/dmu is 1: what is left is what came from above, summed over samples.
-    case = comparison.cases(["rsample"], large=False)[0]
+    # dz/dmu is 1, so this gradient is the upstream gradient, summed over samples.
+    case = cases.cases(["rsample"], large=False)[0]
     assert case.shape[1:] == (7, 19)
-    assert len(comparison.truth(case)["grad mu"].unique()) == 7 * 19
+    assert len(cases.OPS[case.op].truth(case)["grad mu"].unique()) == 7 * 19
 
 
 def test_the_interpreter_is_compared_with_a_textbook_that_cuts_bits_off() -> None:
-    (case,) = comparison.cases([HALF_LAYER], large=False)
+    (case,) = cases.cases([HALF_LAYER], large=False)
     backends = ("fallback", "interpreter", "cuda")
     wanted = ["bfloat16", "bfloat16, cut", "bfloat16"]
-    assert [products.operands_of(case, backend) for backend in backends] == wanted
-    tf32 = comparison.cases(["importance_log_likelihood/tf32"], large=False)[0]
-    assert [products.operands_of(tf32, backend) for backend in backends] == ["", "tf32", "tf32"]
-    plain = comparison.cases(["rsample", FLOAT_LAYER], large=False)
-    assert {products.operands_of(case, "cuda") for case in plain} == {""}
+    assert [operands_of(case, backend) for backend in backends] == wanted
+    tf32 = cases.cases(["importance_log_likelihood/tf32"], large=False)[0]
+    assert [operands_of(tf32, backend) for backend in backends] == ["", "tf32", "tf32"]
+    plain = cases.cases(["rsample", FLOAT_LAYER], large=False)
+    assert {operands_of(case, "cuda") for case in plain} == {""}

@@ -1,4 +1,4 @@
-"""Settings from a file: any record that a run wrote can be run again, and nothing else is taken."""
+"""Settings from a file: every record of a run can be run again, and nothing else is accepted."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.process import ROOT
 from tests.kernels.drawn import repeatable
 from vaez_fast.cli import settings
 from vaez_fast.cli.commands import article, theory, train
@@ -20,8 +21,6 @@ from vaez_fast.cli.main import main
 from vaez_fast.cli.parser import Parser
 from vaez_fast.config import ConfigError, TrainConfig
 from vaez_fast.study.study import StudyConfig
-
-ROOT = Path(__file__).parents[2]
 
 
 def parsed(command: Any, *words: str) -> Namespace:
@@ -44,7 +43,7 @@ def write(folder: Path, content: Any, name: str = "settings.json") -> str:
 
 
 def stated(path: Path) -> dict[str, Any]:
-    """The settings of a committed record; none for the files of benchmarks."""
+    """The settings in a committed record; files of benchmarks have none."""
     content = json.loads(path.read_text())
     found = content.get("config", {}) if path.name != "study.json" else content
     return dict(found)
@@ -60,7 +59,7 @@ def test_every_committed_record_is_a_file_of_settings(path: Path) -> None:
         config = study("--config", str(path))
         assert config.as_dict() == wanted
     else:
-        # Records of before a setting was there have its default.
+        # A record older than a setting has its default.
         resolved = dataclasses.asdict(trained("--config", str(path)))
         assert resolved == dataclasses.asdict(TrainConfig()) | wanted
 

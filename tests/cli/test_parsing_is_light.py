@@ -1,4 +1,4 @@
-"""Help, and what is wrong with a command line, come at once: PyTorch is not imported for them."""
+"""Help and errors of a command line come at once, because PyTorch is not imported for them."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import json
 import subprocess
 import sys
 
-from bench.soak.kills import ROOT, environment
-from vaez_fast import comparison, names
+from bench.process import ROOT, environment
+from vaez_fast import names
 from vaez_fast.cli.main import COMMANDS
-from vaez_fast.comparison_products import PRODUCT_OPS
 from vaez_fast.config import CHECKPOINT_SECONDS, DECODERS, KLS, OBJECTIVES, PRECISIONS
 from vaez_fast.data import TORCHVISION_CLASSES
 from vaez_fast.model import MODELS
+from vaez_kernels.cases import OPS, cases
 
 HEAVY = ("torch", "numpy", "triton", "scipy", "sklearn", "matplotlib", "tqdm", "vaez_kernels")
-# One process answers all of it, for each process takes a while to start.
+# One process answers all command lines, because each process takes a while to start.
 CODE = """
 import contextlib, io, json, sys
 from vaez_fast.cli.main import main
@@ -94,10 +94,8 @@ def test_an_unknown_key_in_a_file_is_refused_without_pytorch(tmp_path: object) -
 def test_the_names_that_can_be_chosen_are_those_that_are_computed() -> None:
     assert tuple(MODELS) == names.MODELS
     assert set(names.DATA_SETS) == {"mnist-5k", *TORCHVISION_CLASSES}
-    assert {case.op for case in comparison.cases(names.OPS, large=False)} == set(names.OPS)
-    tables = (comparison.LATENT_OPS, comparison.LIKELIHOOD_OPS, comparison.MIXTURE_OPS)
-    in_tables = {*comparison.STREAMS, *(op for table in tables for op in table)}
-    assert in_tables | set(PRODUCT_OPS) == set(names.OPS)
+    assert {case.op for case in cases(names.OPS, large=False)} == set(names.OPS)
+    assert tuple(OPS) == names.OPS
 
 
 def test_help_names_every_choice_and_default() -> None:

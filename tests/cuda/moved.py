@@ -1,4 +1,4 @@
-"""Calls of the ops on a GPU, for checks whose inputs and reference live on the CPU."""
+"""Runs the ops on a GPU, for checks whose inputs and references are on the CPU."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CUDA = torch.device("cuda")
 
 
 class _Moved(torch.autograd.Function):
-    """A copy on the GPU in the same memory layout, also where that is a part or a broadcast."""
+    """A copy on the GPU with the same memory layout, also of a slice or a broadcast tensor."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ def to_cuda(x: Tensor) -> Tensor:
 def call_on_cuda(
     mode: str, mu: Tensor, logvar: Tensor, noise: Tensor, samples: int, **offsets: int
 ) -> tuple[Tensor | None, Tensor | None]:
-    """`tests.kernels.helpers.call`, by the Triton kernels."""
+    """`tests.kernels.helpers.call` with the Triton kernels."""
     z, kl = call(mode, to_cuda(mu), to_cuda(logvar), noise.to(CUDA), samples, **offsets)
     return None if z is None else z.cpu(), None if kl is None else kl.cpu()
 

@@ -1,4 +1,4 @@
-"""How the kernels sit among other CUDA work: streams, graphs, devices, torch.compile, tuning.
+"""The kernels beside other CUDA work: streams, graphs, devices, torch.compile, tuning.
 
 Skipped without a CUDA device.
 """
@@ -9,18 +9,17 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from bench.process import environment
 from tests.cuda.moved import CUDA
 from vaez_kernels import bernoulli_log_prob, launch, noise_key, normal, rsample_kl
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
-ROOT = Path(__file__).parents[2]
 KLS = ["analytic", "total-derivative", "sticking-the-landing"]
 
 
@@ -35,7 +34,7 @@ def latents(device: torch.device = CUDA, seed: int = 0) -> tuple[Tensor, Tensor]
 
 
 def step(mu: Tensor, logvar: Tensor, noise: Tensor, kl: str = "analytic") -> tuple[Tensor, ...]:
-    """z, KL, and the gradients of a loss of both."""
+    """z, the KL, and the gradients of a loss of both."""
     z, rows = rsample_kl(mu, logvar, noise, 2, kl)
     return z, rows, *torch.autograd.grad(z.square().sum() + rows.sum(), (mu, logvar))
 
@@ -88,7 +87,8 @@ def test_under_torch_compile_the_numbers_are_the_same(kl: str) -> None:
         wanted = step(mu, logvar, key(seed), kl)
         assert torch.equal(z, wanted[0])
         for actual, want in zip((rows, *grads), wanted[1:], strict=True):
-            # The kernels' parts are equal; z² is differentiated by other code, a rounding or two.
+            # The kernels' parts are equal. Other code differentiates z², which may differ by one or
+            # two roundings.
             torch.testing.assert_close(actual, want, rtol=1e-6, atol=1e-5)
 
 
@@ -150,9 +150,6 @@ def test_no_access_is_out_of_bounds() -> None:
         pytest.skip("compute-sanitizer is not installed")
     command = [sanitizer, "--error-exitcode", "9", sys.executable, "-c", SANITIZED]
     # Without PyTorch's caching allocator: inside its large blocks nothing is out of bounds.
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT / "kernels"),
-        "PYTORCH_NO_CUDA_MEMORY_CACHING": "1",
-    }
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    variables = environment() | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr

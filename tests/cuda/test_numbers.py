@@ -1,4 +1,4 @@
-"""The kernels on a GPU compute what the reference and the fallback do, at every size.
+"""The kernels on a GPU agree with the reference and the fallback, at every size.
 
 helpers.py and pixels.py derive the tolerances. Skipped without a CUDA device.
 """
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 
 KEY = noise_key(23, "train", 4)
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-# S, B, D and dtype: each combination is compiled by itself, so not all of the product.
+# S, B, D. Each combination with a dtype is compiled, so these are only some of them.
 SHAPES = [(1, 1, 1), (8, 7, 3), (9, 7, 19), (1, 129, 128), (3, 7, 257), (1, 7, 1000)]
 CASES = [*((shape, torch.float32) for shape in SHAPES), *(((3, 129, 20), d) for d in DTYPES)]
 each_mode = pytest.mark.parametrize("mode", list(MODES))
@@ -79,9 +79,9 @@ def test_the_stream_is_the_cpus(columns: int) -> None:
     offsets = {"row_offset": 2**40 + 3, "sample_offset": 2**32 - 3}
     eps = normal(KEY.to(CUDA), 3, 1000, columns, **offsets).cpu()
     wanted = normal(KEY, 3, 1000, columns, **offsets)
-    # Fused multiply-adds and the GPU's square root: within the stream's promise, not bit for bit.
+    # Fused multiply-adds and the GPU's square root: normals agree only within the documented error.
     assert_within("normal", eps, wanted, 1e-6 * wanted.abs().clamp(min=1))
-    # Exact integers, one addition and one product each: these are.
+    # Uniforms are exact integers with one addition and one product, so they are equal bit for bit.
     u = uniform(KEY.to(CUDA), 3, 1000, columns, **offsets).cpu()
     assert torch.equal(u, uniform(KEY, 3, 1000, columns, **offsets))
 
@@ -92,7 +92,7 @@ def test_ten_million_normals_stay_within_their_promise_and_look_normal() -> None
     limit = 1e-6 * wanted.abs().clamp(min=1)
     assert_within("normal", eps[98_000:].cpu(), wanted, limit)
     moments = [float((eps.double() ** k).mean()) for k in (1, 2, 3, 4)]
-    # Means of 1e7 draws, five standard errors: the moments' variances are 1, 2, 15 and 96.
+    # Means of 1e7 draws, within five standard errors. The moments' variances are 1, 2, 15 and 96.
     for moment, want, variance in zip(moments, (0, 1, 0, 3), (1, 2, 15, 96), strict=True):
         assert abs(moment - want) < 5 * (variance / 1e7) ** 0.5
 
@@ -117,7 +117,8 @@ def test_results_do_not_depend_on_the_launch_parameters(mode: str) -> None:
         assert torch.equal(one.grad_mu, other.grad_mu), tile
         assert torch.equal(one.grad_logvar, other.grad_logvar), tile
         if one.kl is not None and other.kl is not None:
-            # Lane grouping reorders a row's sum of terms that stay below 100: a few ulps of that.
+            # Lane grouping reorders a row's sum. Its terms stay below 100, so it differs by a few
+            # ulps of 100.
             torch.testing.assert_close(other.kl, one.kl, rtol=0, atol=4 * 2.0**-23 * 100)
 
 

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 
 KEY = noise_key(23, "evaluate", 4)
 SMALL, LARGE = (3, 7, 19, 20), (8, 129, 256, 784)  # S, B, H, P
-# Each is three kernels to compile, so not all of the product.
+# Each combination compiles three kernels, so these are only some of them.
 LAYERS = [
     ((1, 1, 1, 1), torch.float32, torch.uint8, "float32"),
     (SMALL, torch.float32, torch.float32, "float32"),
@@ -70,7 +70,7 @@ def test_the_last_layer_is_repeatable_bit_for_bit() -> None:
         assert a is None or (b is not None and torch.equal(a, b))
 
 
-WIDTHS = (5, 19, 23, 84)  # nothing is a power of two, nor a multiple of 16
+WIDTHS = (5, 19, 23, 84)  # neither powers of two nor multiples of 16
 PRESETS = {  # the decoders' widths and activations
     "altosaar": ((128, 256, 256, 784), nn.ReLU),
     "burda": ((50, 200, 200, 784), nn.Tanh),
@@ -97,8 +97,8 @@ def estimates(of: Given, samples: int, precision: str, **offsets: int) -> Import
 
 @pytest.fixture
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Which kernels were launched; fresh memory is full of NaN, so that a gap shows."""
-    return watch(monkeypatch, (importance, "launch_decoder"))
+    """The launched kernels. Fresh memory is filled with NaN, so unwritten outputs are found."""
+    return watch(monkeypatch, (importance.kernel, "launch_decoder"))
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
@@ -116,7 +116,7 @@ def test_importance_sampling_is_the_references_at_awkward_sizes(
 
 
 def rounded(a: Tensor, precision: str) -> Tensor:
-    """float64 operands as they are multiplied: rounded to bfloat16, or to TF32's ten bits."""
+    """float64 operands, rounded as before a product: to bfloat16, or to TF32's ten bits."""
     if precision == "bfloat16":
         return a.bfloat16().double()
     bits = a.float().contiguous().view(torch.int32) + (1 << 12)
@@ -124,7 +124,7 @@ def rounded(a: Tensor, precision: str) -> Tensor:
 
 
 def with_rounded_operands(of: Given, samples: int, precision: str) -> ImportanceEstimates:
-    """The float64 truth of products whose operands, and nothing else, are rounded."""
+    """The float64 reference in which only the operands of products are rounded."""
 
     def decoder(z: Tensor) -> Tensor:
         a = z
@@ -152,13 +152,13 @@ def test_it_errs_by_the_rounding_of_operands(
     monkeypatch: pytest.MonkeyPatch,
     launches: list[str],
 ) -> None:
-    """Worst cases add up to more than the numbers themselves in layers that wide: over images, the
-    root mean square error is held to twice that of the roundings alone. (Where products leave in
-    bfloat16 too, it is up to 1.5 times, on a CPU.)"""
+    """In layers this wide, worst-case bounds add up to more than the numbers themselves. So the
+    root mean square error over images may be at most twice that of the roundings alone. (If results
+    of products are bfloat16 too, it is up to 1.5 times, on a CPU.)"""
     widths, activation = PRESETS[preset]
     of = decoders.given(16, *widths, activation=activation)
     if layer_by_layer:
-        monkeypatch.setattr(importance, "tile_for", lambda *_: None)
+        monkeypatch.setattr(importance.kernel, "tile_for", lambda *_: None)
     found = estimates(of, 40, precision)
     assert launches == ([] if layer_by_layer else ["launch_decoder"])
     truth, rounds = decoders.truth(of, KEY, 40), with_rounded_operands(of, 40, precision)
@@ -177,7 +177,7 @@ def test_the_first_samples_of_many_are_the_few() -> None:
         return found.log_likelihood.double() + math.log(count)
 
     parts = torch.logaddexp(total(64, 0), total(100, 64))
-    # Sums of a few hundred nats: 1e-6 of them.
+    # The sums are a few hundred nats; 1e-6 of them is allowed.
     torch.testing.assert_close(total(164, 0), parts, rtol=1e-6, atol=0)
 
 
@@ -228,7 +228,8 @@ def test_five_thousand_samples_of_a_thousand_images_take_little_memory() -> None
     importance_log_likelihood(*of, noise, 5000, "bfloat16")  # compiles
     found = peak_memory(lambda: importance_log_likelihood(*of, noise, 5000, "bfloat16"), CUDA)
     assert found is not None
-    # Weights in bfloat16, and three numbers a tile of samples; the logits alone would be 16 GB.
+    # It needs weights in bfloat16 and three numbers per tile of samples. The logits alone would
+    # take 16 GB.
     assert found < 256 << 20
 
 
@@ -243,6 +244,7 @@ def test_of_the_last_layer_no_logits_are_in_memory() -> None:
     work()
     found = peak_memory(work, CUDA)
     assert found is not None
-    # The hidden units' gradient and partial sums of the weights' one; logits in bfloat16: 25 MB.
+    # It needs the hidden units' gradient and partial sums of the weights' gradient. Logits in
+    # bfloat16 would take 25 MB.
     splits = 16 * pixels * (width + 1) * 4
     assert found < 2 * (2 * samples * images * width + splits) < 2 * samples * images * pixels

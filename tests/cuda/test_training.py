@@ -1,4 +1,4 @@
-"""Training on CUDA: many steps in one graph replay, and the same numbers as on a CPU.
+"""Training on CUDA: many steps in one graph replay, with the same numbers as on a CPU.
 
 Skipped without a CUDA device.
 """
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.cuda.moved import CUDA
-from tests.uncompiled import uncompiled
+from tests.training.uncompiled import uncompiled
 from vaez_fast.model import VAE
 from vaez_fast.objective import NegativeElbo
 from vaez_fast.training.batches import Batches
@@ -43,7 +43,7 @@ def phase(device: torch.device, precision: torch.dtype = torch.float32) -> Phase
 
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float32])
 def test_replayed_steps_are_the_steps_bit_for_bit(precision: torch.dtype) -> None:
-    """Also when another epoch has another order and other images."""
+    """This also holds if the next epoch has another order and other images."""
     replayed, stepped = phase(CUDA, precision), phase(CUDA, precision)
     order, others = torch.arange(10 * BATCH, device=CUDA).flip(0), 1 - images().to(CUDA)
     for count in (2 * STEPS_PER_REPLAY + 1, STEPS_PER_REPLAY):
@@ -66,6 +66,6 @@ def test_losses_are_those_of_a_cpu() -> None:
         ours.advance(1)
         theirs.advance(1)
         (one,), (other,) = ([e.take_totals(1) for e in p.engines] for p in (ours, theirs))
-        # TF32 is off for float32 here; sums of 784 terms in another order, and Adam's division of
-        # tiny gradients: as between two orders on one CPU.
+        # TF32 is off for float32 here. The losses differ because sums of 784 terms have another
+        # order and Adam divides tiny gradients, as they do between two orders on one CPU.
         assert abs(sum(one) - sum(other)) < 0.05

@@ -1,1 +1,1 @@
-"""Our kernels as PTX, executed on CPU tensors through the public functions: see tests/ptx."""
+"""Executes our kernels' PTX on CPU tensors, through the public functions; see tests/ptx."""

@@ -1,7 +1,7 @@
-"""Execute every kernel's PTX and write down its errors, bytes and instructions.
+"""Execute every kernel's PTX and record its errors, bytes and instructions.
 
-Results of other versions of Triton that are in the folder already stay, and are in the page too.
-The JSON file is written after each case: a run that is interrupted keeps what it has executed.
+Results of other Triton versions in the folder are kept and also appear on the page. The JSON file
+is written after each case, so an interrupted run keeps the cases that it has executed.
 Exit status: 0 done, 1 an error is larger than its bound, 2 nothing can be executed or written.
 """
 

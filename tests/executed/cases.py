@@ -1,15 +1,17 @@
-"""Which calls of the public ops are executed as PTX, and what their kernels' outputs are held to.
+"""The calls of the public ops that are executed as PTX, and the references of their outputs.
 
-Truths and bounds are those of every backend: helpers.py, pixels.py, last_layer.py, mixtures.py and
-decoders.py derive them. Triton compiles a kernel anew for each D, dtype and flag, in a third of a
-second; so not every shape meets every flag.
+All backends share the references and bounds, which helpers.py, pixels.py, last_layer.py,
+mixtures.py and decoders.py derive. Triton compiles a kernel for each D, dtype and flag, which takes
+a third of a second, so not every shape is combined with every flag.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from types import ModuleType
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -21,15 +23,18 @@ from tests.kernels.helpers import ERROR, MODES, Compared, latents
 from tests.kernels.importance import decoders
 from tests.kernels.linear_bernoulli import last_layer
 from tests.kernels.mixture import mixtures
-from vaez_kernels import importance_estimates, noise_key, normal, reference, uniform
+from vaez_fast import compare as comparison
+from vaez_kernels import compiler, importance_estimates, noise_key, normal, reference, uniform
+from vaez_kernels.cases import ROOMS
 from vaez_kernels.linear_bernoulli import PRECISIONS
+from vaez_kernels.testing import Case as OpCase
 
 KEY = noise_key(29, "evaluate", 2**31 + 5)
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-# Beyond what 32 bits count.
+# Offsets beyond the range of 32 bits.
 OFFSETS = {"row_offset": 2**40 + 3, "sample_offset": 2**32 - 9}
 
-# Which outputs a kernel computes; what is missing here is computed by PyTorch.
+# The outputs that each kernel of a detailed case computes. PyTorch computes all others.
 OUTPUTS = {
     "noise_kernel": ("normal", "uniform"),
     "latent_forward_kernel": ("z", "kl"),
@@ -53,7 +58,7 @@ class Case(NamedTuple):
     dtype: torch.dtype
     shape: tuple[int, ...]
     compare: Callable[[], list[Compared]]
-    floors: dict[str, Floor] = {}  # noqa: RUF012 (by kernel; empty where none is stated)
+    floors: dict[str, Floor] = {}  # noqa: RUF012 (by kernel; empty if none is known)
     again: dict[str, int] = {}  # noqa: RUF012 (by kernel: bytes that it may load once more)
     targets: tuple[str, ...] = ("sm_90",)
     quick: bool = True  # whether CI executes it
@@ -63,8 +68,41 @@ class Case(NamedTuple):
         return " ".join(filter(None, words)).replace(" ", "-")
 
 
+# The rooms of the ops that have cases of their own here. Others take those of vaez_kernels.cases.
+DETAILED = ("noise", "latent", "bernoulli", "mixture", "linear_bernoulli", "importance")
+
+
 def all_cases() -> list[Case]:
-    return [*_noise(), *_latent(), *_bernoulli(), *_mixture(), *_last_layer(), *_decoder()]
+    detailed = [*_noise(), *_latent(), *_bernoulli(), *_mixture(), *_last_layer(), *_decoder()]
+    return [*detailed, *_others()]
+
+
+def _others() -> Iterator[Case]:
+    for name, room in ROOMS.items():
+        if name in DETAILED:
+            continue
+        for case in room.cases():
+            if min(case.shape) > 1 and case.shape[-1] < 100:
+                run, quick = partial(_compared, room, case), case.values == "normal"
+                yield Case(case.op, case.values, case.dtype, case.shape, run, quick=quick)
+
+
+def _compared(room: ModuleType, case: OpCase) -> list[Compared]:
+    """Outputs of the PTX, with what `vaez-fast compare` allows them to err by on a GPU."""
+    wanted, found = room.truth(case), room.ours(case, torch.device("cpu"))
+    # Nothing is compiled for the CPU where fresh memory is filled with NaN, which would be traced.
+    with patch.object(compiler, "has_cpu_compiler", lambda: False):
+        results = {"fallback": comparison.run([case], "fallback"), "cuda": [found]}
+    return [
+        Compared(
+            row.output,
+            found[row.output],
+            wanted[row.output],
+            row.tolerance + (row.textbook_absolute or 0.0),
+        )
+        for row in comparison.compared([case], ("fallback", "cuda"), results)
+        if row.backend == "cuda"
+    ]
 
 
 def _noise() -> Iterator[Case]:
@@ -85,7 +123,7 @@ def _drawn(draw: Callable[..., Tensor], shape: tuple[int, int, int]) -> list[Com
 def _latent() -> Iterator[Case]:
     for i, mode in enumerate(MODES):
         for dtype in FLOATS:
-            # In CI each mode meets float32 and one of the others.
+            # CI runs each mode with float32 and one other dtype.
             quick = dtype in (torch.float32, FLOATS[1 + i % 2])
             yield _latent_case(mode, (3, 7, 20), dtype, quick=quick)
     shapes = ((1, 1, 1), (1, 129, 20), (2, 33, 128), (8, 7, 19), (8, 5, 257), (1, 2, 1500))
@@ -144,7 +182,7 @@ def _mixture() -> Iterator[Case]:
                     dtype == torch.float32 and shape[2] < 257 and (not leave_out or shape[2] == 20)
                 )
                 yield _mixture_case(shape, dtype, leave_out, quick)
-    # What the kernel is given is always float32.
+    # The kernel's own inputs are always float32.
     for dtype in FLOATS[1:]:
         yield _mixture_case((5, 40, 20), dtype, True, True)
 
@@ -181,13 +219,13 @@ def _layer_case(
     given = last_layer.inputs(shape, dtype, targets)
     compare = partial(last_layer.compared, given, precision, tensor_cores=True)
     flags = f"{_name(targets)} targets, {precision} products"
-    # For sm_90 products of other precisions become wgmma, which tests/ptx does not execute.
+    # For sm_90, products of other precisions become wgmma, which tests/ptx does not support.
     plain = precision == "float32" and dtype == torch.float32
     gpus = ("sm_80", "sm_90") if plain else ("sm_80",)
     names = ("forward", "hidden", "weight")
     kernels = [f"linear_bernoulli_{name}_kernel" for name in names]
     of, again = {}, {}
-    # The smallest tile has 32 rows and 32 pixels; of several, each reads operands again.
+    # The smallest tile has 32 rows and 32 pixels. If there are several, each reads operands again.
     if shape[0] * shape[1] <= 32 and shape[3] <= 32:
         of = dict(zip(kernels, floors.last_layer(*given), strict=True))
         repeated = floors.last_layer_again(given.hidden, given.weight, given.x)
@@ -196,7 +234,7 @@ def _layer_case(
 
 
 def _decoder() -> Iterator[Case]:
-    small = (5, 19, 23, 84)  # nothing is a power of two, nor a multiple of 16
+    small = (5, 19, 23, 84)  # neither powers of two nor multiples of 16
     for precision in ("tf32", "bfloat16"):
         for activation in (nn.ReLU, nn.Tanh):
             yield _decoder_case((3, 40, *small), activation, precision, True)

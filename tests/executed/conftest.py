@@ -1,4 +1,4 @@
-"""Kernels are compiled here: not without Triton, nor where it interprets them."""
+"""These tests compile kernels. They are not collected without Triton or under its interpreter."""
 
 from vaez_kernels.backend import interpreting, triton
 

@@ -1,7 +1,7 @@
-"""Races in global memory: numbers that threads of a block hand over with no barrier between.
+"""Detects races in global memory: threads of a block that exchange numbers without a barrier.
 
-tests/ptx finds them in shared memory. The mixture's backward kernel hands its weights over in
-global memory, where one thread finds what another one wrote only behind a barrier.
+tests/ptx detects races in shared memory. The mixture's backward kernel passes its weights between
+threads through global memory, where a thread sees another thread's writes only after a barrier.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ from tests.ptx.types import Array
 
 
 class GlobalRace(Fault):
-    """Two threads of a block used a word, one wrote it, and no barrier stood between."""
+    """Two threads of a block used a word, one wrote it, and no barrier separated them."""
 
 
 class GlobalRaceDetector:
-    """Who read and who wrote which words since the last barrier, of those that a launch writes."""
+    """The threads that read and wrote each word since the last barrier.
+
+    Only words that the launch writes are tracked.
+    """
 
     def __init__(self) -> None:
         self._since = (0, 0)
@@ -58,7 +61,7 @@ class GlobalRaceDetector:
             table.add(words, users)
 
     def _forget(self, lanes: Lanes) -> None:
-        # At a barrier of some blocks all are forgotten: races may be missed, none is made up.
+        # A barrier of some blocks clears all blocks: races may be missed, but none is invented.
         since = (id(lanes), lanes.traffic.barriers)
         if since != self._since:
             self._since = since
@@ -82,14 +85,14 @@ class _Users:
         return known[np.searchsorted(known, words).clip(max=len(known) - 1)] == words
 
     def others(self, words: Array, lanes: Array) -> tuple[Array, Array]:
-        """Those of the lanes whose words another lane has used, and that lane."""
+        """The lanes whose words another lane has used, and that other lane."""
         if self.empty():
             return lanes[:0], lanes[:0]
         known, users = self._sorted()
         first, end = (np.searchsorted(known, words, side) for side in ("left", "right"))
         there = first < end
         lanes, low, high = lanes[there], users[first[there]], users[end[there] - 1]
-        # Lanes of a word are in order: if one of them is another, so is the first or the last.
+        # Lanes of a word are sorted: if any of them is another lane, the first or the last is.
         other = np.where(low != lanes, low, high)
         return lanes[other != lanes], other[other != lanes]
 
@@ -109,7 +112,7 @@ def _refuse(lanes: Lanes, does: str, did: str, users: Array, others: Array) -> N
 
 
 def _words(lanes: Lanes, where: Array | None, at: Array, width: int) -> tuple[Array, Array]:
-    # the words of an access, of at most four bytes, told apart by block; and the lanes that make it
+    # The words of an access, of at most four bytes, keyed by block, and the lanes that access them.
     size = min(width, 4)
     lane = np.arange(lanes.size) if where is None else where
     blocks = (lane // lanes.threads).astype(np.uint64)

@@ -1,11 +1,11 @@
-"""Bytes of global memory that an executed kernel moves, as a GPU's memory sees them.
+"""Counts the bytes of global memory that an executed kernel moves, as a GPU's memory sees them.
 
-Threads of a block that read one address in one instruction cost it once: Triton has all threads
-load the key, and a row's number where its columns are. So an instruction's addresses are counted
-once for each block. A load by the same lanes, of the same width and the same addresses as an
-earlier load is not counted again, unless a jump back or a store came between: Triton emits such
-loads where a number is broadcast, and ptxas keeps one of them (of 64 in the mixture's forward
-kernel 16 remain). The key and the step of the noise are counted apart.
+If threads of a block read one address in one instruction, memory reads it once. Triton does this:
+all threads load the key, and each column's thread loads its row's number. So an instruction's
+addresses are counted once for each block. Triton also emits repeated loads if a number is
+broadcast, of which ptxas keeps one (in the mixture's forward kernel 16 of 64 remain). So a load
+with the same lanes, width and addresses as an earlier load is not counted again, unless a backward
+jump or a store came in between. The key and the step of the noise are counted separately.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.ptx.types import Array
 
 @dataclass
 class Moved:
-    """Bytes, by the width of the accesses in bytes: 16 is as wide as they come."""
+    """Bytes by the width of their accesses. The largest width is 16 bytes."""
 
     loads: Counter[int] = field(default_factory=Counter)
     stores: Counter[int] = field(default_factory=Counter)
@@ -45,7 +45,7 @@ class Moved:
 
 @contextmanager
 def counted(arguments: tuple[Any, ...]) -> Iterator[Moved]:
-    """What a kernel given these arguments moves meanwhile.
+    """Count what a kernel with these arguments moves inside the block.
 
     Raises:
         GlobalRace: see global_races.py.
@@ -89,9 +89,9 @@ def counted(arguments: tuple[Any, ...]) -> Iterator[Moved]:
 
 @dataclass
 class _Stretch:
-    """Code that was run without a jump back or a store, and what it loaded."""
+    """The loads since the last backward jump or store."""
 
-    at: int = 0  # the last load's place in the program
+    at: int = 0  # the last load's position in the program
     loads: set[tuple[bytes | None, int, bytes]] = field(default_factory=set)
 
     def repeats(self, lanes: Lanes, where: Array | None, addresses: Array, width: int) -> bool:

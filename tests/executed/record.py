@@ -1,4 +1,4 @@
-"""What was executed, as a record for JSON and as a page."""
+"""The results of executed kernels, as a record for JSON and as a page."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from bench.timing.accuracy import worst
 from tests.executed.cases import OUTPUTS, Case
 from tests.executed.route import execution
 from tests.ptx.units import Units
 from vaez_fast.drawing.page import Block, Heading, Table, Text, markdown
 from vaez_fast.system.environment import environment
+from vaez_kernels.error_bounds import worst
 
 Record = dict[str, Any]
 
@@ -23,7 +23,7 @@ def record_of(rows: Sequence[Record]) -> Record:
 
 
 def _with_words(row: Record) -> Record:
-    # JSON has no NaN: such a share becomes a word, which float() reads.
+    # JSON has no NaN, so a share that is not finite becomes a string, which float() reads.
     errors = {
         output: {units: x if math.isfinite(x) else str(x) for units, x in shares.items()}
         for output, shares in row["errors"].items()
@@ -32,14 +32,16 @@ def _with_words(row: Record) -> Record:
 
 
 def rows_of(case: Case, target: str) -> Iterator[Record]:
-    """A row for each kernel that the case launches, executed with the units' errors three ways."""
+    """A row for each kernel that the case launches, executed with all three Units."""
     outputs, runs = execution(case, target)
     shares: dict[str, dict[str, float]] = {}
     for units, found in outputs.items():
         for one in found:
             shares.setdefault(one.name.split()[-1], {})[units.value] = one.share()
     for run in runs:
-        errors = {name: shares[name] for name in OUTPUTS[run.kernel] if name in shares}
+        errors = {
+            name: shares[name] for name in OUTPUTS.get(run.kernel, tuple(shares)) if name in shares
+        }
         floor = case.floors.get(run.kernel)
         yield {
             "kernel": run.kernel,
@@ -84,27 +86,27 @@ def page(records: Sequence[Record]) -> str:
     blocks: list[Block] = [
         Heading(1, "Every kernel's PTX, executed"),
         Text(
-            "No GPU was at hand. Triton compiled each kernel for one all the same, and the PTX was "
-            "executed instruction by instruction on a CPU (tests/ptx), through the public "
-            "functions, backward included. Outputs are held to the float64 truth within the bounds "
+            "No GPU was available. Triton compiled each kernel for a GPU, and the PTX was executed "
+            "instruction by instruction on a CPU (tests/ptx), through the public functions and "
+            "including backward. Outputs are compared with a float64 reference, within the bounds "
             "that hold on every backend. **error** is the largest error of a kernel's outputs in "
             "units of its bound: 1 is the largest error allowed. Low precisions come close to 1, "
             "because rounding the result is most of their bound."
         ),
         Text(
-            "Each was executed three times: with approximate instructions (ex2.approx, rcp.approx, "
-            "sqrt.approx, div.full) rounded to nearest, then with all of them off by as much as "
-            "NVIDIA documents, first upwards, then downwards."
+            "Each kernel was executed three times: with approximate instructions (ex2.approx, "
+            "rcp.approx, sqrt.approx, div.full) rounded to nearest, then with the largest error "
+            "that NVIDIA documents for them, first upwards (up), then downwards (down)."
         ),
         Text(
             "**bytes / floor**: bytes that blocks of threads load and store, as "
-            "tests/executed/global_traffic.py counts them, over the least that is possible; for "
-            "the mixture, whose kernels read components again for each block of draws, over what "
-            "bench/timing/traffic.py says of them. The last layer's kernels and the decoder's load "
-            "some tensors twice, for two uses that want them in different layouts. **16-byte**: "
+            "tests/executed/global_traffic.py counts them, over the least possible number. The "
+            "mixture's kernels read components again for each block of draws, so their floor is "
+            "the count of bench/timing/traffic.py. The last layer's kernels and the decoder's load "
+            "some tensors twice, because two uses need them in different layouts. **16-byte**: "
             "the share of these bytes in 128-bit accesses."
         ),
-        Text("`python -m tests.executed --out DIR` repeats this page for the Triton at hand."),
+        Text("`python -m tests.executed --out DIR` repeats this page for the installed Triton."),
     ]
     for record in records:
         blocks += _stack(record)

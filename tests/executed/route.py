@@ -1,7 +1,8 @@
-"""Public ops on CPU tensors whose kernels run as the PTX that Triton makes for a GPU.
+"""Runs public ops on CPU tensors, with kernels executed as the PTX that Triton compiles for a GPU.
 
-As in Triton's interpreter the ops take their launchers and not their twins. But what runs is
-compiled: the integers that Triton folded, the layouts, shuffles, barriers and units of a GPU.
+As under Triton's interpreter, the ops call their kernel launchers and not the PyTorch fallback.
+Here the compiled code runs, with constants that Triton folded and with the layouts, shuffles,
+barriers and units of a GPU.
 """
 
 from __future__ import annotations
@@ -19,27 +20,16 @@ from tests.executed.cases import Case
 from tests.executed.global_traffic import Moved, counted
 from tests.interpreted.watch import watch
 from tests.kernels.helpers import Compared
+from tests.kernels.offline import kernel_rooms, kernels_of
 from tests.ptx.launch import PtxKernel
 from tests.ptx.traffic import Traffic
 from tests.ptx.units import Units
-from vaez_kernels import backend, importance, latent, launch, mixture, noise, use_backend
-from vaez_kernels import bernoulli as likelihood
-from vaez_kernels import linear_bernoulli as linear_likelihood
+from vaez_kernels import backend, launch, use_backend
 from vaez_kernels.importance import kernel as decoder_kernel
 
-# Where the ops look each kernel up.
-KERNELS: tuple[tuple[ModuleType, str], ...] = (
-    (noise, "noise_kernel"),
-    (latent, "latent_forward_kernel"),
-    (latent, "latent_backward_kernel"),
-    (likelihood, "bernoulli_forward_kernel"),
-    (likelihood, "bernoulli_backward_kernel"),
-    (linear_likelihood, "linear_bernoulli_forward_kernel"),
-    (linear_likelihood, "linear_bernoulli_hidden_kernel"),
-    (linear_likelihood, "linear_bernoulli_weight_kernel"),
-    (mixture, "mixture_forward_kernel"),
-    (mixture, "mixture_backward_kernel"),
-    (importance, "decoder_kernel"),
+# The module in which an op looks up each kernel.
+KERNELS: tuple[tuple[ModuleType, str], ...] = tuple(
+    (room, name) for room in kernel_rooms() for name in kernels_of(room)
 )
 
 
@@ -52,7 +42,7 @@ class Run(NamedTuple):
 
 
 class _Noted:
-    """A kernel in the place of Triton's, whose launches are noted."""
+    """Replaces a Triton kernel and records its launches."""
 
     def __init__(self, name: str, kernel: PtxKernel, runs: list[Run]) -> None:
         self.name, self.kernel, self.runs = name, kernel, runs
@@ -68,14 +58,14 @@ class _Noted:
 
 @contextmanager
 def executed(target: str, units: Units = Units.NEAREST) -> Iterator[list[Run]]:
-    """Inside the block public ops launch their kernels' PTX, on CPU tensors; fresh memory is NaN.
+    """Inside the block public ops execute their kernels' PTX on CPU tensors; fresh memory is NaN.
 
     Args:
-        target: the GPU that it is made for, "sm_80" or "sm_90"; launch parameters are its own.
+        target: the GPU to compile for, "sm_80" or "sm_90". Launch parameters are those of this GPU.
         units: which results approximate instructions give.
 
     Yields:
-        The launches, as they come.
+        The list of launches, which grows as they happen.
     """
     runs: list[Run] = []
     with ExitStack() as stack:
@@ -91,10 +81,10 @@ def executed(target: str, units: Units = Units.NEAREST) -> Iterator[list[Run]]:
 
 
 class Execution(NamedTuple):
-    """A case, executed with approximate units' errors three ways."""
+    """A case, executed with all three Units."""
 
     outputs: dict[Units, list[Compared]]
-    runs: list[Run]  # of the last
+    runs: list[Run]  # with the last Units
 
 
 def execution(case: Case, target: str) -> Execution:

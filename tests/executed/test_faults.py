@@ -1,4 +1,4 @@
-"""Small faults in the PTX that Triton emits are found: the executed tests can fail."""
+"""The executed tests detect small faults in the PTX that Triton emits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from unittest.mock import patch
 
 import pytest
 
-from bench.timing.accuracy import worst
 from tests.executed.cases import KEY
 from tests.executed.route import executed
 from tests.kernels import helpers
@@ -21,6 +20,7 @@ from tests.ptx import launch
 from tests.ptx.errors import Fault
 from tests.ptx.program import parse
 from vaez_kernels import mixture
+from vaez_kernels.error_bounds import worst
 
 Compare = Callable[[], list[Compared]]
 Edit = Callable[[str], str]
@@ -36,7 +36,7 @@ def latent_case(columns: int = 19) -> Compare:
 
 
 def largest_share(compare: Compare, edit: Edit, target: str) -> float:
-    """Of all outputs, when each kernel's PTX is edited before it is executed."""
+    """The largest error of the outputs over its bound, with each kernel's PTX edited first."""
     with (
         patch.dict(launch._programs, clear=True),
         patch.object(launch, "parse", lambda ptx: parse(edit(ptx))),
@@ -48,9 +48,9 @@ def largest_share(compare: Compare, edit: Edit, target: str) -> float:
 def shown(
     compare: Compare, kernel: str, pattern: str, replacement: str = "", target: str = "sm_90"
 ) -> set[str]:
-    """How faults at each place of the kernel's PTX that matches show: "" would be one that hides.
+    """How faults show, one at each match of the pattern in the kernel's PTX.
 
-    Others are the error's name, or "bound" for an output that errs by more than it may.
+    Each is an error's name, "bound" if an output exceeds its bound, or "" if the fault is missed.
     """
     seen: list[str] = []
 
@@ -85,7 +85,7 @@ def test_no_barrier_can_be_left_out(kernel: str) -> None:
 def test_barriers_around_weights_in_global_memory_are_needed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(mixture, "PROGRAMS", 1)  # two tiles of components in one program
+    monkeypatch.setattr(mixture.kernel, "PROGRAMS", 1)  # two tiles of components in one program
     several_tiles = partial(mixtures.compared, mixtures.mixture(3, 200, 2))
     assert shown(several_tiles, "mixture_forward_kernel", BARRIER) == {"SharedRace"}
     found = shown(several_tiles, "mixture_backward_kernel", BARRIER)
@@ -100,7 +100,7 @@ def test_no_wait_for_a_copy_can_be_left_out() -> None:
 
 
 def test_no_mask_can_be_dropped() -> None:
-    """Of seven rows of 19 columns each access has one; without it lanes leave the row."""
+    """With seven rows of 19 columns each access has a mask. Without it, lanes leave the row."""
     found = shown(latent_case(), "latent_forward_kernel", GUARD)
     assert found == {"OutOfBounds", "GlobalRace", "bound"}
 

@@ -1,4 +1,4 @@
-"""Bytes of global memory: which loads are counted."""
+"""Bytes of global memory: which repeated loads are counted."""
 
 from __future__ import annotations
 
@@ -27,6 +27,6 @@ def test_a_load_counts_once_for_the_same_lanes_width_and_addresses(
     lines: str, loaded: dict[int, int]
 ) -> None:
     with counted(()) as moved:
-        # Only one lane stores: two that do race.
+        # Only one lane stores, because two lanes would race.
         run(lines.replace("st.", "setp.eq.u32 %p2, %r0, 0; @%p2 st."), np.zeros(4, np.uint32))
     assert moved.loads == loaded

@@ -17,7 +17,7 @@ from vaez_fast.system.files import read_json, write_json
 
 
 def row(**shares: float) -> Record:
-    """A launch whose outputs err by these shares of their bounds, whatever units give."""
+    """A launch whose outputs err by these shares of their bounds, with all Units."""
     return {
         "kernel": "noise_kernel",
         "op": "noise",
@@ -47,7 +47,7 @@ def test_an_output_that_is_no_number_shows_in_the_record_and_on_the_page(
     assert len(faults(rows)) == 3
     write_json(tmp_path / "results.json", record_of(rows))
     text = page([read_json(tmp_path / "results.json")])
-    # The two launches as one, and the first of them.
+    # The summary of both launches, and the first launch.
     assert text.count(" | ".join([f"{share:.3f}"] * 3)) == 2
     assert text.count("0.500 | 0.500 | 0.500") == 1
 

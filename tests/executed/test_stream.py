@@ -1,4 +1,4 @@
-"""The numbers that executed kernels draw, beside the fallback's."""
+"""The numbers that executed kernels draw, compared with the fallback's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vaez_kernels import normal, rsample, uniform, use_backend
 
 @pytest.mark.parametrize("units", Units)
 def test_they_are_the_fallbacks_within_half_of_what_is_promised(units: Units) -> None:
-    """The differences: a GPU's square root, and products fused with sums."""
+    """They differ by a GPU's square root, and by multiplications fused with additions."""
     shape = (8, 129, 20)
     with executed("sm_90", units):
         drawn, spread = normal(KEY, *shape, **OFFSETS), uniform(KEY, *shape, **OFFSETS)

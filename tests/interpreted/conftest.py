@@ -1,4 +1,4 @@
-"""These tests run in a process of their own, started by tests/kernels/test_interpreter.py."""
+"""These tests run in a separate process, started by tests/kernels/test_interpreter.py."""
 
 import os
 

@@ -1,6 +1,6 @@
 """Importance sampling in one kernel, interpreted on the CPU, against the reference.
 
-Run by tests/kernels/test_interpreter.py in a process of its own; decoders.py derives the bounds.
+tests/kernels/test_interpreter.py runs this in a separate process; decoders.py derives the bounds.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from vaez_kernels import (
     importance_estimates,
     importance_log_likelihood,
     interpreting,
+    launch,
     noise_key,
 )
-from vaez_kernels.importance import kernel as decoder_kernel
 
 pytestmark = pytest.mark.skipif(
     not interpreting(), reason="needs TRITON_INTERPRET=1: run by tests/kernels/test_interpreter.py"
 )
 
 KEY = noise_key(3, "evaluate", 2)
-WIDTHS = (5, 19, 23, 84)  # nothing is a power of two, nor a multiple of 16
+WIDTHS = (5, 19, 23, 84)  # neither powers of two nor multiples of 16
 
 
 @pytest.fixture(autouse=True)
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Which kernels were launched; fresh memory is full of NaN, so that a gap shows."""
-    return watch(monkeypatch, (importance, "launch_decoder"))
+    """The launched kernels. Fresh memory is filled with NaN, so unwritten outputs are found."""
+    return watch(monkeypatch, (importance.kernel, "launch_decoder"))
 
 
 def check(of: Given, samples: int, precision: str, **offsets: int) -> None:
     decoder, mu, logvar, x = of
     found = importance_estimates(decoder, mu, logvar, x, KEY, samples, precision, **offsets)
     want = truth(of, KEY, samples, precision, **offsets)
-    # The interpreter cuts float32 down to bfloat16 where a GPU rounds: see decoders.py.
+    # The interpreter truncates float32 to bfloat16, while a GPU rounds: see decoders.py.
     bound = 4.0 * want.bound if precision == "bfloat16" else want.bound
     assert_within("log_likelihood", found.log_likelihood, want.log_likelihood, bound)
     assert_within("log_prob", found.log_prob, want.log_prob, bound)
@@ -71,7 +71,7 @@ def test_the_presets_decoders_run_in_it(model: str, launches: list[str]) -> None
         for precision in ("tf32", "float32")
     ]
     assert launches == ["launch_decoder"]
-    # About 550 nats each; TF32 rounds its operands to ten bits.
+    # The estimates are about 550 nats; TF32 rounds its operands to ten bits.
     for one, two in zip(*estimates, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-4, atol=0)
 
@@ -92,7 +92,7 @@ def test_more_samples_than_a_launch_takes_are_several(
 ) -> None:
     of = given(2, *WIDTHS)
     whole = importance_log_likelihood(*of, KEY, 100, "tf32")
-    monkeypatch.setattr(importance, "SAMPLES_PER_LAUNCH", 40)
+    monkeypatch.setattr(importance.kernel, "SAMPLES_PER_LAUNCH", 40)
     parts = importance_log_likelihood(*of, KEY, 100, "tf32")
     assert len(launches) == 1 + 3
     torch.testing.assert_close(parts, whole, rtol=1e-6, atol=0)
@@ -132,7 +132,7 @@ def test_weights_that_are_all_zero_give_minus_infinity() -> None:
     assert isinstance(last, nn.Linear)
     last.bias.fill_(-torch.inf)
     decoder, mu, logvar, x = of
-    lit = torch.ones_like(x)  # which that decoder leaves dark
+    lit = torch.ones_like(x)  # the decoder gives these pixels probability 0
     found = importance_log_likelihood(decoder, mu, logvar, lit, KEY, 40, "tf32")
     assert found.tolist() == [-torch.inf, -torch.inf]
 
@@ -146,8 +146,8 @@ def test_no_images_launch_nothing() -> None:
 
 def test_three_numbers_a_tile_are_all_that_it_stores() -> None:
     decoder, mu, logvar, x = given(3, *WIDTHS)
-    tile = decoder_kernel.TILES["sm_80"]["tf32", False]
+    tile = launch.DECODER_TILES["sm_80"]["tf32", False]
     with accesses() as seen:
-        importance_log_likelihood(decoder, mu, logvar, x, KEY, 2 * tile.samples + 1, "tf32")
+        importance_log_likelihood(decoder, mu, logvar, x, KEY, 2 * tile.rows + 1, "tf32")
     stored = sum(access.addresses.size for access in seen if access.kind == "store")
     assert stored == 3 * 3 * 3

@@ -1,6 +1,6 @@
-"""Addresses of the decoder's kernel beyond what 32 bits count, on memory that is not there.
+"""Addresses of the decoder's kernel beyond 32 bits, without the memory behind them.
 
-Run by tests/kernels/test_interpreter.py in a process of its own.
+tests/kernels/test_interpreter.py runs this in a separate process.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ pytestmark = pytest.mark.skipif(
     not interpreting(), reason="needs TRITON_INTERPRET=1: run by tests/kernels/test_interpreter.py"
 )
 
-# The last image of 2²⁸ + 5, each of 16 latents and 16 pixels; of many tiles of samples
-# the tenth.
+# The last of 2²⁸ + 5 images of 16 latents and 16 pixels, and the tenth of many tiles of samples.
 IMAGES, TILE = 2**28 + 5, 9
 LAST = range(IMAGES - 1, IMAGES)
 

@@ -1,6 +1,7 @@
 """The Triton kernels, interpreted on the CPU, against the reference and the PyTorch fallback.
 
-Run by tests/kernels/test_interpreter.py in a process of its own; helpers.py derives the tolerances.
+tests/kernels/test_interpreter.py runs this in a separate process; helpers.py derives the
+tolerances.
 """
 
 from __future__ import annotations
@@ -59,12 +60,12 @@ each_mode = pytest.mark.parametrize("mode", list(MODES))
 
 @pytest.fixture(autouse=True)
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Which kernels were launched; fresh memory is full of NaN, so that a gap shows."""
+    """The launched kernels. Fresh memory is filled with NaN, so unwritten outputs are found."""
     return watch(
         monkeypatch,
-        (noise, "_launch"),
-        (latent, "_launch_forward"),
-        (latent, "_launch_backward"),
+        (noise.kernel, "forward"),
+        (latent.kernel, "forward"),
+        (latent.kernel, "backward"),
     )
 
 
@@ -75,7 +76,7 @@ def test_values_and_gradients_are_the_references(
 ) -> None:
     samples, rows, columns = shape
     check(mode, *latents(rows, columns), KEY, samples)
-    assert launches == ["_launch_forward", "_launch_backward"]
+    assert launches == ["forward", "backward"]
 
 
 @each_mode
@@ -84,13 +85,13 @@ def test_values_and_gradients_are_the_references(
 def test_low_precision_is_the_references_too(
     mode: str, dtype: torch.dtype, shape: tuple[int, int, int]
 ) -> None:
-    # The interpreter cuts float32 down to bfloat16 where a GPU rounds: one ulp instead of half.
+    # The interpreter truncates float32 to bfloat16, while a GPU rounds: one ulp instead of half.
     samples, rows, columns = shape
     check(mode, *latents(rows, columns, dtype), KEY, samples, truncates=True)
 
 
 def test_the_shapes_meet_every_size() -> None:
-    """So does each dtype, since each runs them all."""
+    """So does each dtype, because each dtype runs all shapes."""
     sizes = [set(values) for values in zip(*SHAPES, strict=True)]
     assert sizes[0] >= {1, 3, 8}
     assert sizes[1] >= {1, 7, 129}
@@ -106,8 +107,8 @@ def test_kernels_and_fallback_agree(mode: str, shape: tuple[int, int, int]) -> N
     kernels = measured(mode, mu, logvar, KEY, samples, upstream)
     with use_backend("torch"):
         fallback = measured(mode, mu, logvar, KEY, samples, upstream)
-    # The noise is the same to the last bit: what differs is exp and the order of sums, each a few
-    # units in the last place of terms that stay below 20.
+    # The noise is equal to the last bit. exp and the order of sums differ, each by a few units in
+    # the last place of terms that stay below 20.
     for one, two in zip(kernels, fallback, strict=True):
         torch.testing.assert_close(one, two, rtol=2e-6, atol=2e-5 if one is kernels.kl else 5e-6)
 
@@ -215,7 +216,7 @@ def test_one_input_alone_may_require_a_gradient(mode: str, wanted: str) -> None:
     assert other.grad is None
 
 
-@pytest.mark.parametrize("kl", latent.KLS[1:])
+@pytest.mark.parametrize("kl", latent.twin.KLS[1:])
 def test_an_unused_output_adds_nothing_to_the_gradient(kl: str) -> None:
     mu, logvar = latents(7, 20)
     upstream = upstream_of(mu, 3)
@@ -229,7 +230,7 @@ def test_an_unused_output_adds_nothing_to_the_gradient(kl: str) -> None:
         assert torch.equal(grads[1], separate.grad_logvar)
 
 
-# Elements of a program and its samples: less than a row, two rows' worth, more than all.
+# Elements and samples of a program: less than a row, two rows, more than all.
 TILES = [(launch.Tile(4, 4), 1), (launch.Tile(64, 4), 2), (launch.Tile(512, 4), 4)]
 
 
@@ -247,14 +248,14 @@ def test_results_do_not_depend_on_the_launch_parameters(
     mu, logvar = latents(3, 21)
     upstream = upstream_of(mu, 3)
     one = measured(mode, mu, logvar, KEY, 3, upstream)
-    # The sizes of a row's terms, of either sign in Monte Carlo.
+    # The absolute sizes of a row's terms, because Monte Carlo terms have either sign.
     z_eps = rsample(mu, logvar, KEY, 3).detach(), normal(KEY, 3, 3, 21)
     square, less = (0.5 * (x.double() ** 2) for x in z_eps)
     sizes = (square - less - 0.5 * logvar.detach()).abs().mean(0).sum(1)
     if mode.endswith("analytic") or mode == "kl_standard_normal":
         sizes = reference.kl_standard_normal(mu, logvar).detach()
     for tile, samples in TILES:
-        monkeypatch.setattr(latent, "SAMPLES_PER_PROGRAM", samples)
+        monkeypatch.setattr(latent.kernel, "SAMPLES_PER_PROGRAM", samples)
         with launch.use_tile(tile):
             other = measured(mode, mu, logvar, KEY, 3, upstream)
         assert one.z is None or (other.z is not None and torch.equal(one.z, other.z)), tile

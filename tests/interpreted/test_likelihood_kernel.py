@@ -1,6 +1,6 @@
 """The likelihood's Triton kernels, interpreted on the CPU, against the reference and the fallback.
 
-Run by tests/kernels/test_interpreter.py in a process of its own; pixels.py derives the tolerances.
+tests/kernels/test_interpreter.py runs this in a separate process; pixels.py derives the tolerances.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ SHAPES = [  # S, B, P
 
 @pytest.fixture(autouse=True)
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Which kernels were launched; fresh memory is full of NaN, so that a gap shows."""
-    return watch(monkeypatch, (likelihood, "_launch_forward"), (likelihood, "_launch_backward"))
+    """The launched kernels. Fresh memory is filled with NaN, so unwritten outputs are found."""
+    return watch(monkeypatch, (likelihood.kernel, "forward"), (likelihood.kernel, "backward"))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -56,13 +56,13 @@ def test_value_and_gradients_are_the_references(
     shape: tuple[int, int, int], targets: torch.dtype, launches: list[str]
 ) -> None:
     check(*pixels(*shape, targets=targets))
-    assert launches == ["_launch_forward", "_launch_backward"]
+    assert launches == ["forward", "backward"]
 
 
 @pytest.mark.parametrize("targets", TARGETS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_every_pair_of_dtypes_is_the_references(dtype: torch.dtype, targets: torch.dtype) -> None:
-    # The interpreter cuts float32 down to bfloat16 where a GPU rounds: one ulp instead of half.
+    # The interpreter truncates float32 to bfloat16, while a GPU rounds: one ulp instead of half.
     check(*pixels(9, 7, 19, dtype, targets), truncates=True)
 
 
@@ -75,8 +75,8 @@ def test_memory_layout_does_not_matter(layout: str, targets: torch.dtype) -> Non
 def test_targets_and_samples_that_are_broadcast_are_not_copied() -> None:
     for layout in ("contiguous", "one-sample", "rows-first", "part"):
         logits, x = pixels(3, 9, 20, layout=layout)
-        assert likelihood.readable(logits) is logits
-        assert layout == "one-sample" or likelihood.readable(x) is x
+        assert likelihood.kernel.readable(logits) is logits
+        assert layout == "one-sample" or likelihood.kernel.readable(x) is x
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 784), (9, 5, 20)])
@@ -90,7 +90,7 @@ def test_kernels_and_fallback_agree(shape: tuple[int, int, int]) -> None:
         assert one is not None
         assert two is not None
         assert bound is not None
-        # Each is within the bound of the reference.
+        # Each differs from the reference by at most the bound.
         assert_within(name, one, two, 2.0 * bound)
 
 
@@ -100,15 +100,15 @@ def test_results_do_not_depend_on_the_launch_parameters(
 ) -> None:
     logits, x = pixels(5, 3, 21, targets=torch.float32)
     one = measured(logits, x)
-    monkeypatch.setattr(likelihood, "SAMPLES_PER_PROGRAM", samples)
+    monkeypatch.setattr(likelihood.kernel, "SAMPLES_PER_PROGRAM", samples)
     with launch.use_tile(launch.Tile(elements, 4)):
         other = measured(logits, x)
     assert torch.equal(one.grad_logits, other.grad_logits)
     assert one.grad_x is not None
     assert other.grad_x is not None
-    # Lanes group the samples of a target, and tiles the pixels of a row, into other partial sums:
-    # each is within the bound of the reference for the one; for the other, 4 ulp, since all terms
-    # are negative.
+    # Lanes group the samples of a target into other partial sums, which are within the bound from
+    # the reference. Tiles group the pixels of a row into other partial sums, which are off by up to
+    # 4 ulp because all terms are negative.
     limit = bounds(logits, x).grad_x
     assert limit is not None
     assert_within("grad_x", other.grad_x, one.grad_x, 2.0 * limit)
@@ -122,14 +122,14 @@ def test_one_input_alone_may_require_a_gradient(
     logits, x = pixels(*shape, targets=torch.float32)
     both = measured(logits, x)
     sizes: list[tuple[int, ...]] = []
-    launch: Callable[..., tuple[Tensor, Tensor]] = likelihood._launch_backward
+    launch: Callable[..., tuple[Tensor, Tensor]] = likelihood.kernel.backward
 
     def watched(*args: Any) -> tuple[Tensor, Tensor]:
         grads = launch(*args)
         sizes.append(tuple(grad.numel() for grad in grads))
         return grads
 
-    monkeypatch.setattr(likelihood, "_launch_backward", watched)
+    monkeypatch.setattr(likelihood.kernel, "backward", watched)
     alone = measured(logits, x.detach())
     assert torch.equal(alone.grad_logits, both.grad_logits)
     assert alone.grad_x is None
@@ -157,7 +157,7 @@ def test_nan_and_infinity_propagate_as_the_formula_says(target: float) -> None:
     for value, want in zip(measured(logits, x), expected(logits, x), strict=True):
         assert value is not None
         assert want is not None
-        # Sums of three terms, each a few u; up to 200 and times |g| below 3.
+        # Sums of three terms up to 200, each off by a few u, times |g| below 3.
         torch.testing.assert_close(value.double(), want, rtol=1e-6, atol=1e-6, equal_nan=True)
 
 

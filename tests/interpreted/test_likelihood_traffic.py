@@ -1,9 +1,9 @@
-"""Bytes that the likelihood's kernels move, counted as test_traffic.py counts the others'.
+"""Bytes that the likelihood's kernels move, counted in the same way as in test_traffic.py.
 
 The floor is every logit and target read once, every result and gradient written once: with float32
 logits and uint8 targets, 4·S + 1 bytes a pixel forward and 8·S + 1 backward.
 
-Run by tests/kernels/test_interpreter.py in a process of its own.
+tests/kernels/test_interpreter.py runs this in a separate process.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(
     not interpreting(), reason="needs TRITON_INTERPRET=1: run by tests/kernels/test_interpreter.py"
 )
 
-ROWS = 7  # an uneven last block where one holds several rows
+ROWS = 7  # the last block is not full if blocks hold several rows
 
 
 @pytest.mark.parametrize("targets", [torch.uint8, torch.bool, torch.float32])
@@ -57,7 +57,7 @@ def test_a_gradient_that_nobody_wants_moves_no_bytes(wanted: str) -> None:
 
 
 def test_one_sample_for_all_is_read_once() -> None:
-    """Expanded logits are not copied; each sample still passes by, from the cache."""
+    """Expanded logits are not copied. Each sample still reads them, from the cache."""
     logits, x = pixels(3, ROWS, 20, layout="one-sample")
     with accesses() as seen:
         bernoulli_log_prob(logits, x)
@@ -77,7 +77,7 @@ def test_more_samples_than_a_program_holds_read_the_targets_again() -> None:
 
 
 def test_gradients_of_targets_read_the_upstream_one_again_for_each_tile() -> None:
-    # One program sees all samples, eight at a time, of 128 pixels: seven tiles a row.
+    # One program handles all samples of 128 pixels, eight at a time, so a row has seven tiles.
     logits, x = pixels(17, 2, 784, targets=torch.float32)
     out = bernoulli_log_prob(logits, x)
     with accesses() as seen:
@@ -87,8 +87,8 @@ def test_gradients_of_targets_read_the_upstream_one_again_for_each_tile() -> Non
     assert traffic.stored == 4 * (logits.numel() + x.numel())
 
 
-# The last samples of the last row of 100 samples of 2²⁷ + 5 rows of 128 pixels: elements of one
-# sample, of all of them, and the results alone all pass 2³².
+# The last samples of the last row, with 100 samples of 2²⁷ + 5 rows of 128 pixels. The elements of
+# one sample, those of all samples, and the results each exceed 2³².
 FAR_ROWS, FAR_SAMPLES, BLOCKS = 2**27 + 5, 100, 13
 LAST_ROW = range(FAR_ROWS - 1, FAR_ROWS)
 STRIDES = {"P": 128, "ROW_STRIDE": 256, "X_STRIDE": 192, "VECTOR": 4}
@@ -108,7 +108,7 @@ def test_forward_addresses_elements_beyond_2_to_the_31(monkeypatch: pytest.Monke
     x = torch.zeros(1, dtype=torch.uint8)
     program = (FAR_ROWS - 1) * BLOCKS + BLOCKS - 1  # blocks of samples vary fastest
     args = (logits, x, out, FAR_ROWS, FAR_SAMPLES, SAMPLE_STRIDE)
-    kernel = likelihood.bernoulli_forward_kernel
+    kernel = likelihood.kernel.bernoulli_forward_kernel
     seen = far_launch(monkeypatch, kernel, program, *args, **STRIDES, **TILE, SAMPLES=8)
     last = range(96, 100)
     assert touched(seen, "load", 1) == [addresses(x, LAST_ROW, 128, 192, 0)]
@@ -124,7 +124,7 @@ def test_backward_addresses_elements_beyond_2_to_the_31(
     program = FAR_ROWS - 1 if need_x else (FAR_ROWS - 1) * BLOCKS + BLOCKS - 1
     seen = far_launch(
         monkeypatch,
-        likelihood.bernoulli_backward_kernel,
+        likelihood.kernel.bernoulli_backward_kernel,
         program,
         *(grad, logits, x, grad_logits, grad_x, FAR_ROWS, FAR_SAMPLES),
         *(3 * FAR_ROWS, 3, SAMPLE_STRIDE),
@@ -138,7 +138,7 @@ def test_backward_addresses_elements_beyond_2_to_the_31(
     read_grads = [_of_samples(grad, turn, 1, 3, 3 * FAR_ROWS) for turn in turns]
     read_logits = [_of_samples(logits, turn, 128, 256, SAMPLE_STRIDE) for turn in turns]
     read_x = [addresses(x, LAST_ROW, 128, 192, 0)]
-    if need_x:  # the targets once, then turn by turn
+    if need_x:  # the targets once, then gradients and logits turn by turn
         pairs = zip(read_grads, read_logits, strict=True)
         assert touched(seen, "load", 4) == read_x + [part for pair in pairs for part in pair]
     else:

@@ -1,7 +1,7 @@
 """The fused last layer's Triton kernels, interpreted on the CPU, against the reference.
 
-tests/kernels/test_interpreter.py runs it in a process of its own; tests/kernels/linear_bernoulli/
-last_layer.py derives the tolerances.
+tests/kernels/test_interpreter.py runs this in a separate process;
+tests/kernels/linear_bernoulli/last_layer.py derives the tolerances.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import torch
 from tests.interpreted.watch import accesses, watch
 from tests.kernels.helpers import assert_within
 from tests.kernels.linear_bernoulli.last_layer import LAYOUTS, bounds, check, inputs, measured
-from vaez_kernels import interpreting, linear_bernoulli_log_prob, use_backend
+from vaez_kernels import interpreting, launch, linear_bernoulli_log_prob, use_backend
 from vaez_kernels import linear_bernoulli as op
 
 pytestmark = pytest.mark.skipif(
     not interpreting(), reason="needs TRITON_INTERPRET=1: run by tests/kernels/test_interpreter.py"
 )
 
-SMALL = op.Tile(16, 16, 16, 4)
+SMALL = launch.ProductTile(16, 16, 16, 4)
 SHAPES = [  # S, B, H, P
     (1, 1, 1, 1),
     (3, 7, 19, 20),
@@ -31,17 +31,17 @@ SHAPES = [  # S, B, H, P
 
 @pytest.fixture(autouse=True)
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Which kernels were launched; fresh memory is full of NaN, so that a gap shows."""
-    names = ("_launch_forward", "_launch_hidden", "_launch_weight")
-    return watch(monkeypatch, *((op, name) for name in names))
+    """The launched kernels. Fresh memory is filled with NaN, so unwritten outputs are found."""
+    names = ("forward", "grad_hidden", "grad_weight")
+    return watch(monkeypatch, *((op.kernel, name) for name in names))
 
 
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several blocks in every direction, without the interpreter's time for large ones."""
-    for kind in op.TILES:
-        monkeypatch.setitem(op.TILES, kind, dict.fromkeys(op.TILES[kind], SMALL))
-        monkeypatch.setitem(op.WIDTH, kind, 16)
+    """Several blocks in every direction, small because the interpreter is slow on large ones."""
+    for kind, tiles in launch.LAYER_TILES.items():
+        monkeypatch.setitem(launch.LAYER_TILES, kind, dict.fromkeys(tiles, SMALL))
+        monkeypatch.setitem(launch.WIDTH, kind, 16)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -50,7 +50,7 @@ def test_value_and_gradients_are_the_references(
     shape: tuple[int, int, int, int], launches: list[str]
 ) -> None:
     check(inputs(shape, targets=torch.float32))
-    assert launches == ["_launch_forward", "_launch_hidden", "_launch_weight"]
+    assert launches == ["forward", "grad_hidden", "grad_weight"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -60,7 +60,7 @@ def test_value_and_gradients_are_the_references(
 def test_every_dtype_and_precision_is_the_references(
     dtype: torch.dtype, targets: torch.dtype, precision: str
 ) -> None:
-    # The interpreter cuts float32 down to bfloat16 where a GPU rounds: one ulp instead of half.
+    # The interpreter truncates float32 to bfloat16, while a GPU rounds: one ulp instead of half.
     check(inputs((3, 5, 20, 33), dtype, targets), precision, truncates=True)
 
 
@@ -76,9 +76,12 @@ def test_memory_layout_does_not_matter(layout: str) -> None:
 
 
 def test_a_transposed_weight_is_not_copied() -> None:
-    hidden, weight, bias, x = inputs((3, 9, 20, 33), layout="transposed weight")
-    assert not weight.is_contiguous()
-    assert op._prepared("forward", hidden, weight, bias, x, "float32").tensors[1] is weight
+    given = inputs((3, 9, 20, 33), layout="transposed weight")
+    assert not given.weight.is_contiguous()
+    with accesses() as seen:
+        linear_bernoulli_log_prob(*given)
+    last = given.weight.data_ptr() + 4 * (given.weight.numel() - 1)
+    assert any(last in access.addresses for access in seen if access.kind == "load")
 
 
 @pytest.mark.usefixtures("small_tiles")
@@ -93,13 +96,13 @@ def test_kernels_and_fallback_agree() -> None:
         assert one is not None
         assert two is not None
         assert bound is not None
-        # Each is within the bound of the reference.
+        # Each differs from the reference by at most the bound.
         assert_within(name, one, two, 2.0 * bound)
 
 
 @pytest.mark.usefixtures("small_tiles")
 def test_many_pixels_take_their_logarithm_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    # All factors are 2 here: without parts their product would reach 2 to the 200.
+    # All factors are 2 here. Without parts their product would reach 2 to the 200.
     hidden, weight = torch.zeros(1, 1, 1), torch.zeros(200 * 16, 1)
     x = torch.zeros(1, 200 * 16, dtype=torch.uint8)
     out = linear_bernoulli_log_prob(hidden, weight, torch.zeros(200 * 16), x)
@@ -109,7 +112,7 @@ def test_many_pixels_take_their_logarithm_in_parts(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.usefixtures("small_tiles")
 def test_a_program_of_the_weights_gradient_takes_all_its_blocks_of_rows() -> None:
-    # 19 blocks of 16 rows, among at most 16 programs.
+    # 19 blocks of 16 rows are shared among at most 16 programs.
     check(inputs((1, 300, 3, 5)))
 
 
@@ -136,7 +139,7 @@ def test_tf32_operands_are_rounded_to_the_nearest_of_ten_bits() -> None:
 
 @pytest.mark.usefixtures("small_tiles")
 def test_float32_operands_lose_their_bits_where_bfloat16_products_are_asked_for() -> None:
-    # The interpreter cuts off what a GPU rounds, in values, weights and residuals alike.
+    # The interpreter truncates where a GPU rounds, in values, weights and residuals alike.
     value = torch.full((1, 1, 1), 1 + 0.6 * 2.0**-7)
     one, none, lit = torch.ones(1, 1), torch.zeros(1), torch.ones(1, 1, dtype=torch.uint8)
     wanted = torch.nn.functional.logsigmoid(torch.ones(1, 1).double())
@@ -152,7 +155,7 @@ def test_float32_operands_lose_their_bits_where_bfloat16_products_are_asked_for(
 
 @pytest.mark.usefixtures("small_tiles")
 def test_a_nan_of_any_bits_stays_one_in_tf32() -> None:
-    # With all bits set, rounding carries over into the sign and would leave zero.
+    # With all bits set, rounding carries into the sign, which would give zero.
     hidden = torch.full((1, 1, 1), 0x7FFFFFFF, dtype=torch.int32).view(torch.float32)
     x = torch.zeros(1, 1, dtype=torch.uint8)
     out = linear_bernoulli_log_prob(hidden, torch.ones(1, 1), torch.zeros(1), x, "tf32")
@@ -181,9 +184,9 @@ def test_no_images_launch_nothing_that_reads() -> None:
 
 @pytest.mark.parametrize("samples", [1, 8])
 def test_logits_reach_no_memory(samples: int) -> None:
-    """Each program reads its rows once for each tile of pixels; a sum a row is all it writes."""
+    """Each program reads its rows once for each tile of pixels and writes only one sum per row."""
     given = inputs((samples, 16, 32, 128))
-    tile = op.TILES["forward"]["float32"]
+    tile = launch.LAYER_TILES["forward"]["float32"]
     with accesses() as seen, torch.no_grad():
         linear_bernoulli_log_prob(*given)
     stored = [access for access in seen if access.kind == "store"]
@@ -193,6 +196,7 @@ def test_logits_reach_no_memory(samples: int) -> None:
     for access in seen:
         if access.kind == "load":
             read[access.width] += access.addresses.size
-    # Targets: once a program and row. Floats: rows once a pass, weights and biases once a program.
+    # Targets are read once per program and row, rows once per pass, weights and biases once per
+    # program.
     assert read[1] == samples * 16 * 128
     assert read[4] == passes * samples * 16 * 32 + blocks * (128 * 32 + 128)

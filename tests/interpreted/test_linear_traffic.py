@@ -1,6 +1,6 @@
-"""Addresses of the last layer's kernels beyond what 32 bits count, on memory that is not there.
+"""Addresses of the last layer's kernels beyond 32 bits, without the memory behind them.
 
-Run by tests/kernels/test_interpreter.py in a process of its own.
+tests/kernels/test_interpreter.py runs this in a separate process.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ pytestmark = pytest.mark.skipif(
     not interpreting(), reason="needs TRITON_INTERPRET=1: run by tests/kernels/test_interpreter.py"
 )
 
-# The last samples of the last image of 100 samples of 2²⁷ + 5 images of 16 units: elements of one
-# sample, of all, and the results alone all pass 2³². Two images and eight samples a program.
+# The last samples of the last image, with 100 samples of 2²⁷ + 5 images of 16 units. The elements
+# of one sample, those of all samples, and the results each exceed 2³². A program has two images and
+# eight samples.
 IMAGES, SAMPLES, BLOCKS = 2**27 + 5, 100, 13
 PROGRAM = (IMAGES // 2) * BLOCKS + BLOCKS - 1  # blocks of samples vary fastest
 LAST_IMAGE, LAST = range(IMAGES - 1, IMAGES), range(96, 100)
@@ -60,7 +61,7 @@ def test_forward_addresses_elements_beyond_2_to_the_31(monkeypatch: pytest.Monke
     hidden, weight, bias, out = tensors(4)
     x = torch.zeros(1, dtype=torch.uint8)
     args = (hidden, weight, bias, x, out, IMAGES, SAMPLES, SAMPLE)
-    kernel = op.linear_bernoulli_forward_kernel
+    kernel = op.kernel.linear_bernoulli_forward_kernel
     seen = far_launch(monkeypatch, kernel, PROGRAM, *args, **CONSTANTS, FACTORS=64)
     assert_reads_the_last_rows(seen, hidden, weight, x)
     assert touched(seen, "store", 4) == [rows_of(out, 1, 1, IMAGES)]
@@ -70,7 +71,7 @@ def test_the_hidden_units_gradient_does_too(monkeypatch: pytest.MonkeyPatch) -> 
     grad, hidden, weight, bias, out = tensors(5)
     x = torch.zeros(1, dtype=torch.uint8)
     args = (grad, hidden, weight, bias, x, out, IMAGES, SAMPLES, *GRAD, SAMPLE)
-    kernel = op.linear_bernoulli_hidden_kernel
+    kernel = op.kernel.linear_bernoulli_hidden_kernel
     seen = far_launch(monkeypatch, kernel, PROGRAM, *args, **CONSTANTS, WIDTH=16)
     assert_reads_the_last_rows(seen, hidden, weight, x)
     loads = touched(seen, "load", 4)
@@ -82,8 +83,8 @@ def test_the_weights_gradient_does_too(monkeypatch: pytest.MonkeyPatch) -> None:
     grad, hidden, weight, bias, of_weight, of_bias = tensors(6)
     x = torch.zeros(1, dtype=torch.uint8)
     args = (grad, hidden, weight, bias, x, of_weight, of_bias, IMAGES, SAMPLES, *GRAD, SAMPLE)
-    kernel = op.linear_bernoulli_weight_kernel
-    # As if there were a split for each block of rows.
+    kernel = op.kernel.linear_bernoulli_weight_kernel
+    # One split for each block of rows.
     place, blocks = (0, 0, PROGRAM), PROGRAM + 1
     seen = far_launch(monkeypatch, kernel, place, *args, blocks, **CONSTANTS, WIDTH=16)
     assert_reads_the_last_rows(seen, hidden, weight, x)

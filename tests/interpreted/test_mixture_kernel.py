@@ -1,6 +1,6 @@
 """The mixture's Triton kernels, interpreted on the CPU, against the reference and the fallback.
 
-tests/kernels/test_interpreter.py runs it in a process of its own; tests/kernels/mixture/mixtures.py
+tests/kernels/test_interpreter.py runs this in a separate process; tests/kernels/mixture/mixtures.py
 derives the tolerances.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bench.timing.traffic import mixture_log_prob_moved
 from tests.interpreted.watch import accesses, addresses, far_launch, tensors, touched, watch
 from tests.kernels.helpers import assert_within
 from tests.kernels.mixture.mixtures import (
@@ -24,19 +23,20 @@ from tests.kernels.mixture.mixtures import (
 )
 from vaez_kernels import interpreting, mixture_log_prob, reference, use_backend
 from vaez_kernels import mixture as module
+from vaez_kernels.mixture.case import mixture_log_prob_moved
 
 pytestmark = pytest.mark.skipif(
     not interpreting(), reason="needs TRITON_INTERPRET=1: run by tests/kernels/test_interpreter.py"
 )
 
-# M, N, D: parts of a block, a whole one, several blocks of each; D of more than one segment.
+# M, N, D: a part of a block, one block, several blocks of each, and D of more than one segment.
 SHAPES = [(1, 1, 1), (7, 5, 3), (16, 128, 4), (17, 129, 20), (3, 300, 37)]
 
 
 @pytest.fixture(autouse=True)
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Which kernels were launched; fresh memory is full of NaN, so that a gap shows."""
-    return watch(monkeypatch, (module, "_launch_forward"), (module, "_launch_backward"))
+    """The launched kernels. Fresh memory is filled with NaN, so unwritten outputs are found."""
+    return watch(monkeypatch, (module.kernel, "forward"), (module.kernel, "backward"))
 
 
 @pytest.mark.parametrize("leave_out", [False, True])
@@ -45,7 +45,7 @@ def test_value_and_gradient_are_the_references(
     shape: tuple[int, int, int], leave_out: bool, launches: list[str]
 ) -> None:
     check(mixture(*shape, leave_out=leave_out and shape[1] > 1))
-    assert launches == ["_launch_forward", "_launch_backward"]
+    assert launches == ["forward", "backward"]
 
 
 def test_many_dimensions_are_not_summed_in_one_chain() -> None:
@@ -57,13 +57,13 @@ def test_many_dimensions_are_not_summed_in_one_chain() -> None:
 
 
 def test_more_dimensions_than_a_block_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LARGEST_BLOCK_D", 8)
+    monkeypatch.setattr(module.kernel, "LARGEST_BLOCK_D", 8)
     check(mixture(3, 129, 21))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_every_dtype_is_the_references(dtype: torch.dtype) -> None:
-    # The interpreter cuts float32 down to bfloat16 where a GPU rounds: one ulp instead of half.
+    # The interpreter truncates float32 to bfloat16, while a GPU rounds: one ulp instead of half.
     check(mixture(5, 40, 6, dtype, leave_out=True), truncates=True)
 
 
@@ -78,7 +78,7 @@ def test_kernels_and_fallback_agree() -> None:
     with use_backend("torch"):
         fallback = measured(case)
     for name, one, two, bound in zip(kernels._fields, kernels, fallback, bounds(case), strict=True):
-        # Each is within the bound of the reference.
+        # Each differs from the reference by at most the bound.
         assert_within(name, one, two, 2.0 * bound)
 
 
@@ -88,20 +88,20 @@ def test_the_number_of_programs_reorders_sums_alone(
 ) -> None:
     case = mixture(17, 300, 2, leave_out=True)
     one = measured(case)
-    monkeypatch.setattr(module, "PROGRAMS", programs)
+    monkeypatch.setattr(module.kernel, "PROGRAMS", programs)
     for name, a, b, bound in zip(one._fields, one, measured(case), bounds(case), strict=True):
         assert_within(name, b, a, 2.0 * bound)
 
 
-# Of programs for 17 draws: three tiles of components in one, two and one, one in each.
+# Numbers of programs for 17 draws. They split the three tiles of components as 3, 2 + 1, 1 + 1 + 1.
 @pytest.mark.parametrize("programs", [1, 4, 6])
 @pytest.mark.parametrize("leave_out", ["none", "own", "other"])
 def test_each_draws_own_component_is_found_in_whichever_tile(
     leave_out: str, programs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "PROGRAMS", programs)
+    monkeypatch.setattr(module.kernel, "PROGRAMS", programs)
     case = lone(17, 300, 2, leave_out=leave_out)
-    assert module.splits_of(17, 3) == max(1, programs // 2)
+    assert module.kernel.splits_of(17, 3) == max(1, programs // 2)
     check(case)
 
 
@@ -114,7 +114,7 @@ def test_nan_and_infinity_propagate_as_the_formula_says(name: str, value: float)
         getattr(case, name)[2, 1] = value
     wanted = reference.mixture_log_prob(*(x.detach() for x in case[:3])).float()
     actual = mixture_log_prob(*(x.detach() for x in case[:3]))
-    # Far within what bounds says of a log-density below 100.
+    # The tolerance is far within the derived bound for a log-density below 100.
     torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-5, equal_nan=True)
 
 
@@ -139,7 +139,7 @@ def test_a_component_left_out_spoils_nothing() -> None:
 
 
 def test_an_index_that_names_no_component_leaves_none_out() -> None:
-    # The public function looks at indices on a CPU; a CUDA device's would come through unseen.
+    # The public function checks indices on a CPU. On a CUDA device it does not.
     z, mu, logvar, _ = mixture(3, 20, 3)
     outside = torch.tensor([-1, 20, 1 << 40])
     out = torch.ops.vaez.mixture_forward(z.detach(), mu, logvar, outside)[0]
@@ -163,17 +163,17 @@ def test_backward_outside_the_backend_block_follows_its_forward(launches: list[s
     assert launches == []
 
 
-# The third of three splits of the last 9 of 2³¹ + 9 draws: draws alone pass 2³¹.
+# The third of three splits of the last 9 of 2³¹ + 9 draws. The number of draws alone exceeds 2³¹.
 FAR = 2**31 + 9
 PROGRAM = 3 * 2**27 + 2
 CONSTANTS = {"LEAVE_OUT": False, "SEGMENT": 2, "BLOCK_M": 16, "BLOCK_N": 128}
-M = FAR + 7  # in whole blocks
+M = FAR + 7  # rounded up to whole blocks
 Z_STRIDE, N_STRIDE = M, 2**31 + 128
 BLOCK = range(2**31, M)
 
 
 def scores_loads(z: torch.Tensor, mu: torch.Tensor, inverse_sigma: torch.Tensor) -> list[set[int]]:
-    # of the third tile of components; three dimensions
+    # Of the third tile of components, with three dimensions.
     sets = []
     for d in range(3):
         sets.append(addresses(z, BLOCK, 1, 1, d * Z_STRIDE))
@@ -185,7 +185,7 @@ def test_forward_addresses_elements_beyond_2_to_the_31(monkeypatch: pytest.Monke
     z, mu, inverse_sigma, log_normaliser, top, total = tensors(6)
     args = (z, mu, inverse_sigma, log_normaliser, None, top, total)
     sizes = (FAR, Z_STRIDE, N_STRIDE, 3, 3)
-    kernel = module.mixture_forward_kernel
+    kernel = module.kernel.mixture_forward_kernel
     seen = far_launch(monkeypatch, kernel, PROGRAM, *args, *sizes, D=3, **CONSTANTS)
     of_tile = addresses(log_normaliser, range(1), 128, 1, 256)
     assert touched(seen, "load", 4) == [*scores_loads(z, mu, inverse_sigma), of_tile]
@@ -199,7 +199,7 @@ def test_backward_addresses_elements_beyond_2_to_the_31(monkeypatch: pytest.Monk
     of_scores = (z, mu, inverse_sigma, log_normaliser, None, top)
     args = (*of_scores, rows_of_z, rows_of_mu, precision, weights, out)
     sizes = (M, Z_STRIDE, N_STRIDE, 3, 3)
-    kernel = module.mixture_backward_kernel
+    kernel = module.kernel.mixture_backward_kernel
     seen = far_launch(monkeypatch, kernel, PROGRAM, *args, *sizes, D=3, BLOCK_D=4, **CONSTANTS)
     of_weights = addresses(weights, range(1), 16 * 128, 1, PROGRAM * 16 * 128)
     loads = touched(seen, "load", 4)
@@ -219,13 +219,13 @@ def test_backward_addresses_elements_beyond_2_to_the_31(monkeypatch: pytest.Monk
 def test_the_bytes_that_move_are_those_of_the_benchmarks(
     shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "LARGEST_BLOCK_D", 16)
-    monkeypatch.setattr(module, "PROGRAMS", 3)
+    monkeypatch.setattr(module.kernel, "LARGEST_BLOCK_D", 16)
+    monkeypatch.setattr(module.kernel, "PROGRAMS", 3)
     case = mixture(*shape)
     with accesses() as forward:
         out = mixture_log_prob(*case)
     with accesses() as backward:
         out.sum().backward()
     moved = [sum(access.addresses.size * access.width for access in s) for s in (forward, backward)]
-    assert moved[0] == mixture_log_prob_moved(*shape, backward=False)
-    assert sum(moved) == mixture_log_prob_moved(*shape, backward=True)
+    assert moved[0] == mixture_log_prob_moved(shape, backward=False)
+    assert sum(moved) == mixture_log_prob_moved(shape, backward=True)

@@ -1,7 +1,7 @@
 """Properties of the Triton kernels, interpreted on the CPU, over shapes, memory layouts, dtypes and
-extreme values: the cases and claims of tests/kernels/test_properties.py.
+extreme values, with the cases and assertions of tests/kernels/test_properties.py.
 
-Run by tests/kernels/test_interpreter.py in a process of its own.
+tests/kernels/test_interpreter.py runs this in a separate process.
 """
 
 from __future__ import annotations
@@ -28,11 +28,9 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Which kernels were launched; fresh memory is full of NaN, so that a gap shows."""
+    """The launched kernels. Fresh memory is filled with NaN, so unwritten outputs are found."""
     launchers = [
-        (module, name)
-        for module in (latent, likelihood)
-        for name in ("_launch_forward", "_launch_backward")
+        (module.kernel, name) for module in (latent, likelihood) for name in ("forward", "backward")
     ]
     return watch(monkeypatch, *launchers)
 
@@ -44,7 +42,7 @@ def test_latent_values_and_gradients_are_the_references(
 ) -> None:
     launches.clear()
     properties.latent_is_the_reference(case, truncates=True)
-    assert launches == ["_launch_forward", "_launch_backward"]
+    assert launches == ["forward", "backward"]
 
 
 @repeatable(20)
@@ -58,7 +56,7 @@ def test_latent_nan_and_infinity_appear_where_the_formula_says(case: LatentCase)
 def test_likelihood_and_gradients_are_the_references(launches: list[str], case: PixelCase) -> None:
     launches.clear()
     properties.pixels_are_the_reference(case, truncates=True)
-    assert launches == ["_launch_forward", "_launch_backward"]
+    assert launches == ["forward", "backward"]
 
 
 @repeatable(40)
@@ -92,7 +90,7 @@ def test_the_likelihoods_rows_may_be_permuted_repeated_and_left_out(data: st.Dat
 
 
 def test_the_kls_gradient_goes_to_minus_a_half_and_not_to_zero_or_nan() -> None:
-    # Said outright, as the few cases above seldom meet this op at infinity.
+    # Tested explicitly, because the few cases above seldom reach this op at infinity.
     logvar = torch.tensor([[-1e3, -1e8, -torch.inf, torch.inf]], requires_grad=True)
     kl_standard_normal(torch.zeros_like(logvar), logvar).sum().backward()
     assert logvar.grad is not None

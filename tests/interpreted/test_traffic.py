@@ -1,10 +1,10 @@
 """Bytes that the kernels load and store, counted in the interpreter, against the least possible.
 
 The floor is every input element read once and every output element written once. The key and the
-step, 16 bytes a program, come on top and are counted apart: they stay in the caches of any GPU.
-Also here: the same hook, on addresses that no memory backs, proves that offsets have 64 bits.
+step, 16 bytes a program, are counted separately, because they stay in the caches of any GPU. The
+same hook, used on addresses that no memory backs, also proves that offsets have 64 bits.
 
-Run by tests/kernels/test_interpreter.py in a process of its own.
+tests/kernels/test_interpreter.py runs this in a separate process.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ each_mode = pytest.mark.parametrize("mode", list(MODES))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("samples", [1, 3, 8])
 def test_every_byte_moves_once(mode: str, samples: int, dtype: torch.dtype) -> None:
-    rows, columns = 37, 20  # an uneven last block
+    rows, columns = 37, 20  # the last block is not full
     write_z, kl = MODES[mode]
     mu, logvar = latents(rows, columns, dtype)
     forward, backward = floors.latent(mode, mu, samples)
     with accesses() as seen:
         z, kl_rows = call(mode, mu, logvar, KEY, samples)
-    drawing = write_z or kl in latent.MONTE_CARLO
+    drawing = write_z or kl in latent.twin.MONTE_CARLO
     programs = -(-rows // launch.from_table("noise", mu.device).block(columns)["BLOCK_ROWS"])
     key = 16 * programs
     assert Traffic.of(seen) == Traffic(*forward, key=drawing * key)
@@ -70,7 +70,7 @@ def test_a_gradient_that_nobody_wants_moves_no_bytes(mode: str, wanted: str) -> 
             outputs, mu if wanted == "mu" else logvar, [torch.ones_like(x) for x in outputs]
         )
     traffic = Traffic.of(seen)
-    monte_carlo = kl in latent.MONTE_CARLO
+    monte_carlo = kl in latent.twin.MONTE_CARLO
     inputs = monte_carlo + (monte_carlo or wanted == "logvar" or kl == "analytic")
     assert traffic.stored == elements
     assert traffic.loaded == (inputs + write_z * samples) * elements + (kl != "none") * 4 * rows
@@ -84,7 +84,7 @@ def test_the_stream_reads_nothing_but_its_key() -> None:
 
 
 def test_more_samples_than_a_program_draws_read_the_inputs_again() -> None:
-    # The price of spreading samples over programs, as DESIGN says: once more for each eight.
+    # Samples are spread over programs, so inputs are read again for each eight samples.
     mu, logvar = latents(37, 20)
     with accesses() as seen:
         call("rsample", mu, logvar, KEY, 17)
@@ -92,8 +92,9 @@ def test_more_samples_than_a_program_draws_read_the_inputs_again() -> None:
     assert Traffic.of(seen)[:2] == (3 * 2 * elements, 17 * elements)
 
 
-# The last sample of the last rows of 100 samples of 2²⁷ + 5 rows of 128 columns. Elements of one
-# sample, elements of all, rows of all samples, and rows times quads of four: each passes 2³².
+# The last sample of the last rows, with 100 samples of 2²⁷ + 5 rows of 128 columns. The elements of
+# one sample, those of all samples, the rows of all samples, and rows times quads of four each
+# exceed 2³².
 FAR_ROWS, FAR_SAMPLES = 2**27 + 5, 100
 
 
@@ -104,7 +105,7 @@ LAST_SAMPLE = FAR_SAMPLES - 1
 
 
 def _assert_stores_the_stream(seen: list[Access]) -> None:
-    """The first store is eps of the last rows: key and step were read as zeros, like mu, logvar."""
+    """The first store is eps of the last rows: key, step, mu and logvar are read as zeros."""
     key = torch.zeros(2, dtype=torch.int64)
     with use_backend("torch"):
         eps = normal(key, 1, 5, 128, row_offset=8 * LAST, sample_offset=LAST_SAMPLE)
@@ -118,7 +119,13 @@ def test_forward_addresses_elements_beyond_2_to_the_31(monkeypatch: pytest.Monke
     args = (mu, logvar, KEY, z, kl, FAR_ROWS, FAR_SAMPLES, 0, 0, 1.0)
     program = LAST * FAR_SAMPLES + LAST_SAMPLE  # samples vary fastest
     seen = far_launch(
-        monkeypatch, latent.latent_forward_kernel, program, *args, **flags, **BLOCK, SAMPLES=1
+        monkeypatch,
+        latent.kernel.latent_forward_kernel,
+        program,
+        *args,
+        **flags,
+        **BLOCK,
+        SAMPLES=1,
     )
     assert touched(seen, "load", 4) == [
         addresses(mu, LAST_ROWS, 128, 256, 0),
@@ -137,7 +144,7 @@ def test_backward_addresses_elements_beyond_2_to_the_31(monkeypatch: pytest.Monk
     args = (grad_z, grad_kl, mu, logvar, KEY, grad_mu, grad_logvar)
     seen = far_launch(
         monkeypatch,
-        latent.latent_backward_kernel,
+        latent.kernel.latent_backward_kernel,
         LAST,
         *args,
         *(FAR_ROWS, FAR_SAMPLES, 0, 0, 1.0),
@@ -165,7 +172,7 @@ def test_the_stream_addresses_elements_beyond_2_to_the_31(monkeypatch: pytest.Mo
     program = LAST_SAMPLE * (LAST + 1) + LAST  # samples vary slowest here
     seen = far_launch(
         monkeypatch,
-        noise.noise_kernel,
+        noise.kernel.noise_kernel,
         program,
         KEY,
         out,

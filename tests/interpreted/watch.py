@@ -1,4 +1,4 @@
-"""What the interpreted tests watch: kernels launched, memory left unwritten, bytes moved."""
+"""Records launched kernels, unwritten memory, and bytes moved, for the interpreted tests."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch import Tensor
 
 
 def watch(monkeypatch: pytest.MonkeyPatch, *launchers: tuple[ModuleType, str]) -> list[str]:
-    """The names of the launchers called from now on; fresh memory is full of NaN."""
+    """A list of the launchers called from now on. Also fills fresh memory with NaN."""
     empty, new_empty = torch.empty, Tensor.new_empty
 
     def poison(out: Tensor) -> Tensor:
-        # Not while the fallback is traced: torch.compile would find an input written in place.
+        # Not while the fallback is traced: torch.compile would see an in-place write to an input.
         if torch.compiler.is_compiling() or not out.is_floating_point():
             return out
         return out.fill_(torch.nan)
@@ -41,14 +41,14 @@ def _counted(function: Any, name: str, seen: list[str]) -> Any:
 
 class Access(NamedTuple):
     kind: str  # load or store
-    addresses: np.ndarray  # those that the mask lets through
+    addresses: np.ndarray  # those that the mask allows
     width: int  # bytes of an element
     values: np.ndarray  # of a store
 
 
 @contextmanager
 def accesses(touch_memory: bool = True) -> Iterator[list[Access]]:
-    """Everything loaded or stored meanwhile; with `touch_memory` off, loads give zeros."""
+    """Records all loads and stores. With `touch_memory` off, loads return zeros."""
     from triton.runtime.interpreter import TensorHandle, _get_np_dtype, interpreter_builder
 
     builder = type(interpreter_builder)
@@ -99,7 +99,7 @@ def far_launch(
     *args: Any,
     **constants: Any,
 ) -> list[Access]:
-    """What this one program of a launch of any size would load and store."""
+    """The loads and stores of one program of a launch of any size, without memory accesses."""
     place = (program, 0, 0) if isinstance(program, int) else program
     from triton.runtime.interpreter import TensorHandle, interpreter_builder, tl
 
@@ -126,5 +126,5 @@ def touched(seen: list[Access], kind: str, width: int) -> list[set[int]]:
 
 
 def tensors(count: int) -> list[torch.Tensor]:
-    # Their addresses alone are used.
+    # Only their addresses are used.
     return [torch.zeros(1) for _ in range(count)]

@@ -1,4 +1,4 @@
-"""Hypothesis's inputs for the ops: shapes, memory layouts, dtypes and extreme values."""
+"""Hypothesis strategies for inputs of the ops: shapes, memory layouts, dtypes, extreme values."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ LOGVAR_REACH, MU_REACH, LOGIT_REACH = 80.0, 1e4, 2.0**100
 
 
 def repeatable(examples: int) -> settings:
-    """The same examples in every run, nothing written to disk, and no clock."""
+    """Settings for the same examples in every run, without files on disk or time limits."""
     return settings(
         max_examples=examples,
         deadline=None,
         derandomize=True,
         database=None,
-        # pytest's fixtures are set once for all examples, which is what the tests want of them.
+        # pytest sets up fixtures once for all examples, as these tests need.
         suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     )
 
 
 class Layout(NamedTuple):
-    """How a tensor lies in memory; see `place`."""
+    """The memory layout of a tensor; see `place`."""
 
     order: tuple[int, ...]
     step: int
@@ -41,8 +41,10 @@ class Layout(NamedTuple):
 
 
 def place(values: Tensor, layout: Layout) -> Tensor:
-    """`values` in memory of that layout: dimensions in this order, the last `step` elements apart,
-    each block followed by a `gap`; broadcast ones keep their first entry. What lies between is NaN.
+    """`values` in memory with the given layout.
+
+    Dimensions are in the layout's order, elements of the last one are `step` apart, and each block
+    is followed by a `gap`. Broadcast dimensions keep their first entry. Memory in between is NaN.
     """
     shape = values.shape
     for dim in layout.broadcast:
@@ -69,7 +71,7 @@ def layouts(dims: int) -> st.SearchStrategy[Layout]:
     )
 
 
-# A special value and the element it goes to, counted round and round.
+# An element's index, modulo the number of elements, and the special value that it gets.
 Specials = list[tuple[int, float]]
 
 
@@ -108,7 +110,7 @@ def latent_cases(
     dtypes: tuple[torch.dtype, ...] = FLOATS,
     compilable: bool = False,
 ) -> LatentCase:
-    """compilable: of the few kinds that the fallback compiles apart, those with no size of 1."""
+    """compilable: only the few kinds that the fallback compiles separately, without sizes of 1."""
     least = 2 if compilable else 1
     mode, dtype = draw(st.sampled_from(modes)), draw(st.sampled_from(dtypes))
     samples, rows = draw(st.integers(least, 10)), draw(st.integers(least, 9))
@@ -162,5 +164,5 @@ def pixel_cases(
 
 
 def _targets(specials: Specials) -> Specials:
-    # Infinities are none: they would need bounds beyond [0, 1].
+    # Without infinities, which would need bounds beyond [0, 1].
     return [(i, abs(x)) for i, x in specials if abs(x) != torch.inf]

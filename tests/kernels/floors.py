@@ -1,6 +1,6 @@
-"""The least bytes that each kernel can move: what goes in read once, what comes out written once.
+"""The least bytes that each kernel can move: inputs are read once, and outputs are written once.
 
-The key and the step of the noise, 16 bytes, come on top: they stay in the caches of any GPU.
+The key and the step of the noise, 16 bytes, are not counted: they stay in the caches of any GPU.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from bench.timing.traffic import mixture_log_prob_moved
 from tests.kernels.helpers import MODES
+from vaez_kernels import launch
 from vaez_kernels import linear_bernoulli as layer
 from vaez_kernels import mixture as kernels
-from vaez_kernels.importance import kernel as decoder_kernel
+from vaez_kernels.mixture.case import mixture_log_prob_moved
 
 
 class Floor(NamedTuple):
-    """Bytes that a kernel has to load and to store."""
+    """Bytes that a kernel must load and store."""
 
     loaded: int
     stored: int
@@ -28,18 +28,18 @@ def noise(samples: int, rows: int, columns: int) -> Floor:
 
 
 def latent(mode: str, mu: Tensor, samples: int) -> tuple[Floor, Floor]:
-    """Of the forward and of the backward kernel, where both gradients are wanted."""
+    """The floors of the forward and backward kernels, if both gradients are wanted."""
     write_z, kl = MODES[mode]
     elements, rows = mu.nbytes, 4 * len(mu)
     of_z, of_kl = write_z * samples * elements, (kl != "none") * rows
-    # z alone: its gradient in mu is the upstream one, in logvar it takes logvar but not mu.
+    # Without a KL, mu's gradient is the upstream one, and logvar's needs logvar but not mu.
     inputs = 1 if kl == "none" else 2
     forward = Floor(2 * elements, of_z + of_kl)
     return forward, Floor(inputs * elements + of_z + of_kl, 2 * elements)
 
 
 def bernoulli(logits: Tensor, x: Tensor) -> tuple[Floor, Floor]:
-    """Of the forward and of the backward kernel, for all gradients that there are."""
+    """The floors of the forward and backward kernels, with all possible gradients."""
     of_logits, of_x = logits.nbytes, x.nbytes
     results = 4 * logits.shape[0] * logits.shape[1]
     backward = Floor(of_logits + of_x + results, of_logits + (of_x if x.requires_grad else 0))
@@ -47,20 +47,22 @@ def bernoulli(logits: Tensor, x: Tensor) -> tuple[Floor, Floor]:
 
 
 def mixture(draws: int, components: int, D: int, leave_out: bool) -> tuple[Floor, Floor]:
-    """What the forward and the backward kernel move: more than their inputs, as bench/traffic says.
+    """Bytes that the forward and backward kernels move: more than their inputs, see bench/traffic.
 
-    In addition each program reads, for each tile of components, which one its draws leave out.
+    In addition, for each tile of components, each program reads which component its draws leave
+    out.
     """
-    forward, both = (mixture_log_prob_moved(draws, components, D, back) for back in (False, True))
-    tiles = -(-components // kernels.BLOCK_N)
-    splits = kernels.splits_of(draws, tiles)
-    block_d = kernels.block_d_of(D)
+    shape = (draws, components, D)
+    forward, both = (mixture_log_prob_moved(shape, back) for back in (False, True))
+    tiles = -(-components // kernels.kernel.BLOCK_N)
+    splits = kernels.kernel.splits_of(draws, tiles)
+    block_d = kernels.kernel.block_d_of(D)
     d_blocks = -(-D // block_d)
-    blocks = -(-draws // kernels.BLOCK_M)
-    left = 8 * leave_out * blocks * kernels.BLOCK_M * tiles
+    blocks = -(-draws // kernels.kernel.BLOCK_M)
+    left = 8 * leave_out * blocks * kernels.kernel.BLOCK_M * tiles
     of_tops = 4 * 2 * splits * draws
-    weights = 4 * blocks * tiles * d_blocks * kernels.BLOCK_M * kernels.BLOCK_N
-    of_sums = 4 * blocks * kernels.BLOCK_M * d_blocks * block_d * tiles
+    weights = 4 * blocks * tiles * d_blocks * kernels.kernel.BLOCK_M * kernels.kernel.BLOCK_N
+    of_sums = 4 * blocks * kernels.kernel.BLOCK_M * d_blocks * block_d * tiles
     return (
         Floor(forward - of_tops + left, of_tops),
         Floor(both - forward - weights - of_sums + d_blocks * left, weights + of_sums),
@@ -70,7 +72,7 @@ def mixture(draws: int, components: int, D: int, leave_out: bool) -> tuple[Floor
 def last_layer(
     hidden: Tensor, weight: Tensor, bias: Tensor, x: Tensor
 ) -> tuple[Floor, Floor, Floor]:
-    """Of the forward, hidden and weight kernels, where one program takes all rows and pixels."""
+    """The floors of the forward, hidden and weight kernels, for one program with all the work."""
     inputs = sum(t.nbytes for t in (hidden, weight, bias, x))
     results = 4 * hidden.shape[0] * hidden.shape[1]
     gradients = 4 * (weight.numel() + bias.numel())
@@ -82,17 +84,18 @@ def last_layer(
 
 
 def last_layer_again(hidden: Tensor, weight: Tensor, x: Tensor) -> tuple[int, int, int]:
-    """Bytes that these kernels may load once more, as the layouts of two uses differ.
+    """Bytes that these kernels may load once more, because two uses have different layouts.
 
-    Samples of an image are rows of a tile, and share its targets: threads that hold different
-    samples may each load them. The operand of a gradient's product is one of the logits', too.
+    Samples of an image are rows of a tile and share the image's targets, so threads with different
+    samples may each load them. The operand of a gradient's product is also an operand of the
+    logits' product.
     """
-    of_x = (min(len(hidden), layer.SAMPLES_PER_PROGRAM) - 1) * x.nbytes
+    of_x = (min(len(hidden), layer.kernel.SAMPLES_PER_PROGRAM) - 1) * x.nbytes
     return of_x, of_x + weight.nbytes, of_x + hidden.nbytes
 
 
 def decoder(shape: tuple[int, ...], precision: str, gpu: str) -> Floor:
-    """Each program reads its image and all layers.
+    """The floor of the decoder kernel: each program reads its image and all layers.
 
     shape: images, samples, D, H1, H2 and P; targets are uint8.
     """
@@ -106,12 +109,12 @@ def decoder(shape: tuple[int, ...], precision: str, gpu: str) -> Floor:
 def decoder_again(shape: tuple[int, ...], precision: str, gpu: str) -> int:
     """Bytes that this kernel may load once more: mu and logvar, in up to three layouts.
 
-    These are the noise's, a product's, and the one of the sum over latents.
+    These are the layouts of the noise, of a product, and of the sum over latents.
     """
     return 2 * _decoder_programs(shape, precision, gpu) * 2 * 4 * shape[2]
 
 
 def _decoder_programs(shape: tuple[int, ...], precision: str, gpu: str) -> int:
     images, samples, _, _, H2, _ = shape
-    tile = decoder_kernel.TILES[gpu][precision, H2 > 256]
-    return images * -(-samples // tile.samples)
+    tile = launch.DECODER_TILES[gpu][precision, H2 > 256]
+    return images * -(-samples // tile.rows)

@@ -1,11 +1,12 @@
-"""What the tests of the ops share: inputs in awkward layouts, the reference and its error bounds.
+"""Inputs in awkward layouts, the reference and error bounds for the tests of the ops.
 
 Bounds. With m = max(1, |eps|) and σ = exp(logvar/2), the ops promise eps within 1e-6·m of the
 stream's definition and z within 1e-6·(1 + |mu| + σm). `bounds` carries that through every formula
-to first order: a product errs by each factor's bound times the other factor, a sum by the sum of
-its terms' bounds (so a small difference of large terms is not held to its own size). The analytic
-KL, whose terms are all positive, is held to 1e-5 of itself, and its gradient too. What leaves in
-bfloat16 or float16 may err by one more rounding, to nearest (half a unit in the last place).
+to first order. A product errs by each factor's bound times the other factor, and a sum errs by the
+sum of its terms' bounds (so the bound of a small difference of large terms is not relative to the
+difference). The terms of the analytic KL are all positive, so the relative errors of the KL and its
+gradient may be at most 1e-5. bfloat16 and float16 results may err by one more rounding to nearest
+(half a unit in the last place).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from vaez_kernels import (
     rsample_kl,
 )
 
-# The public calls that run the latent op: what is sampled, what KL is summed.
+# The public calls that run the latent op: whether z is returned, and which KL.
 MODES: dict[str, tuple[bool, str]] = {
     "rsample": (True, "none"),
     "kl_standard_normal": (False, "analytic"),
@@ -39,14 +40,14 @@ LAYOUTS = ("contiguous", "chunk", "transposed", "step-2", "one-row", "one-column
 
 ERROR = 1e-6
 KL_ERROR = 1e-5
-# Half a unit in the last place, relative: what rounding to nearest may add.
+# The relative error of rounding to nearest: half a unit in the last place.
 ROUNDING = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
-# float16's spacing below 2⁻¹⁴; float32's own bounds cover bfloat16, which reaches as far down.
+# float16 rounding below 2⁻¹⁴. bfloat16 has the range of float32, whose bounds cover it.
 SUBNORMAL = {torch.bfloat16: 0.0, torch.float16: 2.0**-25}
 
 
 class Numbers(NamedTuple):
-    """Outputs of an op and its gradients; None where the op has no such output."""
+    """Outputs of an op and its gradients; None for an output that the op does not have."""
 
     z: Tensor | None
     kl: Tensor | None
@@ -83,7 +84,7 @@ def latents(
     layout: str = "contiguous",
     seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """mu and logvar (B, D) with gradients on, laid out in memory as `layout` says."""
+    """mu and logvar (B, D) that require gradients, in the given memory layout."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> Tensor:
@@ -107,7 +108,7 @@ def latents(
 
 
 def strided_keys() -> list[Tensor]:
-    """Keys in awkward memory: a column, every other number, one number twice, from the middle."""
+    """Keys in awkward memory: a column, every other number, one number twice, a middle part."""
     key = noise_key(17, "train", 9)
     columns, spread = torch.zeros(2, 3, dtype=torch.int64), torch.zeros(4, dtype=torch.int64)
     columns[:, 1], spread[::2] = key, key
@@ -116,7 +117,7 @@ def strided_keys() -> list[Tensor]:
 
 
 def upstream_of(mu: Tensor, samples: int, seed: int = 1) -> Upstream:
-    """Gradients of neither unit size nor contiguous memory."""
+    """Gradients that are neither of unit size nor contiguous."""
     rows, columns = mu.shape
     generator = torch.Generator().manual_seed(seed)
     grad_z = torch.randn((columns, rows, samples), generator=generator).permute(2, 1, 0)
@@ -169,7 +170,7 @@ def expected(mode: str, mu: Tensor, logvar: Tensor, eps: Tensor, upstream: Upstr
 
 
 def bounds(mode: str, mu: Tensor, logvar: Tensor, eps: Tensor, upstream: Upstream) -> Numbers:
-    """The largest error allowed before rounding to the output's dtype; the module says why."""
+    """The largest allowed error before rounding to the output's dtype; the module derives it."""
     write_z, kind = MODES[mode]
     mu, logvar, eps = mu.detach().double(), logvar.detach().double(), eps.double()
     sigma = torch.exp(0.5 * logvar)
@@ -210,7 +211,7 @@ def assert_within(name: str, actual: Tensor, wanted: Tensor, bound: Tensor | flo
 
 
 class Compared(NamedTuple):
-    """One output of an op beside the truth, and how far from it it may be."""
+    """One output of an op, the true value, and the allowed error."""
 
     name: str
     actual: Tensor
@@ -218,7 +219,7 @@ class Compared(NamedTuple):
     limit: Tensor | float
 
     def share(self) -> float:
-        """The largest error as a share of what it may be; NaN where the output is NaN."""
+        """The largest error as a fraction of the allowed error; NaN if the output is NaN."""
         error = (self.actual.double() - self.wanted.double()).abs()
         limit = torch.as_tensor(self.limit, dtype=torch.float64).expand_as(error)
         exact = (error == 0.0) & (limit == 0.0)
@@ -235,7 +236,7 @@ def check(
     truncates: bool = False,
     **offsets: int,
 ) -> None:
-    """Hold values and gradients of `mode` to the reference; arguments as of `compared`."""
+    """Check values and gradients of `mode` against the reference; arguments as for `compared`."""
     for one in compared(mode, mu, logvar, noise, samples, op, truncates, **offsets):
         assert_within(*one)
 
@@ -250,10 +251,10 @@ def compared(
     truncates: bool = False,
     **offsets: int,
 ) -> list[Compared]:
-    """Values and gradients of `mode` beside the reference's.
+    """Values and gradients of `mode`, with those of the reference.
 
-    `truncates`: bfloat16 is stored by cutting bits off (Triton's interpreter), which errs by up to
-    a whole unit in the last place instead of half of one.
+    `truncates`: bfloat16 is stored by truncation (Triton's interpreter), which errs by up to a
+    whole unit in the last place instead of half a unit.
     """
     upstream = upstream_of(mu, samples)
     eps = reference.normal(noise, samples, *mu.shape, **offsets)
@@ -275,7 +276,7 @@ def compared(
 
 
 def small_kls(columns: int = 20) -> tuple[Tensor, Tensor]:
-    """Rows whose KL runs from 1e-8 to 10: both inputs small together, and the variance alone."""
+    """Rows with a KL from 1e-8 to 10: with both inputs small, and with mu = 0."""
     generator = torch.Generator().manual_seed(0)
     kls = torch.logspace(-8, 1, 37, dtype=torch.float64)[:, None]
     mu, logvar = torch.randn((2, len(kls), columns), generator=generator, dtype=torch.float64)

@@ -1,30 +1,37 @@
-"""Compiles kernels for GPUs that are not here, as a launch would, and reads what came out.
+"""Compiles kernels for GPUs that are not present, as a launch would, and inspects the output.
 
-The launchers of vaez_kernels take the kernel as an argument. `specialisation` hands them a
-recorder instead, so what is compiled is what they would launch: their flags, their block shape,
-and the facts on which Triton specialises (16-byte aligned pointers, integers that are 1 or
-divisible by 16).
+`specialisation` replaces a kernel by a recorder while its launcher runs. So kernels are compiled
+exactly as the launcher would launch them: with its flags, its block shape, and the properties on
+which Triton specialises (16-byte aligned pointers, integers that are 1 or divisible by 16).
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 import re
 import subprocess
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import pytest
 import torch
 from torch import Tensor
 
+from vaez_kernels import backend, use_backend
 from vaez_kernels.backend import TRITON_VERSION, triton
+from vaez_kernels.cases import ROOMS
 
-# Triton 3.9 fuses multiply and add by default, and warns that 3.10 will not: these budgets do.
+# Triton 3.9 fuses multiply and add by default, and warns that 3.10 will not. The budgets assume
+# fusion.
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 TARGETS = {
@@ -45,7 +52,7 @@ DIVISIBLE = (("tt.divisibility", 16),)
 
 
 def reason_to_skip(target: str) -> str:
-    """Why nothing can be compiled for `target` here; empty where it can."""
+    """Why code for `target` cannot be compiled here; empty if it can."""
     if triton is None:
         return "triton is not installed: there are no kernels to compile"
     from triton.backends import backends
@@ -59,8 +66,8 @@ def ceiling_by_triton(
 ) -> int:
     """The ceiling for triton 3.8, or another one for versions whose builds differ.
 
-    Builds differ by their versions of LLVM and of ptxas: 12.8 before 3.8, for Blackwell 12.9 to
-    13.4.
+    Builds differ because of the versions of LLVM and ptxas: ptxas 12.8 before triton 3.8, and 12.9
+    to 13.4 for Blackwell.
     """
     if before_3_8 is not None and TRITON_VERSION < (3, 8):
         return before_3_8
@@ -70,7 +77,7 @@ def ceiling_by_triton(
 
 
 class Specialisation(NamedTuple):
-    """What Triton compiles once: types and constants by name, attributes by position."""
+    """The key of one Triton compilation: types and constants by name, attributes by position."""
 
     kernel: Any
     signature: tuple[tuple[str, str], ...]
@@ -115,20 +122,47 @@ class _Recorder:
 
 
 def specialisation(launch: Callable[..., Any], kernel: Any, *args: Any) -> Specialisation:
-    """What `launch(kernel, *args)` would have Triton compile."""
+    """The specialisation of `kernel` that `launch(*args)` would compile."""
     recorder = _Recorder(kernel)
-    launch(recorder, *args)
+    room = sys.modules[launch.__module__]
+    (name,) = (name for name, value in vars(room).items() if value is kernel)
+    with patch.object(room, name, recorder):
+        launch(*args)
     (seen,) = recorder.seen
     return seen
 
 
+def kernel_rooms() -> list[ModuleType]:
+    """The modules with the ops' kernels."""
+    rooms = [importlib.import_module(f"vaez_kernels.{name}.kernel") for name in ROOMS]
+    return list(dict.fromkeys(rooms))
+
+
+def kernels_of(room: ModuleType) -> dict[str, Any]:
+    found = {name: kernel for name, kernel in vars(room).items() if name.endswith("_kernel")}
+    return {n: k for n, k in found.items() if isinstance(k, triton.runtime.JITFunction)}
+
+
+def specialisations(run: Callable[[], object]) -> dict[str, Specialisation]:
+    """The first specialisation of each kernel that `run` launches on CPU tensors, by name."""
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(backend, "interpreting", lambda: True))
+        stack.enter_context(use_backend("triton"))
+        recorders = {}
+        for room in kernel_rooms():
+            for name, kernel in kernels_of(room).items():
+                recorders[name] = stack.enter_context(patch.object(room, name, _Recorder(kernel)))
+        run()
+    return {name: recorder.seen[0] for name, recorder in recorders.items() if recorder.seen}
+
+
 class Binary(NamedTuple):
-    """A compiled kernel. Instructions leave NOPs out."""
+    """A compiled kernel. Instructions are counted without NOPs."""
 
     ir: str  # PTX or AMD assembly
     registers: int
-    spills: int  # instructions, AMD's registers, that go to memory
-    parked: int  # AMD's scalar registers that lanes of a vector register keep
+    spills: int  # to memory: instructions (NVIDIA) or registers (AMD)
+    parked: int  # AMD's scalar registers that are stored in lanes of a vector register
     stack: int
     shared: int
     instructions: Counter[str]
@@ -160,7 +194,7 @@ def build(what: Specialisation, target: str) -> Binary:
 
 
 def built(launch: Callable[..., Any], kernel: Any, args: tuple[Any, ...], target: str) -> Binary:
-    """What `launch(kernel, *args)` would run on `target`; skips where that cannot be compiled."""
+    """The binary that `launch(*args)` would run on `target`; skips if it cannot be compiled."""
     if reason := reason_to_skip(target):
         pytest.skip(reason)
     return build(specialisation(launch, kernel, *args), target)
@@ -169,22 +203,22 @@ def built(launch: Callable[..., Any], kernel: Any, args: tuple[Any, ...], target
 def assert_in_registers(binary: Binary, registers: int = 512) -> None:
     assert binary.spills == 0
     assert binary.stack == 0
-    # Older LLVMs park a scalar register in a vector register (of an odd row's masks, of a decoder):
-    # two moves, and no access of memory.
+    # Older LLVMs store a scalar register in a vector register (for the masks of odd rows, and in
+    # the decoder): two moves, without memory access.
     assert binary.parked <= ceiling_by_triton(0, before_3_8=2)
     assert binary.registers <= registers
 
 
 def assert_lean(binary: Binary, target: str, registers: int, branches: int = 8) -> None:
-    """What holds for all: everything in registers, no calls, no slow path for sine or logarithm."""
+    """Check that all data is in registers, without calls or slow paths for sine or logarithm."""
     assert_in_registers(binary, registers)
-    assert binary.shared <= 4096  # bytes of 64 KiB and more: an odd row is transposed through it
+    assert binary.shared <= 4096  # bytes, of at least 64 KiB: odd rows are transposed through it
     if target == "gfx942":
         assert binary.count(r"v_(sin|cos|log)_|s_swappc|scratch_") == 0
         return
-    # Library functions would be called, or reduce a large angle (Payne and Hanek) in a loop: the
-    # branches are the loop over samples, which ptxas unrolls by four where it draws no noise, with
-    # its guards, and the trap that ends every kernel.
+    # Library functions would be called, or would reduce large angles in a loop (Payne and Hanek).
+    # The only branches are the loop over samples with its guards (ptxas unrolls it by four if it
+    # draws no noise) and the trap at the end of every kernel.
     assert not re.search(r"^\s*(@\S+\s+)?call", binary.ir, re.M)
     assert binary.count(r"RET|MUFU\.(SIN|COS|LG2)") == 0
     assert binary.count("BRA") <= branches
@@ -205,7 +239,7 @@ def _read_nvidia(built: Any) -> Binary:
     return Binary(
         ir=ptx,
         registers=_number(r"REG:(\d+)", usage),
-        # Spilled registers live in local memory, which only these two instructions reach.
+        # Spilled registers are in local memory, which only these two instructions access.
         spills=sum(n for name, n in instructions.items() if name.startswith(("STL", "LDL"))),
         parked=0,
         stack=_number(r"STACK:(\d+)", usage),

@@ -1,13 +1,14 @@
-"""What must hold of every case: run by test_properties.py on the fallback, and by
-interpreted/test_properties.py on the kernels.
+"""Properties that hold for every case.
 
-Extremes. Where float32 reaches (|logvar| ≤ 80, |mu| ≤ 1e4, few columns) no intermediate result
-overflows, so an op is NaN exactly where its formula in float64 is, infinite exactly where that is
-(of the same sign) or where the number does not fit the output's dtype, and otherwise within the
-bounds of helpers.py. The formula is ½(z² − eps² − logvar), as torch.distributions' (z − mu)/sigma
-loses eps where sigma is far below mu, and is NaN where mu alone is infinite. An exponential errs
-relatively by 2u for each unit of its argument (u = 2⁻²⁴: two roundings of it), and float32 keeps no
-promise below its smallest normal number.
+test_properties.py checks them on the fallback, interpreted/test_properties.py on the kernels.
+
+Extremes. Within the range of float32 (|logvar| ≤ 80, |mu| ≤ 1e4, few columns) no intermediate
+result overflows. So an op is NaN exactly where its float64 formula is NaN. It is infinite exactly
+where the formula is infinite (with the same sign) or exceeds the output's dtype. Everywhere else it
+is within the bounds of helpers.py. The formula is ½(z² − eps² − logvar), because (z − mu)/sigma, as
+in torch.distributions, loses eps where sigma is far below mu, and is NaN where only mu is infinite.
+An exponential has a relative error of 2u for each unit of its argument (u = 2⁻²⁴: the argument is
+rounded twice). Below the smallest normal number of float32 there is no bound.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def pixels_are_the_reference(case: PixelCase, truncates: bool = False) -> None:
 def formula(
     write_z: bool, kind: str, mu: Tensor, logvar: Tensor, eps: Tensor, upstream: Upstream
 ) -> Numbers:
-    """Values and gradients in float64; the module says where it differs from the reference."""
+    """Values and gradients in float64; the module docstring explains the formula."""
     mu, logvar, eps = mu.detach().double(), logvar.detach().double(), eps.double()
     g = upstream.grad_kl.double()[:, None]
     sigma = torch.exp(0.5 * logvar)
@@ -65,10 +66,10 @@ def assert_propagates(
     truncates: bool = False,
     apart: Tensor | None = None,
 ) -> None:
-    """NaN where `want` is, infinite where it is or where the dtype ends, else within the bound.
+    """Check NaN where `want` is NaN, infinity where it is infinite or overflows, else the bound.
 
-    apart: `want` in another order of its sums; where it is NaN and `want` infinite, so may be the
-    op.
+    apart: `want` with its sums in another order. If it is NaN and `want` is infinite, the op may be
+    NaN.
     """
     limit = bound + SMALLEST
     if actual.dtype in ROUNDING:
@@ -100,12 +101,12 @@ def latent_propagates(case: LatentCase, truncates: bool = False) -> None:
     write_z, kind = MODES[mode]
     inputs = (mu, logvar, eps, upstream)
     wanted = formula(write_z, kind, *inputs)
-    # The kernels add z's gradient and the KL's sample by sample, the fallback their sums over
-    # samples: where those are ∞ and −∞, and no single sample is, the two differ.
+    # The kernels add the gradients from z and from the KL sample by sample. The fallback adds their
+    # sums over samples. The results differ if these sums are ∞ and −∞ but no sample has both.
     by_z = formula(write_z, "none", *inputs)
     by_kl = formula(False, kind, *inputs)
     aparts = (None, None, by_z.grad_mu + by_kl.grad_mu, by_z.grad_logvar + by_kl.grad_logvar)
-    # 2u for each unit of logvar; finite bounds are needed only where it is finite or sigma is 0.
+    # 2u for each unit of logvar. Bounds must only be finite where logvar is finite or sigma is 0.
     reach = logvar.detach().double().nan_to_num(0.0, 0.0, 0.0).abs()
     slack = 1.0 + 2 * pixels.UNIT / ERROR * reach
     limits = helpers.bounds(mode, mu, logvar, eps, upstream)
@@ -149,7 +150,7 @@ def pixels_repeat(case: PixelCase) -> None:
 
 
 def rows_of_z_need_no_others(case: LatentCase, chosen: slice) -> None:
-    """A part of the batch, drawn alone at its offset, is that part of the whole."""
+    """A part of the batch that is drawn alone at its offset equals that part of the whole batch."""
     case = case._replace(mode="rsample")
     offsets = case.offsets | {"row_offset": case.offsets["row_offset"] + chosen.start}
     part = case._replace(mu=case.mu[chosen], logvar=case.logvar[chosen], offsets=offsets)
@@ -159,7 +160,7 @@ def rows_of_z_need_no_others(case: LatentCase, chosen: slice) -> None:
 
 
 def rows_never_meet(case: LatentCase, row: int) -> None:
-    """A row's numbers stay what they are when all others turn to NaN."""
+    """A row's results do not change if all other rows become NaN."""
     keep = (torch.arange(len(case.mu)) == row)[:, None]
     dense = case._replace(
         mu=case.mu.detach().clone(memory_format=torch.contiguous_format).requires_grad_(),
@@ -175,11 +176,11 @@ def rows_never_meet(case: LatentCase, row: int) -> None:
 
 
 def pixel_rows_may_be_permuted(case: PixelCase, order: list[int], bitwise: bool) -> None:
-    """Rows in another order, and of some more than once or none at all, have the same numbers.
+    """Rows in another order, repeated or omitted, have the same results.
 
-    Bit for bit in the kernels. PyTorch's eager functions take another formula for the elements that
-    are left over beyond whole vectors, and which those are depends on where a row lies: there, two
-    results may be as far apart as twice the error that either is allowed.
+    The kernels' results are bit-identical. PyTorch's eager functions use another formula for
+    elements beyond the last whole vector, and which elements these are depends on a row's position.
+    So eager results may differ by twice the allowed error.
     """
     logits, x = (t.detach().contiguous().requires_grad_(t.requires_grad) for t in case)
     upstream = torch.linspace(0.5, 1.5, logits.shape[0])[:, None]

@@ -1,7 +1,7 @@
 """The graphs that a CUDA machine would run, captured without one.
 
-Triton's driver is replaced by a stub that claims to be an H100, the ops take their kernel branch on
-CPU tensors, and the graphs of forward and backward are looked at, never run.
+Triton's driver is replaced by a stub that reports an H100, and the ops take their kernel branch on
+CPU tensors. The tests inspect the graphs of forward and backward, and never run them.
 """
 
 from __future__ import annotations
@@ -19,20 +19,16 @@ from tests.kernels.bernoulli.pixels import pixels
 from tests.kernels.helpers import MODES, call, latents
 from tests.kernels.linear_bernoulli import last_layer
 from tests.kernels.mixture.mixtures import mixture
-from vaez_kernels import bernoulli as likelihood
 from vaez_kernels import (
     bernoulli_log_prob,
+    define,
     interpreting,
-    latent,
     linear_bernoulli_log_prob,
     mixture_log_prob,
-    noise,
     noise_key,
     normal,
     uniform,
 )
-from vaez_kernels import linear_bernoulli as linear_likelihood
-from vaez_kernels import mixture as mixture_module
 from vaez_kernels.backend import triton
 
 pytestmark = [
@@ -46,7 +42,7 @@ each_mode = pytest.mark.parametrize("mode", list(MODES))
 
 
 class _Driver:
-    """As much of a GPU driver as capturing a launch asks for: its compiler's target."""
+    """The part of a GPU driver that capturing a launch needs: the compiler's target."""
 
     launcher_cls = None
     binary_ext = "cubin"
@@ -76,7 +72,7 @@ class _Driver:
 
 
 class _CapturedError(Exception):
-    """Ends the run where the first kernel would be launched."""
+    """Ends the run at the first kernel launch."""
 
 
 Capture = Callable[..., list[GraphModule]]
@@ -84,9 +80,9 @@ Capture = Callable[..., list[GraphModule]]
 
 @pytest.fixture
 def capture(monkeypatch: pytest.MonkeyPatch) -> Iterator[Capture]:
-    """capture(function, *args): its graphs, forward first; a graph break would be an error.
+    """capture(function, *args) → the graphs, forward first; a graph break is an error.
 
-    `then` are other arguments, which the same graphs must serve.
+    The same graphs must also work for the arguments `then`.
     """
 
     def captured(function: Any, *args: Any, then: tuple[Any, ...] = ()) -> list[GraphModule]:
@@ -112,17 +108,16 @@ def capture(monkeypatch: pytest.MonkeyPatch) -> Iterator[Capture]:
         return graphs
 
     refuse_bools_beside_sizes(monkeypatch)
-    for module in (latent, likelihood, linear_likelihood, mixture_module, noise):
-        monkeypatch.setattr(module, "uses_triton", lambda _: True)
+    monkeypatch.setattr(define, "uses_triton", lambda _: True)
     torch._dynamo.reset()
-    # Without a driver the analysis of what a kernel writes fails, and every argument is cloned.
+    # Without a driver, the analysis of a kernel's writes fails, and every argument is cloned.
     monkeypatch.setattr(triton.runtime.driver, "_active", _Driver())
     yield captured
     torch._dynamo.reset()
 
 
 def refuse_bools_beside_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever torch is installed: 2.11 has no arithmetic of a traced size and a bool."""
+    """Raise as torch 2.11 does, with any version: it cannot combine a traced size and a bool."""
     for name in ("add", "sub", "mul"):
         for method in (f"__{name}__", f"__r{name}__"):
             monkeypatch.setattr(torch.SymInt, method, _without_bools(method))
@@ -144,7 +139,7 @@ def launches(graph: GraphModule) -> list[Node]:
 
 
 def assert_writes_only(launch: Node, outputs: set[str]) -> None:
-    """The kernel's writes were seen to be these alone, into memory made for them: no copies."""
+    """Check that the kernel only writes these outputs, into new memory without copies."""
     assert set(launch.kwargs["tensors_to_clone"]) == outputs  # type: ignore[arg-type]
     arguments: Any = launch.kwargs["kwargs"]
     for name in outputs:
@@ -155,7 +150,7 @@ def assert_writes_only(launch: Node, outputs: set[str]) -> None:
 
 
 def assert_symbolic(launch: Node, width: str = "D", rows: str = "n_rows") -> None:
-    """One graph for all batch sizes: rows and grid are computed in it; the width is specialised."""
+    """Check that one graph works for all batch sizes: only the width is constant, not the rows."""
     arguments: Any = launch.kwargs["kwargs"]
     grid: Any = launch.kwargs["grid"]
     assert isinstance(arguments[rows], Node)
@@ -164,7 +159,7 @@ def assert_symbolic(launch: Node, width: str = "D", rows: str = "n_rows") -> Non
 
 
 def assert_nothing_but(graph: GraphModule, *allowed: str) -> None:
-    """Beside launches and fresh memory, the graph calls these operators of aten at most."""
+    """Check that the graph only has launches, new memory and the allowed aten operators."""
     called = {
         node.target.overloadpacket.__name__
         for node in graph.graph.nodes
@@ -197,7 +192,7 @@ def test_backward_saves_nothing_the_size_of_z(capture: Capture) -> None:
     _, backward = capture(lambda m, v, key: call(mode, m, v, key, 3), *latents(7, 20), KEY)
     inputs = [node.meta["val"] for node in backward.graph.nodes if node.op == "placeholder"]
     tensors = [tuple(x.shape) for x in inputs if isinstance(x, Tensor)]
-    # mu, logvar and the key; the gradients of z and of the KL.
+    # mu, logvar and the key, and the gradients of z and of the KL.
     assert sorted(len(shape) for shape in tensors) == [1, 1, 2, 2, 3]
 
 
@@ -227,7 +222,7 @@ def test_the_likelihood_is_one_launch_forward_and_one_backward(
     targets: torch.dtype, samples: int, capture: Capture
 ) -> None:
     forward, backward = capture(bernoulli_log_prob, *pixels(samples, 7, 20, targets=targets))
-    # The bytes of a bool are read as they are: a view, no copy.
+    # The bytes of a bool are read directly: a view, not a copy.
     allowed = ["view"] if targets == torch.bool else []
     written = {"grad_logits_ptr"} | ({"grad_x_ptr"} if targets.is_floating_point else set())
     for graph, outputs in ((forward, {"out_ptr"}), (backward, written)):
@@ -240,7 +235,7 @@ def test_the_likelihood_is_one_launch_forward_and_one_backward(
 def test_the_likelihood_saves_its_inputs_alone(capture: Capture) -> None:
     _, backward = capture(bernoulli_log_prob, *pixels(3, 7, 20))
     inputs = [node.meta["val"] for node in backward.graph.nodes if node.op == "placeholder"]
-    # The gradient of the result, the logits, and the targets.
+    # The gradient of the result, the logits and the targets.
     assert {(x.dim(), x.dtype) for x in inputs if isinstance(x, Tensor)} == {
         (2, torch.float32),
         (3, torch.float32),
@@ -267,7 +262,7 @@ def test_the_mixture_is_one_launch_forward_and_one_backward(
 def test_the_mixture_saves_its_inputs_and_two_numbers_a_draw(capture: Capture) -> None:
     _, backward = capture(mixture_log_prob, *mixture(7, 300, 20))
     inputs = [node.meta["val"] for node in backward.graph.nodes if node.op == "placeholder"]
-    # The gradient of the result, z, mu and logvar; the largest score and the sum.
+    # The gradient of the result, z, mu and logvar, the largest score and the sum.
     assert sorted(x.dim() for x in inputs if isinstance(x, Tensor)) == [1, 1, 1, 2, 2, 2]
 
 
@@ -280,7 +275,7 @@ def _fused_layer(hidden: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Ten
 def test_the_last_layer_is_one_launch_forward_and_two_backward(
     targets: torch.dtype, dtype: torch.dtype, capture: Capture
 ) -> None:
-    # Blocks of rows: fewer than the sum over them is split into at most, and more.
+    # Fewer blocks of rows than the maximum number of splits of their sum, and more.
     few, many = (last_layer.inputs((3, b, 19, 20), dtype, targets) for b in (33, 700))
     forward, backward = capture(_fused_layer, *few, then=many)
     view = ["view"] if targets == torch.bool else []
@@ -294,7 +289,7 @@ def test_the_last_layer_is_one_launch_forward_and_two_backward(
     assert_writes_only(of_weight, {"grad_weight_ptr", "grad_bias_ptr"})
     grid: Any = of_weight.kwargs["grid"]
     assert isinstance(grid[0][2], Node)  # the splits of the sum over rows
-    # Which are summed in float32, and leave in the weights' dtype.
+    # The splits are summed in float32 and converted to the weights' dtype.
     assert_nothing_but(backward, *view, "sum", "_to_copy")
     assert sum(node.target is torch.ops.aten.sum.dim_IntList for node in backward.graph.nodes) == 2
 
@@ -329,5 +324,5 @@ def test_the_last_layer_saves_its_inputs_alone(capture: Capture) -> None:
     # The gradient (S, B) of the result, hidden (S, B, H), weight (P, H), bias (P,) and x (B, P).
     saved = sorted((x.dim(), x.shape[-1] in (19, 20)) for x in inputs if isinstance(x, Tensor))
     assert saved == [(1, True), (2, False), (2, True), (2, True), (3, True)]
-    # Nor does either graph make a tensor of S·B·P.
+    # Only one saved tensor has three dimensions: hidden, so not S·B·P logits.
     assert sum(isinstance(x, Tensor) and x.dim() == 3 for x in inputs) == 1

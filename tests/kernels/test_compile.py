@@ -1,4 +1,4 @@
-"""The ops as PyTorch's compiler sees them: registration, one graph for all batches, fresh noise."""
+"""The ops under torch.compile: registration, one graph for all batch sizes, fresh noise."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ from tests.kernels.helpers import (
     latents,
     upstream_of,
 )
-from vaez_kernels import bernoulli as likelihood
 from vaez_kernels import compiler, latent, noise, noise_key, normal, rsample_kl, uniform
 
 KEY = noise_key(13, "train", 1)
@@ -34,7 +33,7 @@ needs_compiler = pytest.mark.skipif(not compiler.has_cpu_compiler(), reason="no 
 
 @pytest.fixture
 def fresh_dynamo() -> None:
-    """torch.compile counts graphs for each code object, whoever calls it: start from none."""
+    """Reset dynamo, because it counts graphs per code object, across tests."""
     torch._dynamo.reset()
 
 
@@ -51,14 +50,14 @@ class TestRegistration:
             torch.ops.vaez.latent_forward, (mu, logvar, key, 2, write_z, kl, 1, 2)
         )
 
-    @pytest.mark.parametrize("kl", latent.KLS)
+    @pytest.mark.parametrize("kl", latent.twin.KLS)
     @pytest.mark.parametrize("needs", [(True, True), (True, False), (False, True)])
     def test_the_backward_op_is_sound(self, kl: str, needs: tuple[bool, bool]) -> None:
         mu, logvar = (x.detach() for x in latents(3, 5))
         grad_z, grad_kl = upstream_of(mu, 2)
         upstream = (grad_z, None if kl == "none" else grad_kl)
         eps = normal(KEY, 2, 3, 5)
-        args = (*upstream, mu, logvar, KEY, eps, 2, kl, 0, 0, *needs)
+        args = (*upstream, mu, logvar, KEY, eps, 2, True, kl, 0, 0, *needs)
         torch.library.opcheck(torch.ops.vaez.latent_backward, args)
 
     @pytest.mark.parametrize("name", ["noise", "noise_twin"])
@@ -145,11 +144,11 @@ def test_the_fallback_hands_its_noise_to_backward() -> None:
     mu, logvar = (x.detach() for x in latents(7, 20))
     eps = torch.ops.vaez.latent_forward(mu, logvar, KEY, 3, *MODES[mode], 4, 5)[2]
     assert torch.equal(eps, normal(KEY, 3, 7, 20, row_offset=4, sample_offset=5))
-    # Other numbers than the key's: backward must take those that it is given.
+    # Numbers that differ from the key's: backward must use the numbers it is given.
     other = normal(noise_key(99, "train"), 3, 7, 20)
     upstream = upstream_of(mu, 3)
     grads = torch.ops.vaez.latent_backward(
-        *upstream, mu, logvar, KEY, other, 3, "total-derivative", 4, 5, True, True
+        *upstream, mu, logvar, KEY, other, 3, *MODES[mode], 4, 5, True, True
     )
     wanted = expected(mode, mu, logvar, other, upstream)
     limits = bounds(mode, mu, logvar, other, upstream)
@@ -167,10 +166,9 @@ class TestWithoutACompiler:
             raise AssertionError("torch.compile was called where nothing can compile")
 
         monkeypatch.setattr(cpp_builder, "get_cpp_compiler", missing)
-        for module in (latent, likelihood):
-            monkeypatch.setattr(module, "compiled", refuse)
-        monkeypatch.setattr(noise, "compiled_without_guards", refuse)
-        monkeypatch.setattr(noise, "compiled_quads", refuse)
+        monkeypatch.setattr(compiler, "compiled", refuse)
+        monkeypatch.setattr(noise.twin, "compiled_without_guards", refuse)
+        monkeypatch.setattr(noise.twin, "compiled_quads", refuse)
         compiler.finds_tools.cache_clear()
         compiler.failures.clear()
         yield

@@ -1,4 +1,4 @@
-"""Half-written libraries in torch.compile's cache, as a killed process leaves them."""
+"""Truncated libraries in torch.compile's cache, as left by a killed process."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from bench.soak.kills import environment
+from bench.process import environment
 from vaez_kernels.compiler import with_whole_libraries
 
-# One op from each of the two ways in which ops are compiled.
+# One op for each of the two ways in which ops are compiled.
 PROGRAM = """
 import torch
 from vaez_kernels import kl_standard_normal, noise_key, uniform

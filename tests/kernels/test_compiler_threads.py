@@ -1,13 +1,13 @@
-"""Code is compiled in threads that end: what torch keeps in one must not be missed by the next."""
+"""Code is compiled in threads that end: later threads must not need data stored in earlier ones."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 
-from bench.soak.kills import ROOT, environment
+from bench.process import ROOT, environment
 
-# Torch 2.11 died of a segmentation fault at the second tracing, hence a process of its own.
+# A separate process, because torch 2.11 crashed with a segmentation fault at the second tracing.
 PROGRAM = """
 import threading
 import torch

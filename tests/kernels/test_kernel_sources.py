@@ -1,7 +1,7 @@
-"""What the lowest supported triton and torch make of the kernels, seen with any that are installed.
+"""Whether the kernels work with the lowest supported triton and torch, tested with any versions.
 
-Triton 3.6 has fewer names. Inductor of torch 2.11 copies a kernel into a module of its own, and
-finds out what it writes from a copy whose numbers are all constants.
+Triton 3.6 has fewer names. Inductor of torch 2.11 copies a kernel into a separate module, and
+determines its writes from a copy in which all numbers are constants.
 """
 
 from __future__ import annotations
@@ -9,24 +9,26 @@ from __future__ import annotations
 import ast
 import builtins
 import dis
+import functools
+import importlib
 import importlib.util
 import pkgutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-from torch._library.custom_ops import CustomOpDef
-from torch._library.triton import get_inner_triton_kernels, get_triton_kernels_for_op
+from torch._library.triton import get_triton_kernels_for_op
 
 import vaez_kernels
 from tests.kernels import offline
-from vaez_kernels import bernoulli as likelihood
-from vaez_kernels import interpreting, latent, mixture, noise
-from vaez_kernels import linear_bernoulli as linear_likelihood
+from vaez_kernels import interpreting
 from vaez_kernels.backend import triton
+from vaez_kernels.cases import ROOMS
+from vaez_kernels.define import Op
 
 SOURCES = sorted(Path(vaez_kernels.__file__).parent.rglob("*.py"))
 # The public names of triton.language in triton 3.6.0.
@@ -37,7 +39,7 @@ compiles = pytest.mark.skipif(interpreting(), reason="interpreted kernels are no
 
 
 def names_of_triton(source: str) -> set[str]:
-    """What a source takes from triton.language, there called tl."""
+    """The names that a source uses from triton.language, imported as tl."""
     return {
         node.attr
         for node in ast.walk(ast.parse(source))
@@ -58,7 +60,7 @@ def test_the_list_of_names_is_that_of_3_6() -> None:
         pytest.skip(f"triton {triton.__version__} is installed, not 3.6")
     names = {name: value for name, value in vars(triton.language).items() if name[0] != "_"}
     assert names.keys() >= NAMES_OF_3_6
-    # A submodule is there once somebody has imported it.
+    # A submodule is an attribute once any code has imported it.
     assert all(isinstance(names[name], ModuleType) for name in names.keys() - NAMES_OF_3_6)
 
 
@@ -68,7 +70,7 @@ def modules() -> list[ModuleType]:
 
 
 def jitted() -> dict[str, Any]:
-    """Every function that our modules decorate with `jit`, by its module and name."""
+    """Every function that our modules decorate with `jit`, by module and name."""
     return {
         f"{module.__name__}.{name}": value
         for module in modules()
@@ -104,7 +106,7 @@ def test_inductors_copy_of_a_kernel_has_every_helper_under_the_name_that_is_call
 ) -> None:
     functions = jitted()
     kernels = [name for name in functions if name.endswith("_kernel")]
-    assert len(kernels) >= 9  # two a latent, a likelihood and a mixture, three a last layer, …
+    assert len(kernels) >= 9  # two each for latent, likelihood, mixture, three for last layer, …
     for name in kernels:
         module = as_inductor_writes_it(functions[name], tmp_path)
         copies = [x for x in vars(module).values() if isinstance(x, triton.runtime.JITFunction)]
@@ -116,7 +118,7 @@ def test_inductors_copy_of_a_kernel_has_every_helper_under_the_name_that_is_call
 @needs_triton
 @compiles
 def test_functions_that_a_kernel_reaches_have_names_of_their_own() -> None:
-    # Inductor copies one function for each name, from whichever module it finds it first.
+    # Inductor copies one function for each name, from the first module in which it finds the name.
     for name, kernel in jitted().items():
         reached: dict[str, Any] = {}
         todo = [kernel]
@@ -128,42 +130,29 @@ def test_functions_that_a_kernel_reaches_have_names_of_their_own() -> None:
             todo += [x for x in callees if reached.get(x.__name__) is not x]
 
 
-S, B, D, P = 3, 7, 20, 784
-KEY = noise.noise_key(1, "train")
-LATENTS = torch.zeros(B, D)
-LOGITS, PIXELS = torch.zeros(S, B, P), torch.zeros(B, P)
-LAYER = (torch.zeros(S, B, D), torch.zeros(P, D), torch.zeros(P), PIXELS, "float32")
-OF_DRAWS, LEFT_OUT = torch.zeros(B), torch.zeros(B, dtype=torch.int64)
-GRAD = torch.zeros(S, B)
-of_layer = linear_likelihood
-LAUNCHES: dict[str, tuple[Any, tuple[Any, ...]]] = {
-    "noise": (noise._launch, (KEY, (S, B, D), 1, 2, True)),
-    "latent_forward": (
-        latent._launch_forward,
-        (LATENTS, LATENTS, KEY, S, True, "total-derivative", 1, 2),
-    ),
-    "latent_backward": (
-        latent._launch_backward,
-        (
-            *(torch.zeros(S, B, D), OF_DRAWS, LATENTS, LATENTS, KEY),
-            *(S, "total-derivative", 1, 2, True, True),
-        ),
-    ),
-    "bernoulli_forward": (likelihood._launch_forward, (LOGITS, PIXELS)),
-    "bernoulli_backward": (likelihood._launch_backward, (GRAD, LOGITS, PIXELS, True, True)),
-    "linear_bernoulli_forward": (of_layer._launch_forward, LAYER),
-    "linear_bernoulli_hidden": (of_layer._launch_hidden, (GRAD, *LAYER)),
-    "linear_bernoulli_weight": (of_layer._launch_weight, (GRAD, *LAYER)),
-    "mixture_forward": (mixture._launch_forward, (LATENTS, LATENTS, LATENTS, LEFT_OUT)),
-    "mixture_backward": (
-        mixture._launch_backward,
-        (OF_DRAWS, LATENTS, LATENTS, LATENTS, LEFT_OUT, OF_DRAWS, OF_DRAWS),
-    ),
+@functools.cache
+def launched(room: str) -> dict[str, offline.Specialisation]:
+    """For each kernel that an op's cases launch, the first specialisation with an awkward shape."""
+    case_room = ROOMS[room]
+    cases = [case for case in case_room.cases() if min(case.shape) > 1 or len(case.shape) > 4]
+    found: dict[str, offline.Specialisation] = {}
+    for op in case_room.OPS:
+        case = next(case for case in cases if case.op == op)
+        cpu = torch.device("cpu")
+        for name, what in offline.specialisations(partial(case_room.ours, case, cpu)).items():
+            found.setdefault(name, what)
+    return found
+
+
+OF_ROOM = {
+    name: room
+    for room in ROOMS
+    for name in offline.kernels_of(importlib.import_module(f"vaez_kernels.{room}.kernel"))
 }
 
 
 def with_constants_for_numbers(what: offline.Specialisation) -> offline.Specialisation:
-    """Each number that a launch passes is a constant, as where torch 2.11 sees what is written."""
+    """All numbers of a launch as constants, as when torch 2.11 determines a kernel's writes."""
     numbers = [name for name, kind in what.signature if kind in ("i32", "i64", "fp32")]
     signature = tuple(
         (name, "constexpr" if name in numbers else kind) for name, kind in what.signature
@@ -177,38 +166,52 @@ def with_constants_for_numbers(what: offline.Specialisation) -> offline.Speciali
 
 @needs_triton
 @compiles
-@pytest.mark.parametrize("name", list(LAUNCHES))
+@pytest.mark.parametrize("name", [name for name in OF_ROOM if name != "decoder_kernel"])
 def test_a_kernel_compiles_with_constants_for_numbers(name: str) -> None:
+    # The decoder's kernel is not launched through torch.compile.
     if reason := offline.reason_to_skip("sm_90"):
         pytest.skip(reason)
-    launch, args = LAUNCHES[name]
-    (kernel,) = (k for full, k in jitted().items() if full.endswith(f".{name}_kernel"))
-    what = with_constants_for_numbers(offline.specialisation(launch, kernel, *args))
+    what = with_constants_for_numbers(launched(OF_ROOM[name])[name])
     assert offline.build(what, "sm_90").length > 0
 
 
 @needs_triton
 @compiles
-def test_every_kernel_that_inductor_sees_is_compiled_with_constants() -> None:
-    kernels = {name.rpartition(".")[2] for name in jitted() if name.endswith("_kernel")}
-    # The whole decoder's kernel is launched past torch.compile.
-    assert {f"{name}_kernel" for name in LAUNCHES} == kernels - {"decoder_kernel"}
+@pytest.mark.parametrize("name", [name for name in OF_ROOM if name != "decoder_kernel"])
+@pytest.mark.parametrize("target", list(offline.TARGETS))
+def test_a_case_of_every_kernel_stays_in_registers(name: str, target: str) -> None:
+    if reason := offline.reason_to_skip(target):
+        pytest.skip(reason)
+    offline.assert_in_registers(offline.build(launched(OF_ROOM[name])[name], target))
 
 
 @needs_triton
 @compiles
-def test_an_op_names_the_kernels_that_pytorch_would_find_in_its_source() -> None:
-    # PyTorch keeps compiled code on the disk under their sources. If a name were missing, it would
-    # run code that it compiled before that kernel was changed.
+def test_every_kernel_stands_in_a_room_and_is_launched_by_its_cases() -> None:
+    written = {name.rpartition(".")[2] for name in jitted() if name.endswith("_kernel")}
+    assert set(OF_ROOM) == written
+    for room in ROOMS:
+        if room != "importance":  # its kernel does not support the cases' float32 products
+            kernels = {name for name, of in OF_ROOM.items() if of == room}
+            assert kernels <= set(launched(room)), room
+
+
+@needs_triton
+@compiles
+def test_an_op_names_the_kernels_that_it_launches() -> None:
+    # PyTorch caches compiled code on disk, keyed by the kernels' sources. If a kernel were missing,
+    # PyTorch would run outdated code after that kernel changes.
     ops = {
-        value._qualname: value
-        for module in modules()
-        for value in vars(module).values()
-        if isinstance(value, CustomOpDef) and "twin" not in value._qualname
+        room: op
+        for room in ROOMS
+        for op in vars(importlib.import_module(f"vaez_kernels.{room}")).values()
+        if isinstance(op, Op)
     }
-    assert len(ops) == 9
-    for name, op in ops.items():
-        assert op._abstract_fn is not None
-        found: set[Any] = set(get_inner_triton_kernels(op._abstract_fn))
-        kernels = {kernel for kernel in found if kernel.__name__.endswith("_kernel")}
-        assert set(get_triton_kernels_for_op(name)) == kernels != set(), name
+    assert set(ops) == set(ROOMS) - {"importance"}
+    for room, op in ops.items():
+        directions = [op.traced] + ([op.traced_backward] if op.backward is not None else [])
+        named: list[Any] = [
+            kernel for of in directions for kernel in get_triton_kernels_for_op(of._qualname)
+        ]
+        names = [kernel.__name__ for kernel in named]
+        assert sorted(names) == sorted(name for name, of in OF_ROOM.items() if of == room)

@@ -1,4 +1,4 @@
-"""Launch parameters: which tile a launch takes, and that tuning happens only where asked for."""
+"""Launch parameters: which tile a launch uses, and that tuning only happens on request."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KERNELS = set(launch.FROM_OFFLINE_BUILDS)
 
 
 class Recorder:
-    """Stands for a kernel: keeps the grid and the options of each launch."""
+    """Replaces a kernel and records the grid and the options of each launch."""
 
     def __init__(self) -> None:
         self.seen: list[dict[str, Any]] = []
@@ -92,10 +92,10 @@ def test_the_fastest_candidate_is_the_one_of_least_time() -> None:
 
 @pytest.fixture
 def pretend_cuda(monkeypatch: pytest.MonkeyPatch) -> list[launch.Tile]:
-    """A CUDA device on which candidates are timed by pretence; returns what tuning was asked."""
+    """Simulate a CUDA device on which candidates are timed; returns the tiles that tuning chose."""
     asked: list[launch.Tile] = []
 
-    def fastest(run: Callable[[launch.Tile], None], time: Any) -> launch.Tile:
+    def fastest(run: Callable[[launch.Tile], None], time: Any, candidates: Any) -> launch.Tile:
         asked.append(launch.Tile(2048, 8))
         return asked[-1]
 
@@ -110,12 +110,12 @@ def pretend_cuda(monkeypatch: pytest.MonkeyPatch) -> list[launch.Tile]:
 def test_tuning_times_a_case_once_and_never_a_traced_launch(
     pretend_cuda: list[launch.Tile], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    device = torch.device("cuda", 0)
+    usual = launch.TABLE["sm_90"]["noise"]
 
-    def tuned(kernel: Any, case: object) -> launch.Tile:
-        return launch._tuned(kernel, "noise", device, case, lambda tile: None)
+    def tuned(eager: bool, case: object) -> launch.Tile:
+        return launch._tuned(eager, ("noise", case), usual, lambda tile: None)
 
-    traced, eager = object(), object.__new__(triton.runtime.JITFunction)
+    traced, eager = False, True
     assert tuned(traced, 1) == launch.TABLE["sm_90"]["noise"]
     assert pretend_cuda == []
     assert tuned(eager, 1) == tuned(eager, 1) == tuned(traced, 1) == launch.Tile(2048, 8)

@@ -1,5 +1,7 @@
-"""Properties of the ops on the fallback, over shapes, memory layouts, dtypes and extreme values;
-cases.py draws them, properties.py says what must hold and within what bounds."""
+"""Properties of the ops on the fallback, over shapes, memory layouts, dtypes and extreme values.
+
+drawn.py generates the cases. properties.py has the properties and their bounds.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from tests.kernels.drawn import LatentCase, PixelCase, latent_cases, pixel_cases
 from vaez_kernels import bernoulli as likelihood
 from vaez_kernels import compiler, latent
 
-# Compiled twins are few: one mode, one pair of dtypes, no size of 1, all contiguous.
+# Few kinds are compiled: one mode, one pair of dtypes, no size of 1, only contiguous tensors.
 COMPILED_MODE = ("rsample_kl/sticking-the-landing",)
 COMPILED_DTYPE = (torch.float32,)
 
@@ -21,15 +23,15 @@ COMPILED_DTYPE = (torch.float32,)
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (latent, likelihood):
-        monkeypatch.setattr(module, "COMPILE_FROM", 1 << 62)
+        monkeypatch.setattr(module.twin, "COMPILE_FROM", 1 << 62)
 
 
 @pytest.fixture
 def compiling(monkeypatch: pytest.MonkeyPatch) -> None:
     if not compiler.has_cpu_compiler():
-        pytest.skip("no C++ compiler: the twin runs eager only")
+        pytest.skip("no C++ compiler: the fallback only runs eager")
     for module in (latent, likelihood):
-        monkeypatch.setattr(module, "COMPILE_FROM", 1)
+        monkeypatch.setattr(module.twin, "COMPILE_FROM", 1)
 
 
 @pytest.mark.usefixtures("eager")

@@ -1,4 +1,4 @@
-"""Settings of a process, thread or block, under which an op is called: none gets into its code."""
+"""Settings of a process, thread or block in which an op is called must not affect compiled code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.soak.kills import environment
+from bench.process import environment
 from tests.kernels.helpers import ERROR, latents
 from vaez_fast.training.graph import compile_graph, trace
 from vaez_kernels import bernoulli as likelihood
@@ -49,7 +49,7 @@ def run(
     )  # fmt: skip
 
 
-# Each op is called first under another setting, then plainly, then under all others.
+# Each op is called first under one setting, then without any, then under all others.
 FIRST_CALLS = """
 import contextlib, torch
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -118,7 +118,7 @@ for name, op in OPS.items():
             others.append((where, op()))
     for where, other in others:
         assert (other.dtype, other.device) == (plain.dtype, plain.device), (name, where)
-        # Eager code, which takes over where somebody watches, rounds otherwise than compiled code.
+        # Eager code runs if a mode observes the call, and rounds differently from compiled code.
         torch.testing.assert_close(other, plain, rtol=3e-6, atol=3e-6, msg=f"{name}, {where}")
 
 # A tracer sees the ops, though they have run plainly before: nothing becomes a constant.
@@ -145,8 +145,8 @@ key = noise_key(3, "train")
 mu, logvar = torch.full((2, 96, 20), 0.5)
 z, means = torch.zeros(64, 32), torch.zeros(300, 32)
 builds = []
-build = noise.compiled_quads.build
-noise.compiled_quads.build = lambda *args: builds.append(args) or build(*args)
+build = noise.twin.compiled_quads.build
+noise.twin.compiled_quads.build = lambda *args: builds.append(args) or build(*args)
 OPS = [
     lambda: normal(key, 2, 30, 20),
     lambda: normal(key, 2, 30, 20),
@@ -173,7 +173,7 @@ def test_threads_may_make_the_first_calls_at_once() -> None:
     assert "Exception in thread" not in done.stderr
 
 
-# Where nothing can be built.
+# Machines on which nothing can be compiled.
 
 BROKEN = """
 import json, torch, warnings
@@ -205,7 +205,7 @@ def noexec(tmp_path: Path) -> Iterator[Path]:
         ["mount", "-t", "tmpfs", "-o", "noexec", "tmpfs", str(tmp_path)], capture_output=True
     )
     if mounted.returncode != 0:
-        pytest.skip("nothing may be mounted here")
+        pytest.skip("mounting a file system is not permitted here")
     yield tmp_path
     subprocess.run(["umount", str(tmp_path)], check=True)
 
@@ -279,7 +279,7 @@ def test_after_a_build_failed_nothing_more_is_compiled(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(torch._inductor, "standalone_compile", fail)
     monkeypatch.setattr(compiler, "failures", {})
-    monkeypatch.setattr(noise.compiled_quads, "kept", {})
+    monkeypatch.setattr(noise.twin.compiled_quads, "kept", {})
     monkeypatch.setattr(compiler.compiled, "kept", {})
     mu, logvar = (x.detach() for x in latents(129, 20))
     a, b = torch.ones(3), torch.ones(3)
@@ -323,14 +323,13 @@ def test_few_elements_are_not_worth_a_compilation(monkeypatch: pytest.MonkeyPatc
     def eagerly(function: Any, *_: Any) -> None:
         asked.append(function)
 
-    for module in (latent, likelihood):
-        monkeypatch.setattr(module, "compiled", eagerly)
+    monkeypatch.setattr(compiler, "compiled", eagerly)
     for rows in (51, 52):
         mu, logvar = (x.detach() for x in latents(rows, 20))
         kl_standard_normal(mu, logvar)
         bernoulli_log_prob(mu[None], torch.zeros(rows, 20))
-    # 1,020 elements are below 1,024; 1,040 are not.
-    assert asked == [latent._twin_forward, likelihood.bernoulli_twin]
+    # 1,020 elements are below the threshold of 1,024, and 1,040 are above it.
+    assert asked == [latent.twin.forward_formula, likelihood.twin.forward_formula]
 
 
 @needs_compiler
@@ -354,7 +353,7 @@ def test_a_graph_is_traced_with_gradients_on() -> None:
     assert b.tolist() == [6.0, 6.0, 6.0]
 
 
-# Who watches.
+# Modes that observe a call.
 
 
 class Watch(TorchDispatchMode):
@@ -397,7 +396,7 @@ def test_calls_that_nobody_watches_pass_the_dispatcher_by() -> None:
     )
 
 
-# Builds.
+# Compilations.
 
 
 def test_a_build_inside_another_compilation_is_put_off() -> None:
@@ -492,7 +491,7 @@ def test_a_block_holds_for_its_own_thread() -> None:
 
 @pytest.mark.parametrize("path", ["eager", "op"])
 def test_backward_runs_on_the_backend_of_its_forward(path: str) -> None:
-    # Forcing triton for a CPU tensor fails, unless backward keeps to the fallback.
+    # Forcing triton for a CPU tensor would fail if backward did not stay on the fallback.
     def call(mu: Tensor, logvar: Tensor) -> Tensor:
         if path == "eager":
             return kl_standard_normal(mu, logvar)

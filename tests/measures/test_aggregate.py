@@ -1,4 +1,4 @@
-"""The aggregate posterior's measures against closed forms, quadrature and torch.distributions."""
+"""Measures of the aggregate posterior against closed forms, quadrature, torch.distributions."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def posteriors(N: int, D: int, seed: int = 0, sigma: float = 0.5) -> tuple[Tenso
 
 
 def gaussian_quantiles(N: int, scale: float) -> Tensor:
-    """N means (N,) whose histogram is N(0, scale²), without the noise of drawing them."""
+    """N means (N,) at the quantiles of N(0, scale²), so without sampling noise."""
     probability = (torch.arange(N, dtype=torch.float64) + 0.5) / N
     return (scale * math.sqrt(2.0) * torch.erfinv(2 * probability - 1)).float()
 
@@ -43,7 +43,7 @@ def kl_of_variance(variance: float) -> float:
 
 
 def agrees(estimate: Estimate, truth: float, slack: float = 0.0) -> bool:
-    """Within five standard errors, one in 10⁶ by chance, and what else the caller explains."""
+    """Within five standard errors, which fails by chance once in 10⁶, plus `slack`."""
     return abs(estimate.value - truth) <= 5 * estimate.standard_error + slack
 
 
@@ -64,7 +64,7 @@ def test_two_posteriors_apart_tell_one_bit() -> None:
     parts = surgery(mu, logvar, NOISE, 1000)
     assert parts.index_information.value == pytest.approx(math.log(2), abs=1e-6)
     assert agrees(parts.marginal_kl, parts.rate - math.log(2))
-    # Without its own component a draw is 8 away from the other, at σ = e^−2.
+    # Without its own component a draw is 8 away from the only other one, where σ = e^−2.
     assert parts.leave_one_out_marginal_kl.value < -1000
 
 
@@ -94,13 +94,13 @@ def test_a_linear_gaussian_encoder_has_the_channels_capacity() -> None:
     a, s = 1.5, 0.4
     mu = gaussian_quantiles(2000, a)[:, None]
     parts = surgery(mu, torch.full_like(mu, 2 * math.log(s)), NOISE, 4000)
-    # 2,000 quantiles stand for the Gaussian: their variance is 0.1 % short of a².
+    # The variance of the 2,000 quantiles is 0.1 % below a².
     assert agrees(parts.index_information, 0.5 * math.log(1 + a**2 / s**2), slack=2e-3)
     assert agrees(parts.marginal_kl, kl_of_variance(a**2 + s**2), slack=2e-3)
 
 
 def test_perfectly_correlated_means_have_the_total_correlation_of_a_gaussian() -> None:
-    # q(z) is Gaussian with correlation r = a²/(a² + s²): −½ log(1 − r²).
+    # q(z) is Gaussian with correlation r = a²/(a² + s²); its total correlation is −½ log(1 − r²).
     a, s = 1.0, 0.5
     mu = gaussian_quantiles(2000, a)[:, None].repeat(1, 2)
     parts = surgery(mu, torch.full_like(mu, 2 * math.log(s)), NOISE, 4000)
@@ -110,7 +110,7 @@ def test_perfectly_correlated_means_have_the_total_correlation_of_a_gaussian() -
 
 
 def test_means_on_a_grid_have_no_total_correlation() -> None:
-    # Every pair of 40 values once: q(z) is exactly the product of its marginals.
+    # Every pair of 40 values occurs once, so q(z) is exactly the product of its marginals.
     mu = torch.cartesian_prod(gaussian_quantiles(40, 1.0), gaussian_quantiles(40, 2.0))
     logvar = torch.tensor([-2.0, -1.0]).expand_as(mu)
     parts = surgery(mu, logvar, NOISE, 300)
@@ -127,13 +127,13 @@ def test_the_parts_add_up_to_the_rate() -> None:
         total, error = total + part.value, error + part.standard_error
     assert error < 0.2
     assert agrees(Estimate(total, error), parts.rate)
-    # The same draws: this one is arithmetic.
+    # Both sides use the same draws, so this sum is exact.
     split = parts.total_correlation.value + parts.dimension_wise_kl.value
     assert parts.marginal_kl.value == pytest.approx(split, abs=1e-9)
 
 
 def float64_parts(mu: Tensor, logvar: Tensor, count: int) -> dict[str, Tensor]:
-    """The same draws through torch.distributions, whole and in float64."""
+    """The same draws through torch.distributions, at once and in float64."""
     N, D = mu.shape
     index = uniform(NOISE, 1, N, 1).flatten().argsort(stable=True)[:count]
     eps = reference.normal(NOISE, 1, count, D, sample_offset=1)[0]
@@ -164,9 +164,9 @@ def test_the_parts_agree_with_float64(sigma: float) -> None:
     parts = surgery(mu, logvar, NOISE, 40)
     for name, draws in float64_parts(mu, logvar, 40).items():
         ours = getattr(parts, name)
-        # z is rounded to float32, 6e-8 of it, which moves t = (z − mu)/σ by 6e-8/σ; over 40 draws
-        # of seven dimensions most of it averages out. Sums over the dimensions are float32.
-        # Without its own component a draw is many σ away: relative to that square.
+        # Rounding z to float32 changes it by 6e-8 of itself, and t = (z − mu)/σ by 6e-8/σ; over 40
+        # draws of seven dimensions most of that averages out. Sums over the dimensions are float32.
+        # Without its own component a draw is many σ away; its error is relative to that squared.
         left_out = name == "leave_one_out_marginal_kl"
         relative, absolute = (1e-6 if left_out else 0.0), 2e-6 + 1e-8 / sigma
         truth = float(draws.mean())
@@ -182,13 +182,13 @@ def test_blocks_do_not_change_the_parts(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(aggregate, "DRAWS_AT_ONCE", 7)
     in_blocks = surgery(mu, logvar, NOISE, 50)
     for name in ("index_information", "total_correlation", "leave_one_out_marginal_kl"):
-        # float32 sums over other groups of components
+        # float32 sums in blocks add in another order.
         assert getattr(in_blocks, name) == pytest.approx(getattr(whole, name), abs=1e-5), name
 
 
 @pytest.mark.parametrize("logvars", [(-30.0, 0.0, 8.0), (-176.0, -176.0, -176.0)])
 def test_posteriors_of_extreme_widths_stay_finite(logvars: tuple[float, ...]) -> None:
-    # At −176 three densities of e^88 are more than float32 holds.
+    # At −176 the sum of three densities of e^88 overflows float32.
     mu, logvar = torch.zeros(3, 2), torch.tensor(logvars)[:, None].expand(3, 2)
     parts = surgery(mu, logvar, NOISE, 300)
     for name in ("index_information", "marginal_kl", "total_correlation"):
@@ -199,7 +199,7 @@ def test_posteriors_of_extreme_widths_stay_finite(logvars: tuple[float, ...]) ->
 
 
 def test_the_truth_lies_between_leaving_out_the_own_component_and_keeping_it() -> None:
-    # mu ~ N(0, ¾ I), σ = ½: of all images together q(z) = N(0, I), and its marginal KL is 0.
+    # mu ~ N(0, ¾ I) and σ = ½: over infinitely many images q(z) = N(0, I), with a marginal KL of 0.
     mu = math.sqrt(0.75) * torch.randn(200, 4, generator=torch.Generator().manual_seed(1))
     parts = surgery(mu, torch.full_like(mu, 2 * math.log(0.5)), NOISE, 2000)
     kept, left_out = parts.marginal_kl, parts.leave_one_out_marginal_kl
@@ -281,14 +281,14 @@ def test_the_kl_of_the_dimensions_sums_to_the_rate() -> None:
 
 def test_a_unit_is_active_where_its_mean_varies() -> None:
     signs = torch.tensor([-1.0, 1.0]).repeat(10)[:, None]
-    # Variances 0.0121, 0.0081, 0 and 1; only the spread counts, not the mean.
+    # Variances 0.0121, 0.0081, 0 and 1. Only the spread counts, not the mean.
     mu = signs * torch.tensor([0.11, 0.09, 0.0, 1.0]) + torch.tensor([0.0, 0.0, 5.0, 0.0])
     assert active_units(mu) == 2
     assert active_units(mu, threshold=0.005) == 3
 
 
 def test_the_variance_of_a_units_mean_is_that_of_all_images() -> None:
-    # Of 20 images ±0.099 has the variance 0.0098; as an estimate it would be 0.0103.
+    # ±0.099 over 20 images has the variance 0.0098; the unbiased estimate would be 0.0103.
     assert active_units(0.099 * torch.tensor([-1.0, 1.0]).repeat(10)[:, None]) == 0
 
 

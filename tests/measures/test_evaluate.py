@@ -55,7 +55,7 @@ def float64_metrics(vae: VAE, pixels: Tensor, samples: int) -> Metrics:
 def test_metrics_agree_with_float64(vae: VAE, pixels: Tensor, samples: int) -> None:
     ours = Evaluator(pixels, 1.0, NOISE, "float32")(vae, samples)
     truth = float64_metrics(vae, pixels, samples)
-    assert truth.rate > 1  # the posterior is not the prior
+    assert truth.rate > 1  # the posterior differs from the prior
     for name in ("elbo", "rate", "distortion", "log_px", "log_px_standard_error"):
         # float32 sums of 784 terms, near 600 nats
         assert getattr(ours, name) == pytest.approx(getattr(truth, name), abs=2e-3), name
@@ -74,7 +74,7 @@ def test_metrics_do_not_depend_on_the_chunks(
 
 
 def test_grey_pixels_are_scaled(vae: VAE, pixels: Tensor) -> None:
-    # Bytes of 0 and 255, scaled, are those of 0 and 1, whose floats are made elsewhere.
+    # Bytes of 0 and 255 times 1/255 are the pixels 0 and 1, which take another path to float.
     one = Evaluator(pixels, 1.0, NOISE, "float32")(vae, 4)
     other = Evaluator(255 * pixels, 1 / 255, NOISE, "float32")(vae, 4)
     assert other.log_px == pytest.approx(one.log_px, abs=1e-3)
@@ -90,7 +90,7 @@ def test_a_curve_is_made_of_the_same_samples_as_its_points(vae: VAE, pixels: Ten
 
 def test_bfloat16_moves_the_mean_little(vae: VAE, pixels: Tensor) -> None:
     exact, rounded = (Evaluator(pixels, 1.0, NOISE, p)(vae, 20) for p in ("float32", "bfloat16"))
-    # Of 37 images near −600 nats, whose own errors of about 0.05 have both signs.
+    # The mean of 37 images near −600 nats, each with an error of about 0.05 of either sign.
     assert rounded.log_px == pytest.approx(exact.log_px, abs=0.1)
     assert rounded.log_px != exact.log_px
 
@@ -102,7 +102,7 @@ def test_log_px_is_above_the_elbo_and_grows_with_the_samples(vae: VAE, pixels: T
 
 
 def test_importance_sampling_finds_the_integral_that_quadrature_finds() -> None:
-    """log p(x) = log ∫ N(z; 0, I) p(x|z) dz over lyeoni's two latents, by a grid in float64."""
+    """log p(x) = log ∫ N(z; 0, I) p(x|z) dz over lyeoni's two latents, on a grid in float64."""
     vae = VAE("lyeoni", 3)
     for p in vae.decoder.parameters():
         p.data.mul_(1.5)  # so that p(x|z) depends on z
@@ -121,8 +121,8 @@ def test_importance_sampling_finds_the_integral_that_quadrature_finds() -> None:
     wanted = (torch.logsumexp(log_joint, 1) + 2 * math.log(float(axis[1] - axis[0]))).mean()
     k = 1 << 14
     found = Evaluator(x, 1.0, NOISE, "float32")(vae, k).log_px
-    # q is far from the posterior here, so weights vary by a few times their mean: 3/√k relative
-    # for each of three images, five times that.
+    # q is far from the posterior here, so weights vary by a few times their mean: a relative error
+    # of 3/√k for each of three images; five times that is allowed.
     assert found == pytest.approx(float(wanted), abs=5 * 3 / math.sqrt(3 * k))
     assert abs(Evaluator(x, 1.0, NOISE, "float32")(vae, 1).log_px - float(wanted)) > 0.2
 
@@ -133,5 +133,5 @@ def test_a_curve_does_not_depend_on_the_chunks(
     whole = Evaluator(pixels, 1.0, NOISE, "float32").log_px_curve(vae, (1, 5))
     monkeypatch.setattr(evaluate, "IMAGES_AT_ONCE", 10)
     chunked = Evaluator(pixels, 1.0, NOISE, "float32").log_px_curve(vae, (1, 5))
-    # float32 sums near 600 nats, by image
+    # float32 sums near 600 nats, compared by image
     torch.testing.assert_close(chunked, whole, rtol=0, atol=5e-3)

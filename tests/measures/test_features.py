@@ -1,4 +1,4 @@
-"""The feature network: what it learned, what it says, and that it can be had again."""
+"""The feature network: its accuracy, its features, and that training and files reproduce it."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_features_have_mean_square_one_and_lead_to_the_classes(
     images = binarized(digits, "train", "static").float()
     found = net.features(images)
     assert found.shape == (4000, net.num_features)
-    # Scaled on other draws of the same grey levels.
+    # It was scaled on other draws of the same grey levels.
     assert float(found.square().mean()) == pytest.approx(1, abs=0.01)
     assert torch.equal(net.classes_of(found), net.predict(images))
 
@@ -146,7 +146,7 @@ def test_each_epoch_draws_its_pixels_and_its_order_anew(
     monkeypatch.setattr(features, "epoch_order", epoch_order)
     train_features(few, seed=6)
     assert ordered == [(6, 0), (6, 1), (6, 2)]
-    # Beyond the numbers of the epochs that train VAEs.
+    # Above the epoch numbers that VAEs are trained with.
     keys = [noise_key(6, "binarize", 2**31 + epoch).tolist() for epoch in range(3)]
     assert [noise.tolist() for noise in drawn] == keys
 

@@ -1,4 +1,4 @@
-"""Distances between sets of images against closed forms and brute force."""
+"""Distances between sets of images, compared with closed forms and brute force."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def draws(n: int, d: int, step: int) -> Tensor:
 
 
 def with_moments(mean: Tensor, covariance: Tensor, step: int) -> Tensor:
-    """200 features (200, d) that have this mean and this unbiased covariance exactly."""
+    """(200, d) features with exactly this mean and this unbiased covariance."""
     x = draws(200, len(mean), step)
     x = x - x.mean(0)
     white = torch.linalg.solve_triangular(torch.linalg.cholesky(x.T.cov()), x.T, upper=False).T
@@ -71,7 +71,7 @@ def test_frechet_of_two_gaussians_with_the_same_axes() -> None:
 
 
 def test_frechet_of_two_gaussians_with_different_axes() -> None:
-    # tr (C_a C_b)^½ is the nuclear norm of L_aᵀ L_b, whatever the roots of the covariances.
+    # tr (C_a C_b)^½ is the nuclear norm of L_aᵀ L_b, for any roots L of the covariances.
     factors = [
         torch.eye(5, dtype=torch.float64) + 0.5 * draws(5, 5, step).tril() for step in (3, 4)
     ]
@@ -88,7 +88,7 @@ def test_frechet_of_a_set_to_itself_is_zero_and_of_a_point_is_the_spread() -> No
     a = draws(300, 8, 9).float()
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
     point = a.mean(0, keepdim=True).expand(50, -1)
-    # Square roots of eigenvalues that are zero but for float64's rounding.
+    # The error is that of square roots of eigenvalues which are zero up to float64 rounding.
     spread = float(a.double().var(0).sum())
     assert frechet_distance(point, a) == pytest.approx(spread, rel=1e-6)
 
@@ -102,7 +102,7 @@ def cubic_mmd_of_shift(square: float, d: int) -> float:
 
 
 def cubic_moment(square: float, d: int) -> float:
-    """E[(xᵀy)³] of two draws of N(δ, I_d): given y, xᵀy is N(δᵀy, |y|²)."""
+    """E[(xᵀy)³] of two draws of N(δ, I_d), from xᵀy ~ N(δᵀy, |y|²) for a given y."""
     return square**3 + 6 * square**2 + 3 * d * square + 6 * square
 
 
@@ -117,7 +117,8 @@ def test_the_kernel_distance_of_a_shift_is_known(shift: float) -> None:
     error = float(values.std()) / math.sqrt(repeats)
     truth = cubic_mmd_of_shift(d * shift**2, d)
     assert error < 0.05 + 0.02 * truth
-    # Five standard errors of independent repeats; unbiased, so negative values occur without shift.
+    # Five standard errors of independent repeats. It is unbiased, so without a shift some values
+    # are negative.
     assert abs(float(values.mean()) - truth) <= 5 * error
     assert shift > 0 or bool((values < 0).any())
 
@@ -214,10 +215,10 @@ def test_a_copy_is_at_distance_zero_and_one_pixel_at_one() -> None:
     changed[100] += 1
     found = nearest_distance(torch.stack([train[3], changed]), train)
     assert found[0] == 0
-    assert float(found[1]) == pytest.approx(1, abs=1e-6)  # float32 of the sum
+    assert float(found[1]) == pytest.approx(1, abs=1e-6)  # the sum is float32
 
 
-# All of it on real digits.
+# All metrics on real digits.
 
 
 def test_the_mean_digit_is_far_worse_than_other_real_digits(
@@ -229,7 +230,7 @@ def test_the_mean_digit_is_far_worse_than_other_real_digits(
     assert ceiling["frechet"] > 10 * floor["frechet"] > 0
     assert ceiling["kernel"] > 10 * (abs(floor["kernel"]) + floor["kernel_spread"])
     assert floor["label_distance"] < 0.1
-    assert ceiling["label_distance"] > 0.8  # all of them are one class
+    assert ceiling["label_distance"] > 0.8  # all of these images are of one class
     assert max(ceiling["label_histogram"]) == 1
     copies = images["train"].mean(0).repeat(500, 1)
     again = image_scores(copies, images["test"], images["train"], net)
@@ -242,7 +243,7 @@ def test_the_ceiling_of_binary_cells_is_binary(net: FeatureNet, images: dict[str
     grey = floors(*arguments)["ceiling"]
     binary = floors(*arguments, noise=noise_key(0, "generate"))["ceiling"]
     assert binary["frechet"] > 10 * floors(*arguments)["floor"]["frechet"]
-    # The mean is nearer to every digit than a sample of it.
+    # The mean is nearer to every digit than a sample of the mean is.
     assert binary["nearest_train"] > 1.2 * grey["nearest_train"]
 
 

@@ -1,4 +1,4 @@
-"""What each sampler draws, number by number where the stream decides it."""
+"""What each sampler draws: number by number where the noise stream determines it."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_mixture_finds_the_clusters_and_their_shares() -> None:
             [torch.arange(10).mul(math.pi / 5).cos(), torch.arange(10).mul(math.pi / 5).sin()], 1
         ),
     ).min(1)
-    # A centre is off by 0.1/√20 at most a few times; a radius above 0.6 is six standard deviations.
+    # A centre is off by a few times 0.1/√20 at most; a radius of 0.6 is six standard deviations.
     assert distance.max() < 0.7
     for c in range(10):
         p = (c + 1) / 55
@@ -90,7 +90,7 @@ def test_a_component_is_chosen_by_the_cumulative_weights() -> None:
 
 
 def test_the_component_says_nothing_of_the_noise_within_it() -> None:
-    # Of the same sample, u would be the radius of the first normal number.
+    # With the same sample number, u would be the radius of the first normal number.
     halves = torch.full((2,), 0.5, dtype=torch.float64)
     means = torch.tensor([[-100.0, 0.0], [100.0, 0.0]], dtype=torch.float64)
     sampler = GaussianMixture(halves, means, torch.eye(2, dtype=torch.float64).expand(2, 2, 2))
@@ -129,7 +129,7 @@ def test_row_i_does_not_depend_on_how_many_are_drawn(name: str, z: Tensor) -> No
     few, many = sampler.draw(NOISE, 7), sampler.draw(NOISE, 100)
     assert few.shape == (7, 3)
     assert few.dtype == torch.float32
-    # Products of other shapes may round otherwise, in float64.
+    # Products of other shapes may round differently in float64.
     torch.testing.assert_close(few, many[:7], rtol=0, atol=1e-6)
 
 
@@ -145,9 +145,10 @@ def test_the_key_decides_every_draw(name: str, z: Tensor) -> None:
 def test_a_mixture_of_one_cloud_still_draws_its_moments(z: Tensor) -> None:
     drawn = fit("mixture", z).draw(NOISE, 4000).double()
     spread = z.double().std(0)
-    # Expectation-maximisation keeps the mean of the points: five standard errors of 4,000 draws.
+    # Expectation-maximisation keeps the mean of the points: within five standard errors of 4,000
+    # draws.
     assert bool(((drawn.mean(0) - z.double().mean(0)).abs() <= 5 * spread / 4000**0.5).all())
-    torch.testing.assert_close(drawn.std(0), spread, rtol=0.08, atol=0)  # 5/√(2·4000), and kurtosis
+    torch.testing.assert_close(drawn.std(0), spread, rtol=0.08, atol=0)  # 5/√(2·4000) and kurtosis
 
 
 def test_the_posterior_keeps_no_fit(z: Tensor) -> None:

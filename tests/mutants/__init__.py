@@ -1,1 +1,1 @@
-"""Small bugs that the tests must catch: the TOML files beside this one, and what runs them."""
+"""Small bugs that the tests must catch, listed in TOML files, and the tool that runs them."""

@@ -1,7 +1,7 @@
-"""Put small bugs into copies of the checkout and see whether the tests catch them.
+"""Put small bugs into copies of the checkout and check that the tests catch them.
 
-Exit status: 0 done, 1 too few are caught or one that a review had named is missed, 2 a mutant
-cannot be tried.
+Exit status: 0 done, 1 too few bugs are caught or a bug that a review had named is missed, 2 a
+mutant cannot be tried.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ ROOT = FOLDER.parents[1]
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
     parser.add_argument(
-        "files", type=Path, nargs="*", metavar="FILE", help="of mutants (default: all beside this)"
+        "files", type=Path, nargs="*", metavar="FILE", help="of mutants (default: all of them)"
     )
-    parser.add_argument("--only", default="", metavar="TEXT", help="in what the mutant says")
+    parser.add_argument("--only", default="", metavar="TEXT", help="in the bug's description")
     parser.add_argument(
         "--every", type=int, default=1, metavar="N",
-        help="try each N-th of those that no review named (default: 1, all)",
+        help="try every N-th bug that no review named (default: 1, all)",
     )  # fmt: skip
-    parser.add_argument("--jobs", type=int, default=2, help="tried at once (default: 2)")
+    parser.add_argument("--jobs", type=int, default=2, help="to try at once (default: 2)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="for results.json and README.md")
     options = parser.parse_args(argv)
     for name in ("jobs", "every"):

@@ -1,4 +1,4 @@
-"""A mutant: one small bug, as one replacement in one file, and the tests that should catch it."""
+"""A mutant: one small bug, made by one replacement in a file, and the tests to catch it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REQUIRED = ("says", "file", "was", "becomes", "tests")
 
 
 class MutantError(ValueError):
-    """A mutant that cannot be made, or a run of tests that says nothing about one."""
+    """A mutant cannot be made, or a test run allows no conclusion about it."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,12 @@ class Mutant:
     """One small bug.
 
     Attributes:
-        says: what is wrong, in a sentence.
-        file: the file that has the bug, from the top of the checkout.
-        was, becomes: the text that is replaced, which stands in the file once, and its replacement.
+        says: the bug in one sentence.
+        file: the file that has the bug, relative to the top of the checkout.
+        was, becomes: the text to replace, which occurs in the file once, and its replacement.
         tests: arguments of pytest that name the tests.
-        review: a review put this bug in before, and the tests of that time passed.
-        harmless: why nothing that anybody can observe changes; empty for a bug.
+        review: whether a review once put this bug in, and the tests of that time passed.
+        harmless: the reason why the change has no observable effect; empty for a bug.
     """
 
     says: str
@@ -54,7 +54,7 @@ class Mutant:
         """The content of the file with the bug.
 
         Raises:
-            MutantError: the file cannot be read, or the text does not stand in it exactly once.
+            MutantError: the file cannot be read, or the text does not occur in it exactly once.
         """
         text = self._text(root)
         if (count := text.count(self.was)) != 1:
@@ -71,11 +71,11 @@ class Mutant:
 
 
 def read(path: Path) -> list[Mutant]:
-    """The mutants of a TOML file, a `[[mutant]]` each.
+    """The mutants of a TOML file, one for each `[[mutant]]`.
 
     Raises:
-        MutantError: the file cannot be read, or a mutant lacks a key, has an unknown one, or a
-            value of another type.
+        MutantError: the file cannot be read, or a mutant lacks a key, has an unknown key, or has a
+            value of a wrong type.
     """
     try:
         tables = tomllib.loads(path.read_text()).get("mutant", [])
@@ -85,7 +85,7 @@ def read(path: Path) -> list[Mutant]:
 
 
 def sample(mutants: Sequence[Mutant], every: int) -> list[Mutant]:
-    """Those that a review named, and each `every`-th of the others, in their order."""
+    """The mutants that a review named, and every `every`-th of the others, in their order."""
     others = [m for m in mutants if not m.review][::every]
     chosen = {id(m) for m in others}
     return [m for m in mutants if m.review or id(m) in chosen]

@@ -1,4 +1,4 @@
-"""The verdicts on all mutants as a record, a table and an exit status."""
+"""The verdicts on all mutants, as a record, as a page, and as faults."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Record = dict[str, Any]
 
 
 def record_of(root: Path, verdicts: Sequence[Verdict], there: int) -> Record:
-    """What results.json holds; `there` mutants could have been tried."""
+    """The content of results.json. `there` is the number of all mutants, tried or not."""
     rows = [
         {
             "says": v.mutant.says,
@@ -41,7 +41,7 @@ def bugs(record: Record) -> list[Record]:
 
 
 def faults(record: Record) -> list[str]:
-    """Why the run fails, a line each; empty if it does not."""
+    """The reasons why the run fails, one a line; empty if it passes."""
     wanted = bugs(record)
     caught = sum(m["caught"] for m in wanted)
     lines = []
@@ -56,7 +56,7 @@ def faults(record: Record) -> list[str]:
 
 
 def page(record: Record) -> str:
-    """README.md of the record."""
+    """The record as README.md."""
     machine = record["machine"]
     wanted = bugs(record)
     harmless = [m for m in record["mutants"] if m["harmless"]]
@@ -73,10 +73,10 @@ def page(record: Record) -> str:
         Text("`make mutants` (or `python -m tests.mutants --out DIR`) repeats this page."),
         Text(
             f"Of {record['there']} small changes to the code {len(record['mutants'])} were tried. "
-            f"Each row is a bug of one place. It was put into a copy of the checkout, and the "
+            f"Each row is one bug in one place. It was put into a copy of the checkout, and the "
             f"tests that should catch it were run. The tests catch {caught} of {len(wanted)} bugs "
             f"({caught / max(1, len(wanted)):.0%}); {len(harmless)} more changes turned out to be "
-            f"harmless. {len(reviewed)} of the bugs stand for what a review had found that no test "
+            f"harmless. {len(reviewed)} of the bugs represent what a review had found and no test "
             f"noticed, some of it in several places; now the tests catch {named} of these."
         ),
     ]
@@ -93,7 +93,7 @@ def page(record: Record) -> str:
         blocks += [Heading(2, title), Table(("bug", "where", "caught by"), rows)]
     if harmless:
         rows = [(m["says"], _place(m), m["harmless"]) for m in harmless]
-        blocks += [Heading(2, "Harmless"), Table(("change", "where", "why nobody can tell"), rows)]
+        blocks += [Heading(2, "Harmless"), Table(("change", "where", "why it has no effect"), rows)]
     return markdown(blocks)
 
 

@@ -1,4 +1,4 @@
-"""The tool that puts small bugs in, tried on a project of two files; ours can all be put in."""
+"""The mutants' tool, tested on a project of two files. All mutants of this project can be made."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from bench.process import ROOT
 from tests.mutants.mutant import Mutant, MutantError, read, sample
 from tests.mutants.record import faults, page, record_of
 from tests.mutants.trial import Verdict, prove_baseline, tried
 
-ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "tests" / "mutants").glob("*.toml"))
 
 CODE = """\
@@ -71,7 +71,7 @@ def test_a_bug_that_no_test_sees_is_missed(project: Path) -> None:
 
 
 def test_each_bug_meets_the_code_without_the_others_and_the_checkout_stays(project: Path) -> None:
-    # Of the same length and within a second: Python would take a compiled file of the one before.
+    # Same length and within a second: Python would reuse the compiled file of the previous bug.
     swapped = mutant("width * height", "width * width_")
     harmless = mutant("width * height", "height * width", harmless="products commute")
     verdicts = tried(project, [mutant(), swapped, harmless])
@@ -89,7 +89,7 @@ def test_a_bug_that_keeps_tests_from_being_imported_is_caught(project: Path) -> 
 def test_tests_of_interpreted_kernels_run_in_the_interpreter_and_others_do_not(
     project: Path,
 ) -> None:
-    # Each fails where the other's setting is.
+    # Each fails under the other's setting.
     kinds = {"test_plain.py": "not in", "tests/interpreted/test_kernel.py": "in"}
     (project / "tests" / "interpreted").mkdir(parents=True)
     for name, relation in kinds.items():

@@ -1,4 +1,4 @@
-"""Mutants put to the test: each in a copy of the checkout, whose tests then run."""
+"""Tries mutants: puts each into a copy of the checkout and runs the tests there."""
 
 from __future__ import annotations
 
@@ -18,41 +18,41 @@ from pathlib import Path
 
 from tests.mutants.mutant import Mutant, MutantError
 
-# No set of tests takes a third of this with warm caches; a mutant that does hangs.
+# With warm caches no set of tests takes a third of this, so a mutant that takes longer hangs.
 LONGEST = 900.0  # seconds
-PASSED, FAILED, BROKEN = 0, 1, 2  # pytest's exit statuses; 2 also where a file cannot be imported
-# Triton reads this where a kernel is decorated, so these tests need a process of their own.
+PASSED, FAILED, BROKEN = 0, 1, 2  # pytest's exit statuses; 2 also if a file cannot be imported
+# Triton reads TRITON_INTERPRET when a kernel is decorated, so these tests need their own process.
 INTERPRETED = "tests/interpreted/"
 INTERPRETER = {"TRITON_INTERPRET": "1", "VAEZ_BACKEND": "triton"}
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the tests said of a mutant."""
+    """The result of the tests on a mutant."""
 
     mutant: Mutant
     caught: bool
-    by: str  # the first test that failed, or what else happened; empty if missed
+    by: str  # the first failed test, or another reason; empty if missed
     seconds: float
 
 
 def copy_of(root: Path, target: Path) -> None:
-    """Copy what git tracks or would track."""
+    """Copy the files that git tracks or would track."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=root, capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     for name in filter(None, listed.split("\0")):
-        if not (root / name).is_file():  # deleted, and not yet committed
+        if not (root / name).is_file():  # deleted, but the deletion is not committed
             continue
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(root / name, target / name)
 
 
 def run_tests(tree: Path, tests: Sequence[str], *flags: str) -> tuple[int | None, str]:
-    """Run pytest in `tree`: its exit status, None if it did not end, and what it printed.
+    """Run pytest in `tree`. Returns its exit status, None if it did not end, and its output.
 
-    Tests of interpreted kernels run last, in a process of their own, if the others pass.
+    Tests of interpreted kernels run last, in their own process, if the others pass.
     """
     status: int | None = PASSED
     printed = ""
@@ -68,7 +68,7 @@ def _run_pytest(
 ) -> tuple[int | None, str]:
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(tree), str(tree / "kernels")]),
-        # Compiled files are told from old ones by whole seconds and sizes: a mutant may share both.
+        # Python compares compiled files by whole seconds and sizes, which mutants may share.
         "PYTHONDONTWRITEBYTECODE": "1",
         "OMP_WAIT_POLICY": "passive",
     }
@@ -87,7 +87,7 @@ def prove_baseline(root: Path, mutants: Sequence[Mutant], jobs: int) -> None:
     """Run all tests without any mutant.
 
     Raises:
-        MutantError: a test fails, is not there or none was run: then nothing could be concluded.
+        MutantError: a test fails or does not exist, or no test ran. No verdict would be possible.
     """
     tests = sorted({test for mutant in mutants for test in mutant.tests})
     with _copies(root, 1) as trees:
@@ -104,19 +104,19 @@ def tried(
     jobs: int = 1,
     observe: Callable[[Verdict], None] = lambda _: None,
 ) -> list[Verdict]:
-    """Put each mutant to its tests; verdicts in the mutants' order.
+    """Run the tests of each mutant. Returns the verdicts in the mutants' order.
 
     Args:
-        root: the checkout, which stays as it is.
-        mutants: what to try.
-        jobs: how many are tried at once, each in a copy of its own.
-        observe: called with each verdict as it comes.
+        root: the checkout, which is not changed.
+        mutants: the mutants to try.
+        jobs: how many are tried at once, each in its own copy.
+        observe: called with each verdict as soon as it is known.
 
     Raises:
-        MutantError: a mutant cannot be made, or its tests are not there.
+        MutantError: a mutant cannot be made, or its tests do not exist.
     """
     for mutant in mutants:
-        mutant.mutated(root)  # all are checked before the first runs
+        mutant.mutated(root)  # check all mutants before the first one runs
     with _copies(root, jobs) as trees, ThreadPoolExecutor(jobs) as pool:
 
         def one(mutant: Mutant) -> Verdict:

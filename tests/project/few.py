@@ -1,8 +1,7 @@
-"""Runs of each test few combinations of its parameters, in which each value of each one occurs.
+"""A pytest plugin that runs few combinations of a test's parameters, with every value of each one.
 
-A plugin of pytest for places where all combinations would take too long.
-`PYTEST_PLUGINS=tests.project.few` holds for the tests that a test starts in a process of its own,
-too.
+It is for places where all combinations would take too long. Set with
+`PYTEST_PLUGINS=tests.project.few`, it also applies to a pytest that a test starts.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ def leave_out(config: pytest.Config, items: list[pytest.Item], left: set[pytest.
 
 
 def few(items: list[pytest.Item]) -> set[pytest.Item]:
-    """Of the combinations of one test, chosen by how many new values each adds."""
+    """Combinations of one test, chosen greedily by how many new values each adds."""
     kept, met = {items[0]}, _values(items[0])
     values = {item: _values(item) for item in items}
     while (best := max(items, key=lambda item: len(values[item] - met))) not in kept:

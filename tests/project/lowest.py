@@ -1,6 +1,6 @@
-"""What `make test-oldest` installs: as little as a CUDA machine has, at the lowest versions.
+"""What `make test-oldest` installs: only what a CUDA machine has, at the lowest versions.
 
-Prints pip requirements made from pyproject.toml, so that what it declares is what is tested.
+Prints pip requirements made from pyproject.toml, so that the tests run with the declared versions.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from itertools import chain
 from pathlib import Path
 
 PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
-# These compile the ops. The others may be newer than the declared minimum: a machine with Python
-# 3.12 has the newest NumPy.
+# These compile the ops, so they are pinned. The others may be newer than the declared minimum: a
+# machine with Python 3.12 has the newest NumPy.
 LOWEST = ("torch", "triton", "torchvision")
 AS_DECLARED = ("numpy", "matplotlib", "filelock")
 FOR_TESTS = ("pytest", "pytest-benchmark", "pytest-xdist", "hypothesis")

@@ -1,4 +1,4 @@
-"""Code that runs on a CUDA machine without our package imports only what is installed there.
+"""Code for CUDA machines imports only what such a machine has, where our package is not installed.
 
 It has PyTorch, Triton, NumPy, matplotlib and pytest-benchmark.
 """
@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.soak.kills import ROOT, environment
+from bench.process import ROOT, environment
 
 LACKING = (
     *("mlxtend", "pythae", "pdoc", "torchvision", "sklearn", "scipy", "torchmetrics", "tqdm"),
     *("pandas", "playwright", "mypy", "ruff", "hypothesis", "xdist"),
 )
-# Imports modules, then runs one, where nothing finds what is lacking.
+# Imports modules and then runs one, while the packages in `lacking` cannot be found.
 BARE = """
 import json, runpy, sys
 from importlib.machinery import PathFinder
@@ -55,7 +55,7 @@ def modules_of(folder: str, pattern: str = "*.py") -> list[str]:
 
 def test_the_kernels_the_benchmarks_and_cudas_tests_are_imported() -> None:
     kernels = [name.removeprefix("kernels.") for name in modules_of("kernels/vaez_kernels")]
-    benches = modules_of("bench", "bench_*.py")
+    benches = modules_of("bench", "*/bench_*.py")
     run([*kernels, *modules_of("bench/gpu"), *benches, *modules_of("tests/cuda")])
 
 
@@ -69,5 +69,5 @@ def test_a_model_is_trained(tmp_path: Path) -> None:
         *("vaez_fast", "train", "--data-root", str(tmp_path), "--out", str(out)),
         *("--batch-size", "50", "--steps", "4", "--test-samples", "2"),
     )
-    record = json.loads((out / "metrics.json").read_text("utf-8"))  # written when all is done
+    record = json.loads((out / "metrics.json").read_text("utf-8"))  # written last
     assert record["config"]["steps"] == 4

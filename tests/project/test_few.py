@@ -1,4 +1,4 @@
-"""Few combinations of parameters still have every value of each parameter."""
+"""The few combinations that tests.project.few keeps have every value of each parameter."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import sys
 from itertools import product
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from bench.process import ROOT
+
 TESTS = """
 import pytest
 
@@ -42,5 +43,5 @@ def test_each_value_of_each_parameter_is_met_in_few_combinations(tmp_path: Path)
     values = [name[len("test_some[") : -1].split("-") for name in names if name != "test_alone"]
     for place, wanted in enumerate((("1", "1"), ("2", "3"), "xyz", "0123")):
         assert {of_test[place] for of_test in values} == set(wanted)
-    # As many as the longest parameter has, of all that there are.
+    # As many combinations as the longest parameter has values, and fewer than all.
     assert len(values) == 4 < len(list(product("12", "xyz", "0123")))

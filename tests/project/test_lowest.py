@@ -1,4 +1,4 @@
-"""The lowest versions that are declared are those that `make test-oldest` installs."""
+"""`make test-oldest` installs the lowest versions that pyproject.toml declares."""
 
 from __future__ import annotations
 

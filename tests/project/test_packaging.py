@@ -1,15 +1,13 @@
-"""What must hold before anything is installed."""
+"""The packages as they are imported: which imports they need, and which they avoid."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from bench.process import ROOT, environment
 
 
 def python(code: str) -> str:
@@ -17,16 +15,15 @@ def python(code: str) -> str:
 
 
 def finished(code: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"}
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=300
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment(), timeout=300
     )
     assert done.returncode == 0, done.stderr
     return done
 
 
 def test_the_kernels_folder_shadows_no_package() -> None:
-    # PyPI's "kernels" owns that name: a folder with an __init__.py would stand before it.
+    # A package on PyPI has the name "kernels". With an __init__.py our folder would hide it.
     assert not (ROOT / "kernels" / "__init__.py").exists()
 
 

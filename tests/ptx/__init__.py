@@ -1,4 +1,4 @@
-"""Executes the PTX that Triton emits, on numpy: README.md says what it checks and what it lacks."""
+"""Executes the PTX that Triton emits, on numpy. README.md lists its checks and its limits."""
 
 from tests.ptx.errors import Fault, PtxError, UnsupportedPtx
 from tests.ptx.machine import execute

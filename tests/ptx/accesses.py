@@ -24,7 +24,7 @@ PREFETCH = [f"L2::{size}B" for size in (64, 128, 256)]
 
 
 def _space(form: Form, hint_at: int) -> tuple[str, int]:
-    """Where an access goes, and of how many numbers; hints for caches are taken off."""
+    """The space of an access and its count of numbers. Removes cache hints from the form."""
     space = form.one_of(SPACES).removesuffix("::cta")
     count = int(form.one_of(("v2", "v4", "v8"), "v1")[1:])
     if "relaxed" in form.modifiers or "acquire" in form.modifiers or "release" in form.modifiers:
@@ -126,7 +126,7 @@ def decode_st(form: Form) -> Run:
 
 
 def _as_written(form: Form, word: str, type: Type) -> Type:
-    # Literals are read by the type itself: an f32 can be written as 1.0.
+    # A literal keeps its own type, because an f32 can be written as 1.0.
     return type if form.names.register(word) is None else TYPES[f"u{type.bits}"]
 
 

@@ -1,12 +1,12 @@
-"""The approximate units, within the errors that the PTX ISA documents, in three ways.
+"""Approximate instructions, within the errors that the PTX ISA documents, in three ways.
 
-`Units.NEAREST` returns the float32 nearest to the true value, `UP` the largest within the
-documented error of it, `DOWN` the smallest. A bound that holds for all three does not rest on
-numpy's accuracy. Real hardware errs less, and not always in one direction. Where the ISA's table of
-special cases names a result (an argument of zero, infinity or NaN), all three return it. Where the
-ISA bounds no error, all three return NaN.
+`Units.NEAREST` returns the float32 nearest to the true value, `UP` the largest one within the
+documented error, `DOWN` the smallest. A bound that holds for all three does not depend on numpy's
+accuracy. Real hardware errs less, and not always in one direction. If the ISA's table of special
+cases names a result (for an argument of zero, infinity or NaN), all three return it. If the ISA
+bounds no error, all three return NaN.
 
-Errors are those of PTX ISA 9.1, sections 9.7.3.8 to 9.7.3.22.
+The errors are from PTX ISA 9.1, sections 9.7.3.8 to 9.7.3.22.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SQRT_RELATIVE = 2.0**-23  # 9.7.3.15
 RSQRT_RELATIVE = 2.0**-22.9  # 9.7.3.16
 SINE_ABSOLUTE = 2.0**-20.5  # 9.7.3.18 and 9.7.3.19: within 2 pi
 FAR_SINE_ABSOLUTE = 2.0**-14.7  # the same: within 100 pi
-SINE_RANGE = 100 * np.pi  # the same: beyond it nothing is promised
+SINE_RANGE = 100 * np.pi  # the same: no bound beyond it
 LG2_ABSOLUTE = 2.0**-22  # 9.7.3.20: between 0.5 and 2
 LG2_RELATIVE = 2.0**-22  # the same: elsewhere
 EX2_ULPS = 2  # 9.7.3.21: "from correctly rounded result across the full range of inputs"
@@ -37,14 +37,14 @@ TANH_RELATIVE = 2.0**-11  # 9.7.3.22
 
 LARGEST = float(np.finfo(np.float32).max)
 
-# From the true value in float64, and the arguments, to how far the result may lie from it.
+# (true value in float64, arguments) → the largest allowed distance of the result from it.
 Error = Callable[..., Any]
 
 
 def within(exact: Any, error: Any, units: Units) -> Array:
     """The float32 that lies farthest from `exact` on the side of `units`, no farther than `error`.
 
-    At least the nearest float32, which every correctly rounded unit returns.
+    The nearest float32, which a correctly rounded unit returns, is always allowed.
     """
     nearest = exact.astype(np.float32)
     if units is Units.NEAREST:
@@ -59,7 +59,7 @@ def within(exact: Any, error: Any, units: Units) -> Array:
 
 
 def ulps(exact: Any, count: int) -> Any:
-    """So many units in the last place of the float32 nearest to `exact`; no change of its sign."""
+    """`count` units in the last place of the nearest float32, but too few to change the sign."""
     nearest = np.minimum(np.abs(exact), LARGEST).astype(np.float32)
     return np.minimum(count * np.spacing(nearest).astype(np.float64), np.abs(exact))
 
@@ -84,7 +84,7 @@ def relative(bound: float) -> Error:
 def approximate(
     function: Callable[..., Any], error: Error, operands: int = 1
 ) -> Callable[..., Any]:
-    """A unit: what it computes in float64, and its documented error."""
+    """A decoder of the unit that computes `function` in float64, with its documented error."""
 
     def decode(form: Form) -> Run:
         type = form.type("f32")

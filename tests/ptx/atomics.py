@@ -25,7 +25,7 @@ OPERATIONS: dict[str, tuple[Callable[[Any, Any], Any], tuple[str, ...]]] = {
 
 
 def decode_atom(form: Form) -> Run:
-    """d = the old number at [a], which is replaced; with red there is no d."""
+    """Replace the number at [a]; d gets the old one. `red` has no d."""
     returns = form.opcode == "atom"
     form.one_of(("global",))
     form.one_of(("relaxed", "acquire", "release", "acq_rel"), "relaxed")

@@ -1,4 +1,4 @@
-"""Shifts, fields of bits, and choices of bytes."""
+"""Shifts, bit fields and byte permutations."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def shift_left(a: Any, count: Any) -> Any:
 
 def shift_right(a: Any, count: Any) -> Any:
     bits = 8 * a.dtype.itemsize
-    if a.dtype.kind == "i":  # the sign fills
+    if a.dtype.kind == "i":  # filled with the sign bit
         return a >> np.minimum(count, bits - 1).astype(a.dtype)
     shifted = a >> np.minimum(count, bits - 1).astype(a.dtype)
     return np.where(count >= bits, a.dtype.type(0), shifted)
@@ -37,7 +37,7 @@ def decode_shr(form: Form) -> Run:
 
 
 def decode_shf(form: Form) -> Run:
-    """A funnel: 32 bits of the 64 of (b, a), shifted."""
+    """Funnel shift: 32 bits of the 64-bit number (b, a)."""
     type = form.type("b32")
     left = form.one_of(("l", "r")) == "l"
     clamp = form.one_of(("clamp", "wrap")) == "clamp"
@@ -53,13 +53,13 @@ def decode_shf(form: Form) -> Run:
 
 
 def ones(count: Any, like: Any) -> Any:
-    """The lowest `count` bits set."""
+    """A number whose lowest `count` bits are set."""
     one, bits = like.dtype.type(1), 8 * like.dtype.itemsize
     return np.where(count >= bits, ~like.dtype.type(0), shift_left(one, count) - one)
 
 
 def decode_bfe(form: Form) -> Run:
-    """`length` bits from `start` on; of signed types with copies of the last one above."""
+    """`length` bits from `start` on. Signed types are sign-extended from the field's last bit."""
     type = form.type("u32", "s32", "u64", "s64")
     bits = np.uint32(type.bits)
 
@@ -78,7 +78,7 @@ def decode_bfe(form: Form) -> Run:
 
 
 def decode_bfi(form: Form) -> Run:
-    """The low `length` bits of a, put into b from `start` on."""
+    """b with the low `length` bits of a inserted at `start`."""
     type = form.type("b32", "b64")
 
     def compute(a: Any, b: Any, start: Any, length: Any) -> Array:
@@ -90,7 +90,7 @@ def decode_bfi(form: Form) -> Run:
 
 
 def permute(a: Any, b: Any, selector: Any) -> Array:
-    """Four bytes out of the eight of (b, a), each by four bits; the highest copies a sign."""
+    """Four bytes of (b, a), each chosen by three bits; a fourth bit replicates its sign."""
     both = a.astype(np.uint64) | b.astype(np.uint64) << np.uint64(32)
     out: Any = np.uint32(0)
     for k in range(4):
@@ -108,7 +108,7 @@ def decode_prmt(form: Form) -> Run:
 
 
 def decode_lop3(form: Form) -> Run:
-    """Any function of three bits, by its table."""
+    """Any function of three bits, given as a lookup table."""
     type = form.type("b32")
     table = form.integer(4)
     form.operands.pop(4)

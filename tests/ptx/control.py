@@ -1,4 +1,4 @@
-"""Instructions that compute nothing: traps, and fences, which a machine in order does not need."""
+"""Traps, and fences, which have no effect because instructions run in order."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def decode_trap(form: Form) -> Run:
 
 
 def decode_fence(form: Form) -> Run:
-    """Orders global memory. Of shared memory it would order nothing without a barrier."""
+    """A fence orders global memory. It does not order shared memory without a barrier."""
     form.one_of(("acq_rel", "sc"), "sc")
     form.one_of(("cta", "cluster", "gpu", "sys", "gl"))
     form.done(0)

@@ -1,4 +1,4 @@
-"""cvt: from one type to another, with the rounding that is named."""
+"""cvt: conversion between types, with the named rounding."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def decode_cvt(form: Form) -> Run:
         form.one_of(("rn",))
         return _one(form, start, end, lambda a: _rounded(a, end))
     rounding = TO_INTEGER[form.one_of(TO_INTEGER)]
-    form.flag("sat")  # it always does
+    form.flag("sat")  # the conversion always saturates
     ftz = form.flag("ftz")
     return _one(form, start, end, _to_integer(start, end, rounding, ftz))
 
@@ -57,12 +57,12 @@ def _between_floats(form: Form, start: Type, end: Type) -> Callable[[Any], Any]:
     if whole:
         form.flag(whole)
         if start is not end or start.name == "bf16":
-            raise form.refuse("cannot round to a whole number of another type")
+            raise form.refuse("cannot round to an integer and convert to another type")
         return lambda a: TO_INTEGER[whole](flush(a) if ftz else a)
     if end.bits < start.bits or (start.bits == 16 and end.bits == 16 and start is not end):
         form.one_of(("rn",))
     if ftz and "f32" not in (start.name, end.name):
-        raise form.refuse("flushes where there is no f32")
+        raise form.refuse("ftz needs an f32")
 
     def convert(a: Any) -> Any:
         a = flush(a) if ftz and start.name == "f32" else a
@@ -73,12 +73,12 @@ def _between_floats(form: Form, start: Type, end: Type) -> Callable[[Any], Any]:
 
 
 def _rounded(a: Any, end: Type) -> Any:
-    """A number of numpy → the nearest of a floating-point type, ties to even."""
+    """Numpy numbers → the nearest ones of a floating-point type, ties to even."""
     if end.name != "bf16":
         return a.astype(end.dtype)
     if a.dtype == np.float32 or a.dtype.itemsize <= 2:
         return to_bfloat16(a.astype(np.float32))
-    # Rounded to odd first, so that rounding twice does no harm.
+    # Rounding to odd first makes the second rounding harmless.
     near = a.astype(np.float32)
     exact, bits = a.astype(np.longdouble), np.asarray(near).view(np.uint32)
     toward = np.where(exact > near, np.inf, -np.inf).astype(np.float32)
@@ -91,7 +91,7 @@ def _to_integer(
 ) -> Callable[[Any], Any]:
     limits = np.iinfo(end.dtype)
     low, high = int(limits.min), int(limits.max)
-    # PTX ISA 9.7.9.21: NaN gives 0 if neither type has 64 bits, else the highest bit alone.
+    # PTX ISA 9.7.9.21: NaN gives 0 if neither type has 64 bits, else only the highest bit.
     top = low if end.kind == "s" else 1 << (end.bits - 1)
     nan = top if 64 in (start.bits, end.bits) else 0
 
@@ -108,7 +108,7 @@ def _to_integer(
 
 
 def _pack(form: Form, start: Type, end: Type) -> Run:
-    """Two float32 to 32 bits; the first one becomes the upper half."""
+    """Two float32 → 32 bits, the first one in the upper half."""
     if start.name != "f32":
         raise form.refuse(f"cannot convert .{start.name} to .{end.name}")
     form.one_of(("rn",))
@@ -129,7 +129,7 @@ def _pack(form: Form, start: Type, end: Type) -> Run:
 
 
 def _to_tf32(form: Form, start: Type) -> Run:
-    """Float32 with ten bits of fraction; the others become zero."""
+    """Float32 rounded to ten fraction bits; the remaining bits are zero."""
     if start.name != "f32":
         raise form.refuse(f"cannot convert .{start.name} to .tf32")
     away = form.one_of(("rna", "rn")) == "rna"

@@ -1,4 +1,4 @@
-"""cp.async: copies from global to shared memory that arrive when their thread waits for them."""
+"""cp.async: copies from global to shared memory, which arrive when their thread waits for them."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _decode_copy(form: Form) -> Run:
 
 
 def _read(lanes: Lanes, where: Array, sources: Array, sizes: Array, size: int) -> Array:
-    """Of each lane the first bytes, the others zero → (lanes, size)."""
+    """The first `sizes` bytes of each lane's source, padded with zeros → (lanes, size)."""
     data = np.zeros((len(where), size), np.uint8)
     whole = sizes == size
     if whole.any():

@@ -1,4 +1,4 @@
-"""The copies of cp.async between their beginning and the wait for them."""
+"""cp.async copies that have begun and have not been waited for."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Copy(NamedTuple):
-    """What some lanes copy: where to, how many bytes, and in which of their groups."""
+    """Copies of some lanes: destination, bytes, and the number of the lane's group."""
 
     where: Array
     addresses: Array
@@ -25,7 +25,7 @@ class Copy(NamedTuple):
 
 
 class Copies:
-    """The copies under way. Groups are numbered by each lane for itself."""
+    """The copies under way. Each lane numbers its own groups."""
 
     def __init__(self, lanes: int) -> None:
         self._group = np.zeros(lanes, np.int64)
@@ -38,9 +38,9 @@ class Copies:
         self._group[slice(None) if active is None else active] += 1
 
     def wait(self, lanes: Lanes, active: Mask | None, pending: int | None) -> None:
-        """Let all copies of these lanes land but those of their last `pending` groups.
+        """Let the copies of these lanes land, except those of their last `pending` groups.
 
-        With None those land, too, that belong to no group yet.
+        With None, all copies land, including those that belong to no group yet.
         """
         left = []
         for copy in self._under_way:

@@ -1,4 +1,4 @@
-"""What can be wrong with a PTX program: with its text, or with what it does."""
+"""Errors in the text of a PTX program, and errors when it runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ class PtxError(Exception):
 
 
 class UnsupportedPtx(PtxError):
-    """An instruction, a modifier or an operand that this package does not execute."""
+    """An instruction, a modifier or an operand that this package does not support."""
 
 
 class Fault(PtxError):
@@ -20,7 +20,7 @@ class OutOfBounds(Fault):
 
 
 class Misaligned(Fault):
-    """An access at an address that is no multiple of its size."""
+    """An access at an address that is not a multiple of its size."""
 
 
 class UnsetRegister(Fault):
@@ -28,11 +28,11 @@ class UnsetRegister(Fault):
 
 
 class UnwrittenShared(Fault):
-    """Shared memory was read that nobody had written."""
+    """Shared memory was read before any thread had written it."""
 
 
 class SharedRace(Fault):
-    """Two threads used a byte of shared memory, one wrote it, and no barrier stood between."""
+    """Two threads used a byte of shared memory, one wrote it, and no barrier separated them."""
 
 
 class EarlyRead(Fault):
@@ -44,7 +44,7 @@ class DivergentBarrier(Fault):
 
 
 class InactiveLane(Fault):
-    """An instruction of a whole warp was executed by a part of it."""
+    """Only a part of a warp executed an instruction that needs the whole warp."""
 
 
 class Trap(Fault):

@@ -1,6 +1,6 @@
 """Floating-point arithmetic that IEEE 754 defines to the last bit; approximate.py has the rest.
 
-Results that are NaN keep no particular payload.
+NaN payloads are not kept.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SIGN, EXPONENT = np.uint32(1 << 31), np.uint32(0x7F800000)
 
 
 def flush(a: Any) -> Any:
-    """Float32 with subnormal numbers as zeros of their sign."""
+    """Float32 with subnormal numbers replaced by zeros of the same sign."""
     bits = a.view(np.uint32)
     return np.where(bits & EXPONENT == 0, bits & SIGN, bits).view(np.float32)
 
@@ -28,7 +28,7 @@ def flushing(compute: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def saturating(compute: Callable[..., Any]) -> Callable[..., Any]:
-    """Results in [+0, 1]; those that are NaN or -0 become +0."""
+    """Clamp results to [+0, 1]; NaN and -0 become +0."""
 
     def saturated(*operands: Any) -> Any:
         exact = compute(*operands)
@@ -38,7 +38,7 @@ def saturating(compute: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def to_bfloat16(a: Any) -> Any:
-    """Float32 → the bits of the nearest bfloat16, ties to even; NaN to 0x7FFF."""
+    """Float32 → the bits of the nearest bfloat16, ties to even; NaN → 0x7FFF."""
     bits = a.view(np.uint32)
     near = bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))
     return np.where(np.isnan(a), np.uint32(0x7FFF), near >> np.uint32(16)).astype(np.uint16)
@@ -49,12 +49,12 @@ def from_bfloat16(bits: Any) -> Any:
 
 
 def fused(a: Any, b: Any, c: Any) -> Any:
-    """a·b + c of float32, rounded once."""
+    """a·b + c in float32, rounded once."""
     product = a.astype(np.float64) * b  # exact: 48 bits
     total = product + c
     bits = np.asarray(total).view(np.uint64)
-    # Rounding a second time goes wrong only from the middle between two float32, whose low 29 bits
-    # are those, or near zero, where float32 has fewer.
+    # A second rounding can go wrong only at the middle between two float32, which has these low 29
+    # bits, or near zero, where float32 has fewer bits.
     halfway = bits & np.uint64(0x1FFFFFFF) == np.uint64(0x10000000)
     small = (np.abs(total) < 2.0**-125) & (total != 0)
     if (halfway | small).any():
@@ -63,8 +63,8 @@ def fused(a: Any, b: Any, c: Any) -> Any:
 
 
 def _to_odd(a: Any, b: Any, total: Any) -> Any:
-    # Where float64 had to round, it takes of both neighbours the odd one, from which rounding again
-    # gives what rounding once would have given (Boldo and Melquiond).
+    # Where float64 had to round, take the neighbour with an odd last bit. Rounding that again gives
+    # the same as rounding the exact value once (Boldo and Melquiond).
     back = total - a
     error = (a - (total - back)) + (b - back)
     even = np.asarray(total).view(np.uint64) & np.uint64(1) == 0
@@ -73,7 +73,7 @@ def _to_odd(a: Any, b: Any, total: Any) -> Any:
 
 
 def largest(a: Any, b: Any) -> Any:
-    """Of a number and a NaN the number (np.fmax keeps a signalling NaN); of zeros the positive."""
+    """The maximum. A number wins over NaN (np.fmax keeps a signalling NaN), and +0 over -0."""
     return _of_zeros(np.where((a > b) | np.isnan(b), a, b), a, b, np.bitwise_and)
 
 
@@ -95,9 +95,9 @@ def or_nan(choose: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
 
 
 def in_float32(compute: Callable[..., Any], type: Type) -> Callable[..., Any]:
-    """A function of float32 for operands of 16 bits: the result is rounded once more.
+    """Compute on 16-bit operands in float32 and round the result once more.
 
-    That is innocuous for a sum, a product and a quotient of numbers so short.
+    For operands this short, double rounding does not change a sum, a product or a quotient.
     """
     if type.name == "bf16":
         return lambda *operands: to_bfloat16(compute(*map(from_bfloat16, operands)))
@@ -105,7 +105,7 @@ def in_float32(compute: Callable[..., Any], type: Type) -> Callable[..., Any]:
 
 
 def halves(compute: Callable[..., Any], one: Type) -> Callable[..., Any]:
-    """The same for two numbers in 32 bits."""
+    """The same for two packed numbers in 32 bits."""
 
     def both(*operands: Any) -> Any:
         shape = np.broadcast_shapes(*(x.shape for x in operands))
@@ -120,7 +120,7 @@ def halves(compute: Callable[..., Any], one: Type) -> Callable[..., Any]:
 
 
 def arithmetic(compute: Callable[..., Any], operands: int) -> Callable[[Form], Run]:
-    """add, sub and mul, rounded to nearest even: the only rounding supported."""
+    """add, sub and mul, rounded to nearest even, the only supported rounding."""
 
     def decode(form: Form) -> Run:
         type = form.type("f32", "f64", "f16", "bf16", "f16x2", "bf16x2")
@@ -165,7 +165,7 @@ def _fma_bfloat16(a: Any, b: Any, c: Any) -> Any:
     total = x * y + z
     odd = _to_odd(x * y, z, total)
     near = odd.astype(np.float32)
-    # To odd in float32, too, before the last rounding.
+    # The sum is also rounded to odd in float32, before the last rounding.
     bits = np.asarray(near).view(np.uint32)
     toward = np.where(odd > near, np.inf, -np.inf).astype(np.float32)
     inexact = (odd != near) & (bits & np.uint32(1) == 0) & np.isfinite(near)
@@ -188,7 +188,7 @@ def extremum(choose: Callable[[Any, Any], Any]) -> Callable[[Form], Run]:
 
 
 def bitwise(compute: Callable[[Any, int], Any]) -> Callable[[Form], Run]:
-    """neg and abs: of the sign's bit, given its value."""
+    """neg and abs: `compute` gets the bits and the value of the sign bit."""
 
     def decode(form: Form) -> Run:
         type = form.type("f32", "f64", "f16", "bf16", "f16x2", "bf16x2")
@@ -198,7 +198,7 @@ def bitwise(compute: Callable[[Any, int], Any]) -> Callable[[Form], Run]:
         bit = unsigned.dtype.type(sign)
 
         def signed(a: Any) -> Any:
-            # An input's subnormal numbers become zeros before the sign changes.
+            # Subnormal inputs become zeros before the sign changes.
             return compute(flush(a.view(np.float32)).view(np.uint32) if flushed else a, bit)
 
         return elementwise(form, [unsigned], unsigned, signed)
@@ -207,7 +207,7 @@ def bitwise(compute: Callable[[Any, int], Any]) -> Callable[[Form], Run]:
 
 
 def rounded(compute: Callable[..., Any], operands: int) -> Callable[[Form], Run]:
-    """div.rn, rcp.rn and sqrt.rn, as IEEE 754 has them."""
+    """div.rn, rcp.rn and sqrt.rn, as IEEE 754 defines them."""
 
     def decode(form: Form) -> Run:
         type = form.type("f32", "f64")

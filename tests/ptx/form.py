@@ -1,7 +1,7 @@
-"""An instruction as written, taken apart piece by piece: what is left over was not understood.
+"""The text of one instruction, which a decoder takes apart piece by piece.
 
 A decoder asks for the modifiers that it knows, for the type, and for its operands as functions that
-read and write registers; `done` then refuses what nobody asked for.
+read and write registers. `done` then refuses whatever the decoder did not ask for.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.ptx.types import B32, PRED, TYPES, U32, Array, Mask, Type
 if TYPE_CHECKING:
     from tests.ptx.lanes import Lanes
 
-Source = Callable[["Lanes", Mask | None], Any]  # → an array with a number for each lane, or one
+Source = Callable[["Lanes", Mask | None], Any]  # → an array with one number a lane, or a scalar
 Target = Callable[["Lanes", Mask | None, Any], None]
 Run = Callable[["Lanes", Mask | None], None]
 
@@ -30,7 +30,7 @@ INSTRUCTION = re.compile(r"(?:@(!?)\s*(\S+)\s+)?([a-z][\w.:]*)\s*(.*)")
 
 
 class Instruction(NamedTuple):
-    """Where an instruction stands, for messages."""
+    """The place and the text of an instruction, for messages."""
 
     number: int  # in the program
     line: int
@@ -60,7 +60,7 @@ class Form:
         return UnsupportedPtx(f"{self.instruction}: {why}")
 
     def flag(self, *names: str) -> bool:
-        """Whether one of these modifiers stands there; it is taken off."""
+        """Whether the instruction has one of these modifiers, which is then removed."""
         for name in names:
             if name in self.modifiers:
                 self.modifiers.remove(name)
@@ -88,19 +88,19 @@ class Form:
             raise self.refuse(f"expected {operands} operands, got {len(self.operands)}")
 
     def vector(self, index: int) -> list[str]:
-        """The words of an operand in braces, or the operand itself."""
+        """The elements of an operand in braces, or the operand itself."""
         operand = self.operands[index]
         return split(operand[1:-1]) if operand.startswith("{") else [operand]
 
     def source(
         self, index: int | str, type: Type, narrow: bool = False, strict: bool = False
     ) -> Source:
-        """What reads an operand.
+        """A function that reads an operand.
 
         Args:
-            index: its number, or its text.
-            narrow: whether a wider register gives its low bits.
-            strict: whether a register must have been set; otherwise the result is not set, either.
+            index: the operand's number, or its text.
+            narrow: whether a wider register is allowed, of which the low bits are read.
+            strict: whether an unset register is an error. Otherwise the result becomes unset too.
         """
         text = index if isinstance(index, str) else self.operands[index]
         slot = self.names.register(text)
@@ -109,7 +109,7 @@ class Form:
         return self._register(slot, text, type, narrow, strict)
 
     def predicate(self, text: str, strict: bool = False) -> Source:
-        """What reads a predicate, negated after a "!"; `strict` is as for `source`."""
+        """A function that reads a predicate; "!" negates it. `strict` is as in `source`."""
         read = self.source(text.removeprefix("!").strip(), PRED, strict=strict)
         if not text.startswith("!"):
             return read
@@ -139,7 +139,7 @@ class Form:
     def _constant(self, text: str, type: Type) -> Source:
         if text in SPECIAL:
             if type.bits != 32:
-                raise self.refuse(f"{text} is read as 32 bits alone")
+                raise self.refuse(f"{text} can only be read as 32 bits")
             return lambda lanes, active: lanes.special[text].view(type.dtype)
         if text in self.names.variables:
             value = self.names.variables[text]
@@ -172,16 +172,16 @@ class Form:
         return self._number(self.operands[index], B32)
 
     def target(self, index: int | str, type: Type, extend: bool = False) -> Target:
-        """What writes a register; with `extend`, a wider one than the type.
+        """A function that writes a register. `extend` allows one that is wider than the type.
 
-        Signed types extend by their sign, all others with zeros.
+        Signed types are sign-extended, all others are zero-extended.
         """
         text = index if isinstance(index, str) else self.operands[index]
         if text == "_":
             return lambda lanes, active, value: None
         slot = self.names.register(text)
         if slot is None:
-            raise self.refuse(f"{text} is no register")
+            raise self.refuse(f"{text} is not a register")
         width = self.names.widths[slot]
         if width != type.bits and not (extend and width > type.bits > 1):
             raise self.refuse(f"{text} has {width} bits, and .{type.name} gives {type.bits}")
@@ -203,7 +203,7 @@ class Form:
         return self.predicate(f"!{name}" if negated else name, strict=True)
 
     def address(self, index: int, bits: int) -> Source:
-        """What gives the addresses of an operand like [%rd1+16], in so many bits."""
+        """A function that returns the addresses of an operand like [%rd1+16], of this width."""
         found = re.fullmatch(r"\[\s*([\w$%.]+)\s*(?:\+\s*(-?\w+)\s*)?\]", self.operands[index])
         if not found:
             raise self.refuse(f"cannot read the address {self.operands[index]}")
@@ -216,19 +216,19 @@ class Form:
         return lambda lanes, active: base(lanes, active) + constant
 
     def uses_shared(self, size: int) -> None:
-        """Say that the instruction accesses so many bytes of shared memory at once."""
+        """Record that the instruction accesses `size` bytes of shared memory at once."""
         self.names.granule = min(self.names.granule, size)
 
     def parameter(self, index: int) -> tuple[str, int]:
         """The name and the offset of an operand like [kernel_param_0+8]."""
         found = re.fullmatch(r"\[\s*([\w$]+)\s*(?:\+\s*(\d+)\s*)?\]", self.operands[index])
         if not found or found[1] not in self.parameters:
-            raise self.refuse(f"{self.operands[index]} is no parameter")
+            raise self.refuse(f"{self.operands[index]} is not a parameter")
         return found[1], int(found[2] or 0)
 
 
 def split(text: str) -> list[str]:
-    """At commas that stand in no brackets."""
+    """The parts between commas outside of brackets."""
     parts, depth, start = [], 0, 0
     for at, letter in enumerate(text):
         depth += {"{": 1, "[": 1, "(": 1, "}": -1, "]": -1, ")": -1}.get(letter, 0)

@@ -1,4 +1,4 @@
-"""Integer arithmetic, and logic bit by bit."""
+"""Integer arithmetic and bitwise logic."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _high_of_64(a: Any, b: Any) -> Any:
     x0, x1, y0, y1 = x & low, x >> half, y & low, y >> half
     middle = x1 * y0 + (x0 * y0 >> half)
     product = x1 * y1 + (middle >> half) + (((middle & low) + x0 * y1) >> half)
-    if a.dtype.kind == "i":  # of a negative number 2⁶⁴ too much was multiplied
+    if a.dtype.kind == "i":  # the unsigned view of a negative number is 2⁶⁴ too large
         product = product - (a < 0) * y - (b < 0) * x
     return product.view(a.dtype)
 
@@ -92,7 +92,7 @@ def decode_mad(form: Form) -> Run:
 
 
 def quotient(a: Any, b: Any) -> Any:
-    """Rounded towards zero. By zero it is all ones, as on the hardware; PTX leaves it open."""
+    """Rounded towards zero. Division by zero, undefined in PTX, gives all ones as on hardware."""
     zero = b == 0
     safe = np.where(zero, b.dtype.type(1), b)
     if a.dtype.kind == "u":

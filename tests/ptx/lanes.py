@@ -1,4 +1,4 @@
-"""The state of a program while it runs: every thread of some blocks is a lane of numpy arrays."""
+"""The state of a running program. Each thread of the running blocks is a lane of numpy arrays."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WARP = 32
 
 
 class Lanes:
-    """Lane b·T + t is thread t of the b-th of these blocks, of T threads each."""
+    """Lane b·T + t is thread t of the b-th running block, where each block has T threads."""
 
     def __init__(
         self,
@@ -43,10 +43,10 @@ class Lanes:
         self.parameters, self.memory, self.shared = parameters, memory, shared
         self.units, self.traffic = units, traffic
         self.values: list[Any] = [None] * len(program.registers)
-        # True where all lanes wrote the register, else a mask where some did.
+        # True if all lanes wrote the register, else a mask of those that did.
         self.written: list[Any] = [False] * len(program.registers)
-        self.unset: Mask | None = None  # where an operand of the current instruction is not set
-        self.origin: dict[int, str] = {}  # of registers computed from one that was never set
+        self.unset: Mask | None = None  # lanes with an unset operand of the current instruction
+        self.origin: dict[int, str] = {}  # which unset register a register was computed from
         self._unset_from = ""
         self.copies = Copies(self.size)
         self.everyone = np.ones(self.size, bool)
@@ -72,7 +72,7 @@ class Lanes:
         return special
 
     def write(self, slot: int, active: Mask | None, value: Any) -> None:
-        """Put a value, of the register's storage type, where `active` says."""
+        """Write a value of the register's storage type in the active lanes."""
         if active is None and self.unset is None:
             self.values[slot] = value if value.ndim else np.full(self.size, value)
             self.written[slot] = True
@@ -90,10 +90,10 @@ class Lanes:
         self.written[slot] = True if written is True or written.all() else written
 
     def note_unset(self, slot: int, active: Mask | None, strict: bool) -> None:
-        """Note that some lanes read a register that they never set, or one computed from such.
+        """Note that some lanes read a register that is unset, or was computed from an unset one.
 
-        That is an error where it decides something (`strict`), else the result is unset, too: a
-        compiler lets lanes whose result nobody uses compute with what they have.
+        With `strict`, that is an error. Otherwise the result is unset too: compilers let lanes
+        compute with arbitrary values if their result is never used.
         """
         if self.values[slot] is None:
             width = self.program.widths[slot]
@@ -117,7 +117,7 @@ class Lanes:
         return None if active is None else np.flatnonzero(active)
 
     def whole_warps(self, active: Mask | None) -> None:
-        """Refuse an instruction that a warp executes together, where a part of it does."""
+        """Refuse a warp-wide instruction that only a part of a warp executes."""
         if active is not None:
             by_warp: Mask = active.reshape(-1, WARP)
             some, every = (np.asarray(find(1)) for find in (by_warp.any, by_warp.all))
@@ -127,7 +127,10 @@ class Lanes:
                 self.fault(InactiveLane, missing, "does not take part with the rest of its warp")
 
     def whole_blocks(self, active: Mask | None) -> Array | None:
-        """The blocks of a barrier, None for all; all their threads that have not exited wait."""
+        """The blocks that wait at a barrier, None for all.
+
+        Refuses a block of which some threads neither wait nor have exited.
+        """
         if active is None:
             return None
         live = active if self.exited is None else active | self.exited
@@ -139,11 +142,11 @@ class Lanes:
         return np.flatnonzero(waiting)
 
     def at(self, index: int) -> str:
-        """An instruction by its number, as messages show it."""
+        """The text of an instruction for messages, by its number."""
         return str(self.program.steps[index].instruction)
 
     def fault(self, kind: type[Fault], lanes: Mask | int, what: str) -> NoReturn:
-        """Raise: the current instruction, the first of `lanes`, and what was wrong."""
+        """Raise an error that names the current instruction, the first of `lanes`, and `what`."""
         first = lanes if isinstance(lanes, int) else int(np.argmax(lanes))
         place = ", ".join(str(int(self.special[f"%ctaid.{axis}"][first])) for axis in "xyz")
         who = f"thread {int(self.thread[first])} of block ({place})"

@@ -1,4 +1,4 @@
-"""A Triton kernel, compiled for a GPU that need not be there and executed here on CPU tensors."""
+"""Compiles a Triton kernel for a GPU and executes it on CPU tensors. No GPU is needed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.ptx.units import Units
 
 Grid = Sequence[int] | Callable[[dict[str, Any]], Sequence[int]]
 
-_programs: dict[str, tuple[Program, Any]] = {}  # with Triton's metadata, by what was compiled
+_programs: dict[str, tuple[Program, Any]] = {}  # with Triton's metadata, by source and options
 
 
 class Run(NamedTuple):
@@ -35,12 +35,12 @@ class Run(NamedTuple):
 
 
 class PtxKernel:
-    """Stands in the place of a Triton kernel: `PtxKernel(kernel)[grid](*args, **constants)`.
+    """Replaces a Triton kernel: `PtxKernel(kernel)[grid](*args, **constants)`.
 
     Args:
-        kernel: what @triton.jit returned.
-        target: "sm_80" and the like. For sm_90 and later Triton emits instructions for products of
-            matrices (wgmma, tcgen05) that are not executed here.
+        kernel: the function returned by @triton.jit.
+        target: "sm_80" and the like. For sm_90 and later Triton emits matrix instructions (wgmma,
+            tcgen05) that are not supported here.
         units: which results approximate instructions give (see approximate.py).
     """
 
@@ -52,16 +52,16 @@ class PtxKernel:
         self._bind = create_function_from_signature(kernel.signature, kernel.params, self._backend)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.kernel, name)  # what launchers ask of a kernel: arg_names and so on
+        return getattr(self.kernel, name)  # launchers read attributes such as arg_names
 
     def __getitem__(self, grid: Grid) -> Callable[..., Run]:
         return lambda *args, **options: self.run(grid, args, options)
 
     def run(self, grid: Grid, args: Sequence[Any], options: dict[str, Any]) -> Run:
-        """Compile where needed, execute on the memory of the tensors, and keep the run.
+        """Compile if necessary, execute on the memory of the tensors, and record the run.
 
         Raises:
-            UnsupportedPtx: see program.parse; or an argument that is no tensor, number or None.
+            UnsupportedPtx: see program.parse; also if an argument is not a tensor, number or None.
             Fault: see machine.execute.
         """
         bound, specialization, options = self._bind(*args, **options)
@@ -71,7 +71,7 @@ class PtxKernel:
         program, metadata = self._program(parsed, signature, constexprs, attributes)
         values = [bound[name] for name, type in signature.items() if type != "constexpr"]
         numbers = [_argument(value) for value in values]
-        # Triton appends pointers to scratch memory, which kernels without such use do not read.
+        # Triton appends pointers to scratch memory. Kernels that use none do not read them.
         numbers += [0] * (len(program.parameters) - len(numbers))
         sizes = tuple(int(size) for size in (grid(bound) if callable(grid) else grid))
         traffic = execute(program, sizes, numbers, memory_of(bound), metadata.shared, self.units)
@@ -99,7 +99,7 @@ def _argument(value: Any) -> int | float:
 
 
 def memory_of(arguments: dict[str, Any]) -> GlobalMemory:
-    """The memory between the first and the last element of each CPU tensor, and no more.
+    """The memory from the first to the last element of each CPU tensor, and nothing else.
 
     Raises:
         ValueError: a tensor is not on the CPU.

@@ -1,8 +1,7 @@
-"""Runs all threads of some blocks at once.
+"""Runs all threads of several blocks at once.
 
-When threads diverge, the group with the smallest program counter runs first. It runs until it
-branches or reaches others that wait: so paths that parted meet again where they join, as a
-compiler's reconvergence has it.
+When threads diverge, the group with the smallest program counter runs first, until it branches or
+reaches other waiting threads. So diverged paths reconverge where they join, as on a GPU.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from tests.ptx.traffic import Traffic
 from tests.ptx.types import Mask
 from tests.ptx.units import Units
 
-# Threads run at once. A larger number needs more memory, a smaller one more numpy calls.
+# Threads that run at once. More need more memory; fewer need more numpy calls.
 LANES = 4096
 
 
@@ -33,18 +32,18 @@ def execute(
     shared_bytes: int = 0,
     units: Units = Units.NEAREST,
 ) -> Traffic:
-    """Launch a kernel, with blocks of `program.block` threads (see `Program.with_block`).
+    """Launch a kernel with blocks of `program.block` threads (see `Program.with_block`).
 
     Args:
         grid: the number of blocks, in one to three dimensions.
-        arguments: one for each parameter: an address or a number, or the parameter's bytes.
-        memory: what the kernel may access; its arrays are written to.
+        arguments: one for each parameter: an address, a number, or the parameter's bytes.
+        memory: what the kernel may access. Stores write into its arrays.
         shared_bytes: dynamic shared memory of each block.
         units: which results approximate instructions give (see approximate.py).
 
     Raises:
-        Fault: what errors.py lists; the message names the instruction and the thread.
-        ValueError: of arguments that do not fit the parameters.
+        Fault: see errors.py. The message names the instruction and the thread.
+        ValueError: the arguments do not fit the parameters.
     """
     if len(arguments) != len(program.parameters):
         raise ValueError(f"expected {len(program.parameters)} arguments, got {len(arguments)}")
@@ -88,7 +87,7 @@ def packed(parameter: Parameter, value: int | float | bytes) -> bytes:
 
 
 def _run(steps: Sequence[Step], lanes: Lanes) -> None:
-    groups: dict[int, Mask | None] = {0: None}  # who waits where, None for everyone
+    groups: dict[int, Mask | None] = {0: None}  # instruction → lanes waiting there, None for all
     while groups:
         start = min(groups)
         active = groups.pop(start)
@@ -102,7 +101,7 @@ def _run_group(
     active: Mask | None,
     groups: dict[int, Mask | None],
 ) -> None:
-    """Run threads from an instruction to where they branch, exit, or meet those that wait."""
+    """Run threads from an instruction until they branch, exit, or meet waiting threads."""
     first, meeting = at, min(groups, default=-1)
     while True:
         step = steps[at]

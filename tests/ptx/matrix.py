@@ -1,10 +1,10 @@
-"""Products of small matrices by a warp, and the loads and stores that deal them out.
+"""Matrix products of a warp, and the loads and stores that distribute matrices over its lanes.
 
-Every product of two 16-bit or TF32 operands is exact in float64; sums are taken there, too, and
+Every product of two 16-bit or TF32 operands is exact in float64; sums are taken in float64 too and
 rounded once to float32. Tensor cores add in an order and with a truncation that NVIDIA does not
-document: they lie a few units in the last place of the largest term away. Operands of TF32 are
-float32 registers of which the hardware reads the upper 19 bits, and so does this: a kernel that
-forgets to round them loses what it would lose there.
+document; they differ by a few units in the last place of the largest term. TF32 operands are
+float32 registers of which the hardware reads the upper 19 bits. This does the same, so a kernel
+that forgets to round its operands loses the same bits here.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from tests.ptx.lanes import WARP, Lanes
 from tests.ptx.types import TYPES, Array, Mask
 
 TF32_BITS = np.uint32(0xFFFFE000)
-# Elements of a register, and the depths of a product, by the operands' type.
+# Operand type → elements in a register, and the supported depths of a product.
 OPERANDS = {"f16": (2, (8, 16)), "bf16": (2, (8, 16)), "tf32": (1, (4, 8))}
 
 
 def decode_mma(form: Form) -> Run:
-    """D = A·B + C with A of 16 rows, B of 8 columns, and C in float32."""
+    """D = A·B + C, where A has 16 rows, B has 8 columns, and C is float32."""
     form.one_of(("sync",))
     form.one_of(("aligned",))
     form.one_of(("row",))
@@ -57,7 +57,7 @@ def decode_mma(form: Form) -> Run:
         b = numbers(of_b(lanes, active)).reshape(steps, -1, 8, 4, elements)
         b = b.transpose(1, 0, 3, 4, 2).reshape(-1, depth, 8)
         product = (a @ b).reshape(-1, 2, 8, 4, 2).transpose(1, 4, 0, 2, 3).reshape(4, -1)
-        if lanes.unset is not None:  # the numbers of all lanes reach each result
+        if lanes.unset is not None:  # each result depends on the numbers of all lanes
             lanes.unset = np.repeat(lanes.unset.reshape(-1, WARP).any(1), WARP)
         for write, out in zip(writes, sums + product, strict=True):
             write(lanes, active, out.astype(np.float32))
@@ -97,7 +97,7 @@ def _tf32(registers: Array) -> Array:
 
 
 def _matrices(form: Form) -> tuple[int, bool]:
-    """How many matrices of 8 × 8 numbers of 16 bits, and whether they are transposed."""
+    """The count of 8 × 8 matrices of 16-bit numbers, and whether they are transposed."""
     form.type("b16")
     form.one_of(("sync",))
     form.one_of(("aligned",))
@@ -111,7 +111,7 @@ def _matrices(form: Form) -> tuple[int, bool]:
 
 
 def _rows_at(lanes: Lanes, active: Mask | None, address: Any, count: int) -> tuple[Array, Array]:
-    """The lanes that name a row each, of all matrices in turn, and their addresses."""
+    """The lanes that give the rows' addresses, matrix after matrix, and these addresses."""
     lanes.whole_warps(active)
     naming = lanes.lane < 8 * count
     where = np.flatnonzero(naming if active is None else naming & active)

@@ -1,4 +1,4 @@
-"""Global memory: the regions that a kernel may touch, and nothing else."""
+"""Global memory: only the regions that a kernel may touch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Region(NamedTuple):
         return self.start + len(self.data)
 
     def rows(self, width: int, count: int) -> tuple[int, Array]:
-        """All aligned places of an access: where the first one is, and (places, count) numbers."""
+        """The first aligned address of an access, and the region as (places, count) numbers."""
         skipped = -self.start % (width * count)
         whole = (len(self.data) - skipped) // (width * count) * width * count
         view = self.data[skipped : skipped + max(whole, 0)].view(f"u{width}")
@@ -45,7 +45,7 @@ class GlobalMemory:
         """Let kernels access `data`, a writable 1-D array of uint8, from `address` on.
 
         Raises:
-            ValueError: of another dtype or shape, or overlapping a region.
+            ValueError: the dtype or shape is wrong, or the data overlaps another region.
         """
         if data.dtype != np.uint8 or data.ndim != 1 or not data.flags.c_contiguous:
             raise ValueError(f"data must be a contiguous 1-D array of uint8, got {data.dtype}")
@@ -61,7 +61,7 @@ class GlobalMemory:
         """Read `count` numbers of `width` bytes in each lane → (count, lanes), unsigned.
 
         Args:
-            where: the lanes' numbers, None for all.
+            where: the indices of the lanes, None for all.
             addresses: their addresses, uint64.
         """
         out = np.empty((count, len(addresses)), f"u{width}")
@@ -87,7 +87,7 @@ class GlobalMemory:
         width: int,
         change: Callable[[Array], Array],
     ) -> Array:
-        """Replace one number by `change` of it, and return the old one."""
+        """Replace one number by `change(number)` and return the old one."""
         addresses = np.array([address], np.uint64)
         ((_, region),) = self._split(lanes, np.array([lane]), addresses, width, "updates")
         start, rows = region.rows(width, 1)

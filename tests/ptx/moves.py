@@ -29,7 +29,7 @@ def decode_mov(form: Form) -> Run:
         return _pack(form, type.bits)
     unsigned = TYPES[f"b{type.bits}"] if type is not PRED else PRED
     form.done(2)
-    # Literals are read by the type itself: an f32 can be written as 1.0.
+    # A literal keeps its own type, because an f32 can be written as 1.0.
     is_register = form.names.register(form.operands[1]) is not None
     read = form.source(1, unsigned if is_register or type.name == "bf16" else type)
     write = form.target(0, unsigned)
@@ -86,7 +86,7 @@ def decode_selp(form: Form) -> Run:
         first = read_first(lanes, active)
         of_first, lanes.unset = lanes.unset, None
         second = read_second(lanes, active)
-        # What is not chosen need not have been set.
+        # The operand that is not chosen may be unset.
         of_second, lanes.unset = lanes.unset, undecided
         for unset, matters in ((of_first, chosen), (of_second, ~chosen)):
             if unset is not None and (unset & matters).any():
@@ -165,7 +165,7 @@ def decode_setp(form: Form) -> Run:
 
 
 def decode_cvta(form: Form) -> Run:
-    """Between generic addresses and those of global memory, which are the same here."""
+    """Converts between generic and global addresses, which are the same here."""
     form.flag("to")
     form.one_of(("global",))
     type = form.type("u64")
@@ -173,7 +173,7 @@ def decode_cvta(form: Form) -> Run:
 
 
 def decode_createpolicy(form: Form) -> Run:
-    """A hint for the cache, which has no effect here."""
+    """A cache hint, which has no effect here."""
     form.one_of(("fractional",))
     type = form.type("b64")
     form.one_of(("L2::evict_last", "L2::evict_first", "L2::evict_normal", "L2::evict_unchanged"))

@@ -9,7 +9,7 @@ from tests.ptx.types import TYPES
 
 
 class Names:
-    """Registers and variables by name; those of inner scopes hide outer ones."""
+    """Registers and variables by name; inner scopes hide outer ones."""
 
     def __init__(self) -> None:
         self.widths: list[int] = []  # of each register, in bits

@@ -52,11 +52,11 @@ class Parameter(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One instruction: what runs it, or where it jumps to."""
+    """One instruction: the function that runs it, or its jump target."""
 
     instruction: Instruction
     guard: Source | None
-    run: Run | None  # None for a branch, or an exit
+    run: Run | None  # None for a branch or an exit
     target: int | None  # of a branch
 
 
@@ -64,8 +64,8 @@ class Program(NamedTuple):
     name: str
     parameters: tuple[Parameter, ...]
     block: tuple[int, int, int]  # threads
-    exact: bool  # whether all blocks have so many (.reqntid), or at most as many (.maxntid)
-    shared_bytes: int  # that the program declares itself; a launch may add more
+    exact: bool  # whether blocks have exactly this many (.reqntid) or at most (.maxntid)
+    shared_bytes: int  # declared by the program itself; a launch may add more
     steps: tuple[Step, ...]
     registers: tuple[str, ...]
     widths: tuple[int, ...]  # of the registers, in bits
@@ -76,10 +76,10 @@ class Program(NamedTuple):
         return math.prod(self.block)
 
     def with_block(self, block: tuple[int, ...]) -> Program:
-        """The program for a launch with so many threads in a block.
+        """The program for a launch with this many threads in a block.
 
         Raises:
-            ValueError: it was not compiled for a block of that size, or that is no whole warps.
+            ValueError: it was not compiled for this block size, or the block is not whole warps.
         """
         x, y, z = (*block, 1, 1)[:3]
         threads = math.prod((x, y, z))
@@ -96,7 +96,7 @@ def parse(ptx: str) -> Program:
     """The only kernel of a PTX module.
 
     Raises:
-        UnsupportedPtx: it has an instruction, a modifier or an operand that is not executed here.
+        UnsupportedPtx: it has an instruction, a modifier or an operand that is not supported here.
             The message names the line.
     """
     entry = entry_of(ptx)
@@ -190,7 +190,7 @@ def _parameters(entry: Entry) -> dict[str, Parameter]:
 
 
 def _block(entry: Entry) -> tuple[tuple[int, int, int], bool]:
-    """A block's threads, and whether they are exactly so many; else `with_block` may set fewer."""
+    """A block's threads, and whether the count is exact. If not, `with_block` may set fewer."""
     found = re.search(r"\.reqntid\s+([\d\s,]+)", entry.directives)
     exact = found is not None
     found = found or re.search(r"\.maxntid\s+([\d\s,]+)", entry.directives)
@@ -204,7 +204,7 @@ def _block(entry: Entry) -> tuple[tuple[int, int, int], bool]:
 
 
 def _declare_shared(entry: Entry, names: Names) -> int:
-    """Give addresses to the module's variables in shared memory; the extern one comes last."""
+    """Assign addresses to the module's shared variables. The extern one comes last."""
     end = 0
     extern = None
     inner = [f"{one.text};" for one in entry.body if one.text.startswith(".shared")]

@@ -1,14 +1,15 @@
-"""Shared memory, and who used which byte when: unwritten bytes, races, copies under way.
+"""Shared memory, with checks for unwritten bytes, races and copies under way.
 
 A clock counts barriers. Each granule (the smallest access of the program, to which all accesses are
 aligned) remembers when and by which thread it was last written, and when and by which thread of
-each warp it was last read. Two accesses are ordered if a thread made both, or if a bar.sync of the
-block, or a bar.warp.sync of a warp that made both, came between. Shuffles order nothing.
+each warp it was last read. Two accesses are ordered if the same thread made both, or if a bar.sync
+of the block came between, or a bar.warp.sync of the warp that made both. Shuffles order nothing.
 
-Where lanes of a warp store different numbers to one place in one instruction, the hardware keeps
-one of them, and does not say which. Triton makes such stores: lanes that hold copies of a sum
-differ in its last bit where a product was fused into it in one lane, and not in the other. Here the
-last lane wins, with `Units.DOWN` the first, and `Traffic.conflicting_stores` counts who lost.
+If lanes of a warp store different numbers to one place in one instruction, the hardware keeps one
+of them and does not say which. Triton makes such stores: lanes hold copies of a sum, and the copies
+differ in the last bit if a multiplication was fused into the sum in one lane and not in the other.
+Here the last lane wins, or with `Units.DOWN` the first; `Traffic.conflicting_stores` counts the
+stores that lost.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ if TYPE_CHECKING:
     from tests.ptx.lanes import Lanes
 
 WARP = 32
-SEVERAL = np.iinfo(np.int32).min  # in place of a reading thread: several of a warp
-UNDER_WAY = np.iinfo(np.int32).max  # in place of a time: a cp.async will write here
+SEVERAL = np.iinfo(np.int32).min  # instead of a reading thread: several threads of a warp
+UNDER_WAY = np.iinfo(np.int32).max  # instead of a time: a cp.async will write here
 
 
 class SharedMemory:
-    """That of some blocks side by side: of each `size` bytes."""
+    """The shared memory of the running blocks, side by side, `size` bytes each."""
 
     def __init__(self, blocks: int, threads: int, size: int, granule: int) -> None:
         self.size, self.granule = size, granule
@@ -41,7 +42,7 @@ class SharedMemory:
         self._data = np.zeros(blocks * self.stride, np.uint8)
         self._time = 1
         self._block_time = np.ones(blocks, np.int32)  # of the last bar.sync
-        self._warp_time = np.ones(blocks * self.warps, np.int32)  # of it or bar.warp.sync
+        self._warp_time = np.ones(blocks * self.warps, np.int32)  # of the last bar(.warp).sync
         self._written = np.zeros(granules, np.int32)  # when; 0 for never
         self._writer = np.zeros(granules, np.int32)
         self._written_by = np.zeros(granules, np.int32)  # the instruction's index
@@ -61,9 +62,9 @@ class SharedMemory:
         """Read `count` numbers of `width` bytes in each lane → (count, lanes), unsigned.
 
         Args:
-            where: the lanes' numbers, None for all.
+            where: the indices of the lanes, None for all.
             addresses: their addresses, uint32.
-            by_warp: all lanes of a warp use what each of its lanes reads.
+            by_warp: whether all lanes of a warp use what each of its lanes reads.
         """
         access = Access(self, lanes, where, addresses, width * count, "reads", by_warp)
         written = access.of(self._written)
@@ -84,7 +85,7 @@ class SharedMemory:
         values: Array,
         by_warp: bool = False,
     ) -> None:
-        """Write (count, lanes) unsigned numbers; other arguments as for `load`."""
+        """Write (count, lanes) unsigned numbers; the other arguments are as for `load`."""
         count, width = len(values), values.dtype.itemsize
         access = Access(self, lanes, where, addresses, width * count, "writes", by_warp)
         rows = self._data.view(f"u{width}").reshape(-1, count)
@@ -94,20 +95,20 @@ class SharedMemory:
         lanes.traffic.shared_bytes += access.at.size * width * count
 
     def begin_copy(self, lanes: Lanes, where: Array, addresses: Array, data: Array) -> None:
-        """A cp.async of the bytes (lanes, size) is under way: until `land`, nobody may use them."""
+        """Begin a cp.async of the bytes (lanes, size). No access may use them before `land`."""
         access = Access(self, lanes, where, addresses, data.shape[1], "copies")
         self._check_writing(access, None)
-        # They lie there from now on, as no access sees them before they land.
+        # The bytes can be written now, because no access sees them before they land.
         self._put(access, self._data.reshape(-1, data.shape[1]), data, UNDER_WAY)
 
     def land(self, lanes: Lanes, where: Array, addresses: Array, size: int) -> None:
-        """Copies of `size` bytes each have arrived, as if their threads stored them now."""
+        """Let copies of `size` bytes each arrive, as if their threads stored them now."""
         access = Access(self, lanes, where, addresses, size, "copies")
         self._note_writing(access, self._time)
         lanes.traffic.shared_bytes += access.at.size * size
 
     def _put(self, access: Access, rows: Array, new: Array, time: int) -> None:
-        """Write a row for each lane; of lanes of a warp that share a place one wins."""
+        """Write a row for each lane. If lanes of a warp share a place, one of them wins."""
         order = slice(None, None, -1 if access.lanes.units is Units.DOWN else 1)
         rows[access.at[order]] = new[order]
         self._note_writing(access, time, order)
@@ -129,7 +130,7 @@ class SharedMemory:
         self._warp_time.reshape(-1, self.warps)[chosen] = self._time
 
     def sync_warps(self, warps: Array | None) -> None:
-        """A bar.warp.sync of these warps, counted through all blocks, None for all."""
+        """A bar.warp.sync of these warps, numbered across all blocks, None for all."""
         self._time += 1
         self._warp_time[slice(None) if warps is None else warps] = self._time
 
@@ -142,7 +143,7 @@ class SharedMemory:
             access.fault(SharedRace, racing, self._writers(access, racing, "was written by"))
 
     def _unordered(self, access: Access, written: Array, writer: Array) -> Mask:
-        """Which granules others wrote since the last barrier in common."""
+        """Which granules another thread wrote since the last common barrier."""
         same_warp = _warp_of(writer) == access.warp[:, None]
         since = np.where(same_warp, self._warp_time[access.warps], self._block_time[access.blocks])
         mine = (writer == access.thread[:, None]) & (not access.by_warp)
@@ -158,7 +159,7 @@ class SharedMemory:
                 )
             writer = access.of(self._writer)
             racing = self._unordered(access, written, writer)
-            # A value that already stands there does no harm: layouts with copies write such.
+            # Storing the value that is already there is harmless: layouts with copies do that.
             if racing.any() and callable(differs):
                 racing &= differs().any(1)[:, None]
             if racing.any():
@@ -206,7 +207,7 @@ def _warp_of(writer: Array) -> Array:
 
 
 class Access:
-    """Some lanes' places in shared memory, all of one size, checked to lie inside and aligned."""
+    """Places in shared memory, one a lane and all of one size, checked for bounds and alignment."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""A few lines of hand-written PTX as a kernel: the tests' way to single instructions."""
+"""Turns a few lines of hand-written PTX into a kernel, to test single instructions."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ INPUTS = 1 << 20  # addresses, a mebibyte apart
 
 
 def module(body: str, parameters: Sequence[str] = (), threads: int = 32) -> str:
-    """PTX with one kernel of registers %p, %h (16 bits), %r (32) and %d (64).
+    """PTX with one kernel, which has registers %p, %h (16 bits), %r (32) and %d (64).
 
     Args:
-        parameters: their types; they are named p0, p1 and so on.
+        parameters: the types of the parameters, which are named p0, p1 and so on.
     """
     declared = ", ".join(f".param .{type} p{k}" for k, type in enumerate(parameters))
     return HEAD.format(parameters=declared, threads=threads, body=body)
@@ -45,7 +45,7 @@ def run(
     shared: int = 0,
     units: Units = Units.NEAREST,
 ) -> Traffic:
-    """Execute it; %d0, %d1, … are the arrays' addresses, %r0 the thread, %r1 the block."""
+    """Execute `body`. %d0, %d1, … are the arrays' addresses, %r0 the thread, %r1 the block."""
     memory = GlobalMemory()
     addresses = [INPUTS * (k + 1) for k in range(len(arrays))]
     for k, (address, array) in enumerate(zip(addresses, arrays, strict=True)):
@@ -63,10 +63,10 @@ def compute(
     units: Units = Units.NEAREST,
     shared: int = 0,
 ) -> np.ndarray[Any, Any]:
-    """Run lines that compute {out} from {0}, {1} and so on, one thread for each number.
+    """Run lines that compute {out} from {0}, {1} and so on, with one thread for each number.
 
     Args:
-        operands: arrays of one length, a multiple of 32; each becomes a register of its width.
+        operands: arrays of equal length, a multiple of 32; each becomes a register of its width.
         out: the result's dtype, by default the first operand's.
     """
     threads = len(operands[0])

@@ -1,4 +1,4 @@
-"""PTX as text: an entry's head, and the statements of its body with their line numbers."""
+"""Splits PTX text into an entry's head and the statements of its body, with line numbers."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from tests.ptx.errors import UnsupportedPtx
 
 
 class Statement(NamedTuple):
-    """One of a label, a directive, an instruction, or the brace of a scope."""
+    """A label, a directive, an instruction, or the brace of a scope."""
 
     line: int
     text: str
-    source: str  # file:line:column of the code it was compiled from, where the PTX says so
+    source: str  # file:line:column of the code it was compiled from, if the PTX records it
 
 
 class Entry(NamedTuple):
@@ -32,7 +32,7 @@ def entry_of(ptx: str) -> Entry:
     """The only kernel of a module.
 
     Raises:
-        UnsupportedPtx: there is none or several, or the module has functions.
+        UnsupportedPtx: there is no kernel or more than one, or the module has functions.
     """
     code = _without(r"//.*|/\*.*?\*/|^[ \t]*\.(?:loc|file)\b.*", ptx)
     starts = list(re.finditer(r"\.entry\s+([\w$]+)\s*\(([^)]*)\)([^{]*)\{", code))
@@ -46,7 +46,7 @@ def entry_of(ptx: str) -> Entry:
 
 
 def _without(pattern: str, ptx: str) -> str:
-    # As long as the text itself, so that positions hold in both.
+    # Spaces keep the length, so that positions are valid in both texts.
     return re.sub(pattern, lambda found: " " * len(found[0]), ptx, flags=re.M)
 
 
@@ -54,7 +54,7 @@ STATEMENT = re.compile(r"\s*(?:(?P<brace>[{}])|(?P<label>[\w$]+:)(?!:)|(?P<code>
 
 
 def _statements(ptx: str, code: str, position: int) -> Iterator[Statement]:
-    # A brace that begins a statement opens or closes a scope; all others hold a vector.
+    # A brace that begins a statement opens or closes a scope; all others enclose a vector.
     located = [
         (place.start(), place[1])
         for place in re.finditer(r"^[ \t]*\.loc\b.*//\s*(\S+:\d+:\d+)", ptx, re.M)

@@ -1,4 +1,4 @@
-"""Approximate units give what the PTX ISA promises, and no more, in all three ways."""
+"""Approximate instructions use all of the error that the PTX ISA allows, and no more."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def lg2_bound(exact: Any, a: Any) -> Any:
     return np.where((a > 0.5) & (a < 2), 2.0**-22, 2.0**-22 * np.abs(exact))
 
 
-# Of each unit its true value, the documented bound, and arguments.
+# Instruction → its true value, the documented bound, and arguments.
 UNITS: dict[str, tuple[Callable[..., Any], Callable[..., Any], Any]] = {
     "ex2.approx": (np.exp2, lambda exact, a: of_rounded(exact), rng.uniform(-120, 120, 4096)),
     "lg2.approx": (np.log2, lg2_bound, np.exp(rng.uniform(-80, 80, 4096))),
@@ -66,7 +66,7 @@ def test_units_err_by_the_documented_error_and_no_more(unit: str) -> None:
         error = (run(unit, a, units=units).astype(np.float64) - exact) * sign
         # The nearest float32 is always allowed, though it may lie beyond a bound below half an ulp.
         assert (error <= np.maximum(limit, np.abs(nearest - exact)) * (1 + 1e-12)).all()
-        # All of the bound but what is finer than float32.
+        # All of the bound is used, up to the spacing of float32.
         assert (error >= limit - ulp(np.abs(exact) + limit)).all()
         assert error.sum() > 0.45 * limit.sum()
 
@@ -115,7 +115,7 @@ def test_where_no_error_is_bounded_the_result_is_nan(units: Units) -> None:
     one = np.full(128, 0.5, F32)
     out = compute("div.approx.f32 {out}, {0}, {1};", one, b, units=units)[:5]
     assert np.isnan(out).tolist() == [False, False, True, True, False]
-    # As zeros they have a row in the table, and div.full takes all numbers.
+    # Flushed to zero they have a row in the table, and div.full supports all numbers.
     flushed = compute("div.approx.ftz.f32 {out}, {0}, {1};", one, b, units=units)[2:5]
     assert flushed.tolist() == [np.inf, -np.inf, np.inf]
     assert not np.isnan(compute("div.full.f32 {out}, {0}, {1};", one, b, units=units)).any()

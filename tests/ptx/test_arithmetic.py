@@ -19,7 +19,7 @@ F32 = np.float32
 
 
 def integers(dtype: str, low: int | None = None) -> np.ndarray[Any, Any]:
-    """Random bits, small numbers and the ends of the range."""
+    """Random bits, small numbers, and both limits of the type."""
     limits = np.iinfo(dtype)
     some = rng.integers(limits.min, limits.max, LANES, dtype=dtype, endpoint=True)
     some[::4] = rng.integers(0, 40, LANES // 4)
@@ -28,7 +28,7 @@ def integers(dtype: str, low: int | None = None) -> np.ndarray[Any, Any]:
 
 
 def floats() -> np.ndarray[Any, Any]:
-    """Random bits of float32: of every exponent, NaN, infinity and zeros."""
+    """Float32 numbers of random bits, plus NaN, infinities, zeros and normal draws."""
     some = rng.integers(0, 2**32, LANES, dtype=np.uint32).view(F32)
     some[:8] = 0.0, -0.0, np.inf, -np.inf, np.nan, 1e-45, -1e-40, 3.4e38
     some[8:128] = rng.normal(size=120)
@@ -178,7 +178,7 @@ def test_any_function_of_three_bits_and_counts() -> None:
 
 
 def nearest(value: Fraction) -> float:
-    """The float32 that lies nearest, ties to even: by Python's integers alone."""
+    """The nearest float32, ties to even, computed with Python's integers."""
     if value == 0:
         return 0.0
     exponent = max(abs(value).numerator.bit_length() - abs(value).denominator.bit_length(), -126)
@@ -194,9 +194,9 @@ def nearest(value: Fraction) -> float:
 
 def test_a_fused_product_and_sum_is_rounded_once() -> None:
     a, b = rng.normal(size=(2, LANES)).astype(F32)
-    c = (-a.astype(np.float64) * b).astype(F32)  # what is left is the product's rounding error
+    c = (-a.astype(np.float64) * b).astype(F32)  # the sum is the product's rounding error
     c[::2] = rng.normal(size=LANES // 2)
-    # Middles between two float32 that the last bit of the product decides.
+    # Ties between two float32 that the last bit of the product breaks.
     a[:2], b[:2] = F32(1 + 2.0**-12), F32(1 + 2.0**-12)
     c[:2] = F32(2.0**30), F32(-(2.0**-30))
     a[2:4], b[2:4], c[2:4] = F32(2.0**-100), F32(2.0**-49 * (1 + 2.0**-23)), F32(1e-40)
@@ -207,7 +207,7 @@ def test_a_fused_product_and_sum_is_rounded_once() -> None:
 
 
 def test_a_product_that_float64_cannot_hold_decides_a_tie() -> None:
-    """1 + 2^-23 + 2^-24·(1 - 2^-46): in float64 that is the middle, which would round up."""
+    """1 + 2^-23 + 2^-24·(1 - 2^-46) becomes a tie in float64, which would round up."""
     a, b, c = 2.0**-24 * (1 + 2.0**-23), 1 - 2.0**-23, 1 + 2.0**-23
     out = compute("fma.rn.f32 {out}, {0}, {1}, {2};", *(np.full(32, v, F32) for v in (a, b, c)))
     assert (out == F32(c)).all()
@@ -249,7 +249,7 @@ def test_flushing_makes_subnormal_numbers_zeros_of_their_sign() -> None:
     flushed = compute("mul.ftz.f32 {out}, {0}, {1};", a, one)
     assert flushed[:4].tolist() == [0.0, -0.0, a[2], 1.0]
     assert np.signbit(flushed[1])
-    # A result is flushed, too.
+    # Results are flushed too.
     small = compute("mul.ftz.f32 {out}, {0}, {1};", a, np.full(32, 0.5, F32))
     assert small[2] == 0
 
@@ -324,7 +324,7 @@ def test_comparisons_of_integers_know_their_sign() -> None:
 
 
 def bfloat16(a: np.ndarray[Any, Any]) -> list[int]:
-    """By Python's fractions: the upper 16 bits, rounded to nearest even."""
+    """The upper 16 bits, rounded to nearest even, computed with Python's fractions."""
     out = []
     for value in a.tolist():
         (bits,) = struct.unpack("<I", struct.pack("<f", value))

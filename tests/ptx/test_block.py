@@ -1,4 +1,4 @@
-"""How many threads a block has: what PTX requires, and what a launch gives."""
+"""The number of threads of a block: what the PTX requires and what a launch sets."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def test_of_a_largest_block_fewer_threads_may_run() -> None:
 
 
 def test_a_rehearsed_launch_of_another_block_fails() -> None:
-    """Before anything else is looked at: here are no arguments."""
+    """The block is checked first: this launch has no arguments."""
     ptx = EXACT.encode()
     for capturing in (False, True):
         with pytest.raises(ValueError, match=r"requires a block of \(64, 1, 1\), got \(32, 1, 1\)"):
-            results._launch(Launch(ptx, "kernel", (1, 1, 1), (32, 1, 1), 0, 0, capturing))
+            results.execute(Launch(ptx, "kernel", (1, 1, 1), (32, 1, 1), 0, 0, capturing))

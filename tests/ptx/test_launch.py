@@ -1,4 +1,4 @@
-"""Triton kernels, none of vaez_kernels', compiled for a GPU and executed as PTX."""
+"""Small Triton kernels of this file, compiled for a GPU and executed as PTX."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_an_elementwise_kernel(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("size", [1, 16, 48])
 def test_integers_on_which_triton_specialises(size: int) -> None:
-    """One, and multiples of 16, become facts of the program."""
+    """Triton compiles the value 1, and divisibility by 16, into the program."""
     scaled(size, 2.0)
 
 
@@ -118,9 +118,9 @@ def test_options_reach_the_compiler() -> None:
 
 
 def test_a_forgotten_mask_is_out_of_bounds() -> None:
-    """Though the tensors are parts of larger ones, whose memory a GPU would read."""
+    """The tensors are parts of larger ones, so a GPU would read beyond them without an error."""
     x, out = torch.randn(2048), torch.empty(2048)
-    with pytest.raises(OutOfBounds, match=r"test_ptx_launch.py:\d+:\d+.* beyond x \["):
+    with pytest.raises(OutOfBounds, match=r"test_launch.py:\d+:\d+.* beyond x \["):
         PtxKernel(careless_kernel)[(2,)](x[:1000], out, BLOCK=512)
     with pytest.raises(OutOfBounds, match=r"beyond out \["):
         PtxKernel(careless_kernel)[(2,)](x, out[:1023], BLOCK=512)
@@ -138,7 +138,8 @@ def test_a_reduction_over_warps_in_a_grid_of_two_dimensions(units: Units) -> Non
     run = kernel[grid](x, out, x.stride(0), 1000, WIDTH=1024)
     assert run.traffic.barriers > 0
     wanted = torch.softmax(x.double(), 1)
-    # exp: two ulps of ex2, and its argument's rounding, |x| < 8, to 2^-22; three roundings more.
+    # exp errs by two ulps of ex2 and, as |x| < 8, by its argument's rounding of 2^-22. Three more
+    # roundings follow.
     torch.testing.assert_close(out.double(), wanted, rtol=1.5e-6, atol=0)
 
 
@@ -166,7 +167,7 @@ def test_products_through_shared_memory(
 
 
 def test_operands_that_are_not_rounded_to_tf32_are_cut_off() -> None:
-    """As on the hardware: 1 + 2^-11 becomes 1, not the nearest TF32."""
+    """As on the hardware, 1 + 2^-11 becomes 1, not the nearest TF32."""
     a, b = torch.full((16, 16), 1 + 2.0**-10 - 2.0**-13), torch.ones(16, 16)
     out = torch.empty(16, 16)
     PtxKernel(product_kernel)[(1,)](a, b, out, 16, M=16, N=16, K=16, PRECISION="tf32")

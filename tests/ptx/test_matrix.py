@@ -1,6 +1,6 @@
-"""Products of matrices by a warp, and how matrices are dealt out to its lanes.
+"""Matrix products of a warp, and how matrices are distributed over its lanes.
 
-The fragments' layouts are those of the PTX ISA, section 9.7.15.5, element by element.
+The fragments' layouts are checked element by element against the PTX ISA, section 9.7.15.5.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LANES = range(32)
 
 
 def row_and_column(kind: str, lane: int, i: int) -> tuple[int, int]:
-    """Where element i of a lane's fragment stands in its matrix."""
+    """The row and the column of element i of a lane's fragment."""
     group, within = lane >> 2, lane % 4
     if kind == "C":
         return group + 8 * (i >= 2), within * 2 + (i & 1)
@@ -41,7 +41,7 @@ def dealt(matrix: np.ndarray[Any, Any], kind: str) -> np.ndarray[Any, Any]:
 
 
 def product(instruction: str, *operands: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """D of A, B and C, each dealt to lanes → (16, 8)."""
+    """D of A, B and C, each distributed over lanes → (16, 8)."""
     out = np.zeros((32, 4), F32)
     body, start, names = "", 20, []
     for k, operand in enumerate((*operands, out)):
@@ -103,7 +103,7 @@ def test_products_of_tf32_use_the_upper_19_bits(depth: int) -> None:
         (x.view(np.uint32) >> 13 << 13).view(F32).astype(np.float64) for x in (a, b)
     )
     np.testing.assert_array_equal(out, (short_a @ short_b + c).astype(F32))
-    # And not float32's 24 bits: that would be 2^-11 of each operand away.
+    # With all 24 bits of float32, each operand would differ by up to 2^-11.
     assert np.abs(out - (a.astype(np.float64) @ b + c)).max() > 1e-4
 
 
@@ -120,7 +120,7 @@ def test_other_products_are_refused() -> None:
 
 
 MATRICES = rng.integers(0, 2**16, (4, 8, 8), dtype=np.uint16)
-# Row r of matrix k lies at 16·(8k + r); lane 8k + r names it.
+# Row r of matrix k is at address 16·(8k + r), which lane 8k + r passes.
 FILL = """
     mul.wide.u32 %d8, %r0, 16; add.s64 %d9, %d0, %d8; shl.b32 %r2, %r0, 4;
     ld.global.v4.b32 {%r10, %r11, %r12, %r13}, [%d9];
@@ -130,7 +130,7 @@ ROW = "mul.wide.u32 %d8, %r0, 16; add.s64 %d10, %d1, %d8;"
 
 
 def fragment(matrix: np.ndarray[Any, Any], lane: int) -> int:
-    """Two neighbours of row lane/4, in 32 bits."""
+    """Two neighbouring numbers of row lane/4, in 32 bits."""
     low, high = matrix[lane // 4, lane % 4 * 2 : lane % 4 * 2 + 2].tolist()
     return low | high << 16
 
@@ -171,7 +171,7 @@ def test_fragments_are_stored_as_matrices(transposed: bool) -> None:
 
 
 def test_a_matrix_is_read_by_all_lanes_of_its_warp() -> None:
-    """So the lane that stored a row is ordered with the others by a barrier alone."""
+    """So only a barrier orders the lane that stored a row with the other lanes."""
     load = "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%r20, %r21, %r22, %r23}, [%r2];"
     with pytest.raises(SharedRace, match="written by thread 0,"):
         run(FILL + load, MATRICES.reshape(-1).copy(), shared=512)

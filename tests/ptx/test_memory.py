@@ -1,4 +1,4 @@
-"""Global memory of the PTX executor: what is moved, counted and refused."""
+"""Global memory of the PTX executor: accesses, their counts, and refusals."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.ptx import GlobalMemory, execute, parse
 from tests.ptx.errors import Misaligned, OutOfBounds, UnsetRegister
 from tests.ptx.snippets import INPUTS, compute, module, run
 
-# The thread's element of 16 bytes: %d9 of the first array, %d10 of the second one.
+# %d9 and %d10 are the addresses of the thread's 16-byte element in the first and second array.
 AT_16 = "mul.wide.u32 %d8, %r0, 16; add.s64 %d9, %d0, %d8; add.s64 %d10, %d1, %d8;"
 
 
@@ -105,7 +105,7 @@ def test_registers_that_were_never_set_are_refused_where_they_matter() -> None:
     with pytest.raises(UnsetRegister, match=r"thread 20 .*%r11, computed from %r10, which"):
         run(partly + "st.global.b32 [%d0], %r11;", a)
     run(partly + "@%p1 st.global.b32 [%d0], %r11;", a)
-    # What is not chosen, and what another lane reads, need not have been set.
+    # An operand that is not chosen may be unset, and so may a register that no lane reads.
     run(partly + "selp.b32 %r12, %r11, 0, %p1; st.global.b32 [%d0], %r12;", a)
     shuffled = "shfl.sync.idx.b32 %r12, %r10, {}, 31, -1; st.global.b32 [%d0], %r12;"
     run(partly + shuffled.format(19), a)

@@ -1,4 +1,4 @@
-"""Shared memory of the PTX executor: every program that a GPU might run otherwise is refused."""
+"""Shared memory of the PTX executor refuses every program whose result a GPU might change."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tests.ptx.errors import (
 )
 from tests.ptx.snippets import run
 
-# Each thread has a place of four bytes, at %r2, and its neighbour's at %r3 (of 64 threads); %d9 is
-# its place in the first array.
+# Each of 64 threads has a place of four bytes at %r2, and its neighbour's place is at %r3; %d9 is
+# the thread's place in the first array.
 PLACES = """
     shl.b32 %r2, %r0, 2;
     xor.b32 %r3, %r2, {distance};
@@ -32,7 +32,7 @@ OUT = "st.global.b32 [%d9], %r10;"
 
 
 def exchange(*lines: str, distance: int = 4, **options: Any) -> tuple[list[int], Traffic]:
-    """What 64 threads read when their neighbours, so many bytes away, wrote their numbers."""
+    """What 64 threads read after neighbours at a distance in bytes wrote their numbers."""
     out = np.zeros(64, np.uint32)
     body = PLACES.format(distance=distance) + "\n".join([*lines, OUT])
     traffic = run(body, out, threads=64, shared=256, **options)
@@ -63,7 +63,7 @@ def test_a_missing_barrier_is_a_race_between_two_named_instructions() -> None:
     assert "ld.shared.b32 %r10, [%r3]: thread 0" in str(caught.value)
     assert "written by thread 32, with no barrier since" in str(caught.value)
     assert "st.shared.b32 [%r2], %r0" in str(caught.value)
-    # Within a warp, too: its threads need not run in step.
+    # Also within a warp, whose threads need not run in lockstep.
     refuse(SharedRace, "written by thread 1,", STORE, LOAD)
     refuse(SharedRace, "written by", STORE, "shfl.sync.idx.b32 %r4, %r0, 0, 31, -1;", LOAD)
 
@@ -80,9 +80,9 @@ def test_a_number_must_be_read_before_another_thread_replaces_it() -> None:
         refuse(SharedRace, "read by another", STORE, BARRIER, "ld.shared.b32 %r10, [%r2];", again,
                distance=distance)  # fmt: skip
         exchange(STORE, BARRIER, LOAD, BARRIER, again, distance=distance)
-    # The same thread may: it knows what it has read.
+    # The thread that read the number may replace it.
     exchange(STORE, BARRIER, "ld.shared.b32 %r10, [%r2]; st.shared.b32 [%r2], %r10;")
-    # But not if another one has read, too, and not only the last one counts.
+    # But not if another thread has read it too, even if that was not the last read.
     both = "ld.shared.b32 %r10, [%r3]; ld.shared.b32 %r10, [%r2]; st.shared.b32 [%r2], %r10;"
     refuse(SharedRace, "read by another", STORE, BARRIER, both)
     refuse(SharedRace, "read by another", STORE, BARRIER, both, distance=128)
@@ -94,11 +94,11 @@ def test_two_threads_may_not_write_to_one_place() -> None:
     # Thread 32 and thread 0, in one instruction.
     refuse(SharedRace, "as another warp does", "and.b32 %r4, %r2, 124; st.shared.b32 [%r4], %r0;",
            everyone)  # fmt: skip
-    # Whoever wins: thread 5 stores another number than thread 0, which wins, and than warp 1.
+    # For either winner: thread 5 stores another number than the other threads of both warps.
     fifth = "setp.eq.u32 %p1, %r0, 5; selp.b32 %r4, 1, 0, %p1; st.shared.b32 [0], %r4;"
     for units in Units:
         refuse(SharedRace, "as another warp does", fifth, everyone, units=units)
-    # The same number does no harm: layouts with copies write so.
+    # Storing the same number is harmless: layouts with copies do that.
     exchange(same.format(3, 7), everyone)
     # In two instructions.
     twice = "st.shared.b32 [%r3], %r0;"
@@ -137,7 +137,7 @@ def test_a_kernel_may_declare_its_shared_memory_itself() -> None:
     through = "mov.u32 %r5, second; add.s32 %r2, %r2, %r5; add.s32 %r3, %r3, %r5;"
     got, _ = exchange(declared, through, STORE, BARRIER, LOAD)
     assert got[:4] == [1, 0, 3, 2]
-    # They end at 264. The 256 bytes that the launch adds begin at the next multiple of 16.
+    # The variables end at 264. The 256 bytes that the launch adds begin at the next multiple of 16.
     refuse(OutOfBounds, "thread 63 .* at 528, beyond shared memory of 528 bytes", declared, through,
            "add.s32 %r2, %r2, 268;", STORE)  # fmt: skip
     for unclear in (".shared .b32 table[4][8];", ".shared .b32 one[4]; .shared .b64 one;"):
@@ -151,12 +151,12 @@ def test_all_threads_of_a_block_must_reach_the_same_barrier() -> None:
     refuse(DivergentBarrier, "thread 32", some.format(32))
     jump = "setp.lt.u32 %p1, %r0, 40; @%p1 bra SKIP; bar.sync 0; SKIP: mov.b32 %r10, 0;"
     refuse(DivergentBarrier, "thread 0", jump)
-    # Threads that have exited are not waited for, and blocks know nothing of each other.
+    # Barriers do not wait for exited threads, and blocks are independent.
     exchange("mov.b32 %r10, 0; setp.lt.u32 %p1, %r0, 40; @%p1 ret; bar.sync 0;")
     exchange("mov.b32 %r10, 0; setp.eq.u32 %p1, %r1, 1; @%p1 bra SKIP; bar.sync 0; SKIP:", blocks=2)
 
 
-# A copy of each thread's four bytes of the first array.
+# Copies each thread's four bytes of the first array.
 COPY = "cp.async.ca.shared.global [%r2], [%d9], 4;"
 COMMIT, WAIT = "cp.async.commit_group;", "cp.async.wait_group 0;"
 
@@ -174,7 +174,7 @@ def test_a_copy_arrives_after_its_wait_and_a_barrier() -> None:
     wanted = [100 + (thread ^ 1) for thread in range(64)]
     assert copied(COPY, COMMIT, WAIT, BARRIER, LOAD) == wanted
     assert copied(COPY, "cp.async.wait_all;", BARRIER, LOAD) == wanted
-    # For the thread that made it after the wait alone.
+    # The thread that made the copy needs only the wait.
     assert copied(COPY, COMMIT, WAIT, "ld.shared.b32 %r10, [%r2];")[:2] == [100, 101]
 
 
@@ -185,7 +185,7 @@ def test_a_copy_that_was_not_waited_for_must_not_be_used() -> None:
             copied(COPY, *early, own)
         with pytest.raises(EarlyRead, match="thread"):
             copied(COPY, *early, STORE, "mov.b32 %r10, 0;")
-    with pytest.raises(EarlyRead):  # it belongs to no group yet
+    with pytest.raises(EarlyRead):  # the copy belongs to no group yet
         copied(COPY, WAIT, BARRIER, own)
     with pytest.raises(SharedRace, match="written by thread 1,"):
         copied(COPY, COMMIT, WAIT, LOAD)
@@ -194,10 +194,10 @@ def test_a_copy_that_was_not_waited_for_must_not_be_used() -> None:
 def test_two_warps_may_not_copy_different_numbers_to_one_place() -> None:
     place = "and.b32 %r4, %r2, 124; cvt.u64.u32 %d10, %r4; add.s64 %d10, %d0, %d10;"
     copy = "cp.async.ca.shared.global [%r4], [{}], 4;"
-    # It shows at once, wherever the threads wait.
+    # The error comes with the copy itself, wherever the threads wait.
     with pytest.raises(SharedRace, match=r"copies 4 bytes .* as another warp does"):
         copied(place, copy.format("%d9"))
-    # The same numbers do no harm.
+    # Copying the same numbers is harmless.
     read = "ld.shared.b32 %r10, [%r4];"
     got = copied(place, copy.format("%d10"), COMMIT, WAIT, BARRIER, read)
     assert got == [100 + thread % 32 for thread in range(64)]

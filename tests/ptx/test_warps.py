@@ -1,4 +1,4 @@
-"""What the lanes of a warp do together, and threads that go different ways."""
+"""Warp-wide instructions, and divergent threads."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def threads(body: str, **options: Any) -> list[int]:
 
 
 def shuffled(mode: str, b: int, c: int) -> tuple[list[int], list[int]]:
-    """As the PTX ISA has it, section 9.7.9.6: of each lane its source, and whether it is inside."""
+    """Each lane's source, and whether it is inside, by section 9.7.9.6 of the PTX ISA."""
     sources, inside = [], []
     for lane in range(32):
         segment, clamp = c >> 8 & 31, c & 31
@@ -83,7 +83,7 @@ def test_lanes_that_do_not_take_part_are_missed() -> None:
     shuffle = "@%p1 shfl.sync.bfly.b32 %r10, %r0, {}, 31, {};"
     with pytest.raises(InactiveLane, match=r"thread 0 .* names lane 31 of its warp"):
         threads(some + shuffle.format(1, -1))
-    # With the mask of those that do, and from among them.
+    # A mask of the lanes that take part works if they read only from each other.
     few = "setp.lt.u32 %p1, %r0, 16;"
     assert threads(some + few + shuffle.format(1, 0xFFFF))[:4] == [1, 0, 3, 2]
     with pytest.raises(InactiveLane, match=r"thread 16 .* reads from a lane that does not"):

@@ -1,4 +1,4 @@
-"""The scalar types of PTX, and registers: their bits as unsigned numbers, one for each lane."""
+"""The scalar types of PTX. Registers hold their bits as unsigned numbers, one for each lane."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Mask = NDArray[np.bool_]
 
 
 class Type(NamedTuple):
-    """`dtype` is how numpy sees the bits; it has no bfloat16 and no TF32, which stay bits."""
+    """`dtype` is the numpy type of the bits: unsigned for bfloat16 and TF32, which numpy lacks."""
 
     name: str
     kind: str  # "u", "s", "b", "f" or "pred"

@@ -1,4 +1,4 @@
-"""What the threads of a warp do together: shuffles, votes, reductions."""
+"""Warp-wide instructions: shuffles, votes, reductions, and barriers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FULL = np.uint32(0xFFFFFFFF)
 
 
 def members(lanes: Lanes, active: Mask | None, mask: Any) -> Array:
-    """The warp's mask of each lane; refused unless exactly its lanes that live execute together."""
+    """Each lane's member mask. Refused unless exactly its lanes that have not exited take part."""
     mask = np.broadcast_to(mask, lanes.size)
     if active is None and (mask == FULL).all():
         return mask
@@ -153,7 +153,7 @@ def decode_activemask(form: Form) -> Run:
 
 
 def decode_bar(form: Form) -> Run:
-    """bar.sync 0 and barrier.sync 0, of all threads of a block; bar.warp.sync."""
+    """bar.sync 0 and barrier.sync 0 of all threads of a block, and bar.warp.sync."""
     if form.flag("warp"):
         form.one_of(("sync",))
         form.done(1)

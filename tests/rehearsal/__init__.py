@@ -1,1 +1,1 @@
-"""A stand-in for the CUDA libraries, under which the host code of a CUDA run is rehearsed."""
+"""A stand-in for the CUDA libraries, which runs the host code of CUDA programs without a GPU."""

@@ -1,7 +1,7 @@
-"""What a CUDA run asks of the device: `python -m tests.rehearsal --out DIR`, without a GPU.
+"""Counts the device calls of a CUDA run without a GPU: `python -m tests.rehearsal --out DIR`.
 
-Builds the stand-in, and counts on it what a training step, its captured graph and every op launch,
-copy and wait for, and how long the host takes over it. DIR gets results.json and README.md.
+Builds the stand-in and runs a training step, its captured graph and every op on it. Counts their
+launches, copies and waits, and measures the host time. Writes results.json and README.md to DIR.
 """
 
 from __future__ import annotations
@@ -70,18 +70,18 @@ def page(found: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield (
         f"Counted without a GPU, on the stand-in for the CUDA libraries (tests/rehearsal), which "
-        f"says that it is an {where['device']}: the host's code is real, kernels do nothing and "
-        "take no time. Host times are those of one core of this machine "
-        f"({where['cpu']}) with torch {where['torch']} and triton {where['triton']}; a GPU's host "
-        "has others, and the share of the real driver, some microseconds a launch, is missing. "
+        f"reports an {where['device']}. The host code is real; kernels do nothing and take no "
+        f"time. Host times are of one core of this machine ({where['cpu']}) with torch "
+        f"{where['torch']} and triton {where['triton']}. They differ on a GPU's host, and they "
+        "lack the time of the real driver, some microseconds a launch. "
         "Repeat with `python -m tests.rehearsal --out DIR`."
     )
     yield ""
     yield "## A training step"
     yield ""
     yield (
-        "The altosaar VAE, batches of 128. A replay is 32 steps in one graph; its host time is for "
-        "one step of it."
+        "The altosaar VAE, batches of 128. A replay is 32 steps in one graph; its host time is "
+        "given for one step."
     )
     yield ""
     yield (
@@ -100,8 +100,8 @@ def page(found: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield (
         "128 rows, 20 latents, 784 pixels, 512 hidden units, 1,024 components. Nodes are those of "
-        "a graph that captures the call. `torch.add` of two small tensors is called in turn with "
-        "each op; the last column is the op's host time over it."
+        "a graph that captures the call. `torch.add` of two small tensors is timed in turn with "
+        "each op; the last column is the op's host time over that of `torch.add`."
     )
     yield ""
     yield "| op | launches | our kernels | waits | nodes | host µs | `torch.add` µs | ratio |"
@@ -121,7 +121,7 @@ def _rehearse() -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0, 1 where the rehearsal failed or its files cannot be written, 2 not here."""
+    """Exit status: 0 done, 1 it failed or cannot write its files, 2 it cannot run here."""
     parser = argparse.ArgumentParser(prog="python -m tests.rehearsal", description=__doc__)
     parser.add_argument("--out", required=True, type=Path, metavar="DIR")
     out: Path = parser.parse_args(argv).out

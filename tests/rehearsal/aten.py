@@ -1,9 +1,10 @@
 """ATen's ops on CUDA tensors, computed by the CPU's kernels in the same memory.
 
-ATen's CUDA kernels are machine code, which nothing can run without a GPU. In a rehearsal device
-memory is host memory, so the CPU's kernel of the same op can work on it. Each op calls its CUDA
-kernel first: the real host code checks, allocates and launches. If that launched something which
-the rehearsal does not execute, the CPU computes the whole op. Autograd works above all this.
+ATen's CUDA kernels are machine code, which cannot run without a GPU. In a rehearsal device memory
+is host memory, so the CPU's kernel of the same op can work on it. Each op calls its CUDA kernel
+first: the real host code checks, allocates and launches. If that launched a kernel that the
+rehearsal does not execute, the CPU computes the whole op. Autograd is not affected, because all of
+this happens below it.
 """
 
 from __future__ import annotations
@@ -22,21 +23,21 @@ from tests.rehearsal.memory import on_host
 # Ops that have a CUDA kernel although the dispatcher lists none for CUDA.
 ALSO = ("aten::copy_",)
 Append = Callable[[Callable[[], None]], None]  # adds a node to the graph that is being captured
-# These launch nothing. The other ops without launches are views, as their schemas say.
+# These launch nothing. The other ops without launches are views, which their schemas tell.
 NO_LAUNCH = ("empty", "resize_", "set_", "record_stream", "is_pinned", "_pin_memory")
 
 
 class _Thread(threading.local):
     inside = ""  # the op whose CUDA kernel is being called
-    unexecuted = 0  # kernels that were launched and that nothing executed
+    unexecuted = 0  # kernels that were launched and not executed
 
 
 _thread = _Thread()
-_library: list[Any] = []  # its ops are gone with it
+_library: list[Any] = []  # keeps the library alive: its ops vanish with it
 
 
 def launched() -> str:
-    """Tell that a kernel of ATen's was launched; the op that will be computed, or ""."""
+    """Note the launch of an ATen kernel. Returns the op that the CPU will compute, or ""."""
     _thread.unexecuted += 1
     return _thread.inside
 
@@ -52,20 +53,20 @@ def _tensors(*trees: Any) -> Iterator[Tensor]:
 
 
 class _Op:
-    """What stands in an op's place on CUDA."""
+    """The replacement of an op on CUDA."""
 
     def __init__(self, name: str, append: Append) -> None:
         self.op, self.append = _overload(name), append
         self.original = torch.library.get_kernel(name, "CUDA")
         arguments = self.op._schema.arguments
         self.is_random = any(argument.name == "generator" for argument in arguments)
-        # Whether a number may stand for a tensor; it is then not rounded to the tensors' dtype.
+        # Whether a number may replace a tensor. It is then not rounded to the tensors' dtype.
         short = self.op._schema.name.removeprefix("aten::")
         self.takes_numbers = torch._C._should_allow_numbers_as_tensors(short)
 
     def __call__(self, keyset: Any, *args: Any, **kwargs: Any) -> Any:
         if _thread.inside:
-            # A part of an op that is computed as a whole.
+            # This is a part of another op, which is computed as a whole.
             return self._call_original(keyset, args, kwargs)
         if torch.Tag.dynamic_output_shape in self.op.tags:
             return self._wait_and_compute(args, kwargs)
@@ -98,7 +99,7 @@ class _Op:
         return self.original.call_boxed(keyset, *self._without_numbers(args), **kwargs)
 
     def _without_numbers(self, args: tuple[Any, ...]) -> Iterator[Any]:
-        """Tensors of no dimension for the Python numbers that arrive where a tensor is expected."""
+        """The arguments, with Python numbers as 0-d tensors where the schema expects a tensor."""
         like: Any = next(_tensors(args), None)
         for arg, expected in zip(args, self.op._schema.arguments, strict=False):
             if str(expected.type) == "Tensor" and isinstance(arg, (bool, int, float)):
@@ -116,7 +117,7 @@ class _Op:
             raise NotImplementedError(message) from error
 
     def _wait_and_compute(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        # The CUDA kernel reads the output's size from the device: so it waits, as this does.
+        # The CUDA kernel waits for the device to read the output's size, so this waits too.
         device = next(_tensors(args, kwargs)).device
         torch.zeros((), device=device).item()
         computed = self._compute(*tree_map(_argument_on_host, (args, kwargs)))
@@ -135,9 +136,9 @@ _while_capturing = torch.Generator()
 
 
 def _generator(given: torch.Generator | None) -> torch.Generator:
-    """For a random op: what the CPU draws follows the seed and the offset of the CUDA generator.
+    """A CPU generator for a random op, seeded by the seed and offset of the CUDA generator.
 
-    In a captured graph it does not: replays draw new numbers each time, but from no seed.
+    In a captured graph it is not seeded: each replay draws new numbers.
     """
     if torch.cuda.is_current_stream_capturing():
         return _while_capturing
@@ -155,7 +156,7 @@ def install(append: Append) -> None:
         for name in (*names, *ALSO)
         if name.startswith("aten::") and not _launches_nothing(name)
     }
-    with warnings.catch_warnings(action="ignore"):  # that kernels are overridden
+    with warnings.catch_warnings(action="ignore"):  # warnings about overridden kernels
         for name, op in replaced.items():
             library.impl(name.removeprefix("aten::"), op, with_keyset=True)
     _library.append(library)

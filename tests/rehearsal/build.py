@@ -1,7 +1,7 @@
-"""Builds the stand-in from C, beside the libraries whose names it takes, and says how to run on it.
+"""Builds the stand-in libraries from C, and sets the environment to run on them.
 
-Whatever the real libraries export and the stand-in lacks becomes a stub that fails and names
-itself: nothing unknown succeeds in silence.
+Each function that a real library exports and the stand-in lacks becomes a stub that fails and
+prints its name, so no unknown call succeeds silently.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _triton() -> Path:
 
 
 def reason_to_skip() -> str:
-    """Why the stand-in cannot be built here, or an empty string."""
+    """The reason why the stand-in cannot be built here, or an empty string."""
     if (sys.platform, platform.machine()) != ("linux", "x86_64"):
         return "the stand-in for CUDA is built on Linux x86-64"
     missing = [tool for tool in ("gcc", "nm") if shutil.which(tool) is None]
@@ -64,7 +64,7 @@ def reason_to_skip() -> str:
 
 
 def _headers() -> list[str]:
-    """Compiler options: CUDA's headers, and Triton's for crt/, which torch's wheels leave out."""
+    """Compiler options for CUDA's headers. crt/, which torch's wheels lack, is from Triton."""
     folders = [_cuda() / "include", _triton() / "backends/nvidia/include"]
     return [f"-I{folder}" for folder in folders]
 
@@ -84,13 +84,13 @@ def _exported(library: Path, pattern: str) -> list[str]:
 
 
 def _declared() -> list[str]:
-    """The functions of the driver, which has no library where there is no GPU."""
+    """The functions that the driver's header declares: without a GPU there is no library."""
     text = _run("gcc", "-E", "-P", str(_cuda() / "include/cuda.h"))
     return sorted(set(re.findall(r"\b(cu[A-Z]\w+)\s*\(", text)))
 
 
 def _stubs(names: list[str]) -> str:
-    """C source of weak functions: a library's own definition of the same name takes their place."""
+    """C source of weak functions. A library's own definition of the same name overrides them."""
     body = "\n".join(f"STUB({name})" for name in names)
     return (
         "int rehearsal_unknown(const char *name);\n"
@@ -133,7 +133,7 @@ def _ptxas(name: str, folder: Path) -> Path:
 def build(folder: Path) -> Path:
     """Builds the four libraries and the wrappers of ptxas in ``folder``, and returns it.
 
-    Raises ``RuntimeError`` with the compiler's words where it fails.
+    Raises ``RuntimeError`` with the compiler's messages if it fails.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for library in LIBRARIES:
@@ -146,7 +146,7 @@ def build(folder: Path) -> Path:
 
 
 def environment(folder: Path, device: str = "h100") -> dict[str, str]:
-    """The variables under which a process runs on the stand-in that was built in ``folder``."""
+    """The environment variables that make a process use the stand-in built in ``folder``."""
     searched = [str(folder), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
     return {
         "LD_LIBRARY_PATH": ":".join(searched),

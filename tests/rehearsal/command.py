@@ -1,12 +1,11 @@
-"""A command on the stand-in: `python -m tests.rehearsal.command COMMAND …`, without a GPU.
+"""Runs a command on the stand-in, without a GPU: `python -m tests.rehearsal.command COMMAND …`.
 
 For instance all of a dry run, an hour on one slow core: `python -m tests.rehearsal.command
-python -m bench.gpu --dry-run --minutes 60 --data-root DIR --out DIR`.
+python -m bench gpu --dry-run --minutes 60 --data-root DIR --out DIR`.
 """
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -14,21 +13,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.gpu.processes import checkout_first
+from bench.process import environment as process_environment
 from tests.rehearsal.build import build, environment, reason_to_skip
 
 
 def run_on_stand_in(command: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
     """Run `command` with this checkout's packages; `options` are those of `subprocess.run`."""
     with tempfile.TemporaryDirectory(prefix="rehearsal_") as folder:
-        variables = environment(build(Path(folder))) | {"PYTHONPATH": checkout_first()}
-        return subprocess.run(command, env=os.environ | variables, text=True, **options)
+        variables = process_environment() | environment(build(Path(folder)))
+        return subprocess.run(command, env=variables, text=True, **options)
 
 
 def main(command: Sequence[str]) -> int:
-    """Exit status: the command's; 2 where it is missing or the stand-in cannot be built.
+    """Exit status: the command's, or 2 if no command is given or the stand-in cannot be built.
 
-    Of a command that a signal ends it is 128 and the signal's number, as in a shell.
+    If a signal ends the command, it is 128 plus the signal's number, as in a shell.
     """
     reason = reason_to_skip() or ("" if command else "COMMAND is missing")
     if reason:

@@ -11,7 +11,7 @@ from tests.rehearsal.build import build, reason_to_skip
 
 @pytest.fixture(scope="session")
 def stand_in_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the stand-in was built; skips where it cannot be."""
+    """The folder of the built stand-in. Skips if it cannot be built."""
     if reason := reason_to_skip():
         pytest.skip(reason)
     return build(tmp_path_factory.mktemp("stand_in"))

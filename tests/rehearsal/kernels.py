@@ -1,4 +1,4 @@
-"""Kernels that are launched through the driver, ours and inductor's, executed from their PTX."""
+"""Executes the PTX of kernels launched through the driver: ours and inductor's."""
 
 from __future__ import annotations
 
@@ -24,14 +24,13 @@ class Block(NamedTuple):
     """A piece of memory that PyTorch gave to one tensor."""
 
     address: int
-    size: int  # as asked for, without what the allocator rounds up
+    size: int  # as requested, without the allocator's padding
 
 
 def prepared(launch: Launch) -> Callable[[], object]:
-    """What a launch computes, to be called once or at every replay of a graph.
+    """The computation of a launch, to be called once or at every replay of a graph.
 
-    The kernel may touch the tensors that its pointers point into, and nothing else. Its arguments
-    are read at once.
+    The kernel may touch only the tensors that its pointers point into. Its arguments are read now.
 
     Raises:
         ValueError: the PTX is of another kernel, or requires blocks of another size.
@@ -50,7 +49,7 @@ def prepared(launch: Launch) -> Callable[[], object]:
     return partial(execute, program, launch.grid, arguments, memory, launch.shared_bytes)
 
 
-# A failed assertion calls the only function that kernels have, which prints it, and then traps.
+# A failed assertion calls __assertfail, the only function in our kernels, and then traps.
 PRINTS_ASSERTION = (
     r"^\.extern \.func __assertfail\b.*?\.noreturn;$",
     r"\{ // callseq \d+, \d+$(?:(?!callseq).)*?\bcall\.uni __assertfail,.*?\} // callseq \d+$",
@@ -60,7 +59,7 @@ PRINTS_ASSERTION = (
 @cache
 def _parsed(ptx: bytes) -> Program:
     text = ptx.decode()
-    for pattern in PRINTS_ASSERTION:  # as many lines as before, for messages
+    for pattern in PRINTS_ASSERTION:  # keeps the line numbers, which messages name
         text = re.sub(pattern, lambda m: "\n" * m[0].count("\n"), text, flags=re.M | re.S)
     return parse(text)
 
@@ -72,7 +71,7 @@ def _arguments(program: Program, parameters: int) -> Iterator[bytes]:
 
 
 def _blocks_of(program: Program, arguments: list[bytes]) -> set[Block]:
-    """The blocks that the arguments point into; other integers of 64 bits point nowhere."""
+    """The blocks that the arguments point into. Other 64-bit integers point to no block."""
     blocks = sorted(_allocated())
     found = set()
     for parameter, argument in zip(program.parameters, arguments, strict=True):

@@ -1,4 +1,4 @@
-"""Device memory, which is host memory here, seen from the CPU."""
+"""CPU views of device memory, which is host memory here."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 def tensor_at(
     address: int, dtype: torch.dtype, shape: Sequence[int], strides: Sequence[int]
 ) -> Tensor:
-    """A CPU tensor of what lies at an address; strides are in elements."""
+    """A CPU tensor of the memory at an address. Strides are in elements."""
     if 0 in shape:
         return torch.empty_strided(shape, strides, dtype=dtype)
     last = sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
@@ -21,5 +21,5 @@ def tensor_at(
 
 
 def on_host(x: Tensor) -> Tensor:
-    """A CUDA tensor as a CPU tensor in the same memory; any other tensor itself."""
+    """A CPU tensor in the same memory as a CUDA tensor. Other tensors are returned unchanged."""
     return tensor_at(x.data_ptr(), x.dtype, x.shape, x.stride()) if x.is_cuda else x

@@ -1,6 +1,6 @@
-"""The ops as a caller on CUDA sees them: launches, waits and host time of one call.
+"""The ops on CUDA from the caller's side: launches, waits and host time of one call.
 
-Runs in a process on the stand-in: kernels take no time there, so that what is left is the host's.
+Runs in a process on the stand-in. Kernels take no time there, so only the host time remains.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ Call = Callable[[], Tensor | tuple[Tensor, ...]]
 
 @dataclass(frozen=True)
 class Rehearsed:
-    """One way to call an op, once its kernels are compiled."""
+    """One call of an op whose kernels are already compiled."""
 
     counts: Counts
     nodes: int  # of a graph that captures the call
     host_us: float
-    add_us: float  # torch.add of two small tensors, timed in turn with it
+    add_us: float  # torch.add of two small tensors, timed in turn with the op
 
 
 def _leaf(*shape: int) -> Tensor:
@@ -39,7 +39,7 @@ def _leaf(*shape: int) -> Tensor:
 
 
 def calls() -> dict[str, Call]:
-    """A call of every op, by its name; those of one input that has gradients can run backward."""
+    """A call of every op, by its name. Calls whose result requires a gradient can run backward."""
     noise = ops.noise_key(0, "train", device=torch.device("cuda"))
     mu, logvar = _leaf(ROWS, LATENTS), _leaf(ROWS, LATENTS)
     logits, x = _leaf(1, ROWS, PIXELS), torch.zeros(ROWS, PIXELS, device="cuda")
@@ -74,7 +74,7 @@ def _outputs(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 def with_backward(call: Call) -> Callable[[], None]:
-    """Forward, then backward from gradients that are made beforehand."""
+    """Forward, then backward from gradients that already exist."""
     ones = [torch.ones_like(output) for output in _outputs(call())]
 
     def both() -> None:
@@ -91,7 +91,7 @@ def _nodes(work: Callable[[], object]) -> int:
 
 
 def host_us(work: Callable[[], object], calls: int = CALLS) -> float:
-    """Microseconds of the host for one of so many calls."""
+    """Host time of one call in microseconds, averaged over `calls` calls."""
     before = time.perf_counter()
     for _ in range(calls):
         work()
@@ -99,7 +99,7 @@ def host_us(work: Callable[[], object], calls: int = CALLS) -> float:
 
 
 def rehearse(work: Callable[[], object]) -> Rehearsed:
-    """Counts one call and times many, each round beside as many calls of torch.add."""
+    """Counts one call and times many. Each round also times as many calls of torch.add."""
     a, b = torch.zeros(ROWS, device="cuda"), torch.zeros(ROWS, device="cuda")
     work()  # compiles
     with stand_in.counting() as counts:
@@ -113,7 +113,7 @@ def rehearse(work: Callable[[], object]) -> Rehearsed:
 
 
 def rehearse_all() -> dict[str, Rehearsed]:
-    """Every op: without gradients, and where it has them forward and backward."""
+    """Every op without gradients and, if it has gradients, forward and backward."""
     found: dict[str, Rehearsed] = {}
     for name, call in calls().items():
         with torch.no_grad():

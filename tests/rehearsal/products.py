@@ -1,7 +1,7 @@
-"""cuBLAS's products, computed by the CPU in the memory where the operands lie.
+"""cuBLAS's products, computed by the CPU in the operands' memory.
 
-Operands are widened to float32 (float64 stays), and results rounded once, as cuBLAS promises for
-all types that accumulate in float32. TF32, where it is allowed, is not imitated.
+Operands are converted to float32 (float64 stays float64) and results are rounded once, as cuBLAS
+promises for all types that accumulate in float32. If TF32 is allowed, it is not imitated.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def multiply(product: Product) -> None:
     """D = epilogue(alpha op(A) op(B) + beta C), for each of a batch.
 
     Raises:
-        NotImplementedError: an epilogue or a dtype that no product here is known to have.
+        NotImplementedError: this epilogue or dtype is not supported here.
     """
     if product.epilogue & ~(1 | RELU | BIAS | GELU):
         raise NotImplementedError(f"the rehearsal has no epilogue {product.epilogue} of cuBLASLt")
@@ -43,7 +43,7 @@ def _multiply_one(product: Product, index: int) -> None:
         a = _operand(product, "a", index, m, k).to(wide)
         b = _operand(product, "b", index, k, n).to(wide)
         value = product.alpha * (a @ b)
-    if product.beta:  # otherwise C may hold anything
+    if product.beta:  # otherwise C may be uninitialised
         value += product.beta * _matrix(product, "c", index, m, n).to(wide)
     if product.epilogue & BIAS:
         dtype = _dtype(product.type_bias)
@@ -62,7 +62,7 @@ def _operand(product: Product, name: str, index: int, rows: int, columns: int) -
 
 
 def _matrix(product: Product, name: str, index: int, rows: int, columns: int) -> Tensor:
-    """The matrix `name` of the product `index`, as it lies in memory, columns contiguous."""
+    """The matrix `name` of the product `index` as stored in memory, with contiguous columns."""
     dtype = _dtype(getattr(product, f"type_{name}"))
     address = getattr(product, name)
     if product.pointer_arrays:

@@ -1,6 +1,6 @@
-"""Results in a rehearsal: everything that the device would compute is computed on the CPU.
+"""Results in a rehearsal: the CPU computes everything that the device would compute.
 
-As a plugin of pytest (`-p tests.rehearsal.results`) it works for all tests of the process.
+This is also a pytest plugin (`-p tests.rehearsal.results`), for all tests of the process.
 """
 
 from __future__ import annotations
@@ -19,9 +19,7 @@ from tests.rehearsal.products import multiply
 COMPUTE_NOTHING = ("spin_kernel",)  # torch.cuda._sleep
 
 _numbers = itertools.count(1)
-_works: dict[int, Callable[[], object]] = {}  # of the nodes in captured graphs
-
-
+_works: dict[int, Callable[[], object]] = {}  # by the number of the node in a captured graph
 _idle: dict[str, list[str]] = {}
 
 
@@ -31,7 +29,8 @@ def _keep(work: Callable[[], object]) -> int:
     return number
 
 
-def _launch(launch: stand_in.Launch) -> int:
+def execute(launch: stand_in.Launch) -> int:
+    """Execute a launch. While capturing, keep it for replays and return the node's number."""
     work: Callable[[], object] = prepared(launch)
     if launch.name in _idle:
         _idle[launch.name].append(launch.name)
@@ -43,7 +42,7 @@ def _launch(launch: stand_in.Launch) -> int:
 
 
 def _nothing() -> None:
-    """What an idle kernel computes."""
+    """The work of an idle kernel."""
 
 
 def _replay(number: int) -> int:
@@ -68,7 +67,7 @@ def _append(work: Callable[[], None]) -> None:
 
 @contextmanager
 def idle(kernel: str) -> Iterator[list[str]]:
-    """This kernel computes nothing meanwhile; its launches are listed."""
+    """Inside the block this kernel computes nothing. Yields the list of its launches."""
     _idle[kernel] = []
     try:
         yield _idle[kernel]
@@ -78,7 +77,7 @@ def idle(kernel: str) -> Iterator[list[str]]:
 
 @contextmanager
 def nothing_executed() -> Iterator[None]:
-    """No kernel and no product of matrices computes anything meanwhile."""
+    """Inside the block no kernel and no matrix product computes anything."""
     stand_in.set_executor(aten=_aten)
     try:
         yield
@@ -87,11 +86,11 @@ def nothing_executed() -> Iterator[None]:
 
 
 def _compute_all() -> None:
-    stand_in.set_executor(_launch, _replay, _product, _aten)
+    stand_in.set_executor(execute, _replay, _product, _aten)
 
 
 def install() -> None:
-    """Compute whatever this process launches from now on."""
+    """Compute everything that this process launches from now on."""
     torch.cuda.init()
     _compute_all()
     aten.install(_append)

@@ -1,6 +1,6 @@
-"""tests/cuda as a rehearsal can run it: what takes a GPU's speed is left out, or made shorter.
+"""Adapts tests/cuda to a rehearsal: tests that need a GPU's speed are left out or shortened.
 
-A plugin of pytest, beside `results`.
+This is a pytest plugin, used together with `results`.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from vaez_kernels import launch
 
 MEMORY = 8 << 30
 STEPS_PER_REPLAY = 2
-# Products of a case's sizes: to execute larger kernels takes a minute each.
+# Limit of the product of a case's sizes: executing a larger kernel takes a minute each.
 LARGEST = 10**6
-# Combinations of parameters, of those that tests/project/few.py keeps: tests/executed has them all.
-# Of the training tests, whose steps take long to compile, only the first precision is run:
+# Number of parameter combinations to run of those that tests/project/few.py keeps; tests/executed
+# has them all. Training steps take long to compile, so training tests run only the first precision,
 # bfloat16, which has copies of the weights.
 MOST, MOST_TRAINED = 3, 1
 
@@ -38,8 +38,8 @@ def _once(work: Callable[[], Any], *args: object, **options: object) -> float:
 def pytest_configure() -> None:
     stand_in.set_memory(MEMORY)
     regime.STEPS_PER_REPLAY = STEPS_PER_REPLAY
-    launch.CANDIDATES = launch.CANDIDATES[:3]  # each is compiled anew
-    # There is nothing to be timed; inductor would run each configuration of a kernel many times.
+    launch.CANDIDATES = launch.CANDIDATES[:3]  # each one is compiled
+    # There is nothing to time, but inductor would run each configuration of a kernel many times.
     triton.testing.do_bench = _once
     benchmarker.benchmark_gpu = _once  # type: ignore[method-assign]
 

@@ -1,6 +1,7 @@
-"""The stand-in for CUDA as seen from the process that runs on it: counts, clock, limits, executor.
+"""Controls the stand-in from the process that runs on it: counts, clock, limits, executor.
 
-Import this only where ``build.environment`` was set: it asks the preloaded libcudart.
+Import this only under the variables of ``build.environment``, because it uses the preloaded
+libcudart.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import NamedTuple
 
 
 class Kind(enum.IntEnum):
-    """What can happen, numbered as in stand_in.h."""
+    """The kinds of log entries, numbered as in stand_in.h."""
 
     KERNEL = 0
     DRIVER_LAUNCH = 1
@@ -43,8 +44,8 @@ COPY_KINDS = ("host to host", "host to device", "device to host", "device to dev
 class Product(ctypes.Structure):
     """A matrix product, D = epilogue(alpha op(A) op(B) + beta C), stored by columns as in BLAS.
 
-    Types are cudaDataType (0 float32, 1 float64, 2 float16, 14 bfloat16); ``transpose_a`` is 0 for
-    A as it lies, 1 for its transpose; ``epilogue`` is a cublasLtEpilogue_t (1 none, 2 ReLU, 4 bias,
+    Types are cudaDataType (0 float32, 1 float64, 2 float16, 14 bfloat16). ``transpose_a`` is 0 for
+    A itself and 1 for its transpose. ``epilogue`` is a cublasLtEpilogue_t (1 none, 2 ReLU, 4 bias,
     6 both, 32 GELU, 36 bias and GELU). With ``pointer_arrays`` a, b and d hold ``batch`` pointers.
     """
 
@@ -113,7 +114,7 @@ def _demangled(name: bytes) -> str:
 
 @dataclass(frozen=True)
 class Happened:
-    """One thing that happened; ``name`` is the kernel's or the API's."""
+    """One log entry. ``name`` is the name of the kernel or the API."""
 
     kind: Kind
     name: str
@@ -128,7 +129,7 @@ class Happened:
 
 @dataclass
 class Counts:
-    """What happened between the begin and the end of ``counting``, in order."""
+    """Everything that happened inside ``counting``, in order."""
 
     happened: list[Happened] = field(default_factory=list)
 
@@ -137,12 +138,12 @@ class Counts:
 
     @property
     def aten(self) -> Counter[str]:
-        """Launches through the runtime, by kernel."""
+        """Launches through the runtime (ATen's), by kernel."""
         return self._named(Kind.KERNEL)
 
     @property
     def triton(self) -> Counter[str]:
-        """Launches through the driver, by kernel."""
+        """Launches through the driver (Triton's), by kernel."""
         return self._named(Kind.DRIVER_LAUNCH)
 
     @property
@@ -176,18 +177,18 @@ class Counts:
 
     @property
     def captured(self) -> list[int]:
-        """The nodes of every graph whose capture ended."""
+        """The number of nodes of each graph whose capture ended."""
         return [h.bytes for h in self.happened if h.kind is Kind.CAPTURED]
 
     @property
     def launches(self) -> int:
-        """Everything that a stream was given to run: kernels, products, copies and fills."""
+        """Everything submitted to streams: kernels, products, copies and fills."""
         ran = (Kind.KERNEL, Kind.DRIVER_LAUNCH, Kind.PRODUCT, Kind.COPY, Kind.FILL)
         return self._named(*ran).total()
 
     @property
     def legacy(self) -> Counter[str]:
-        """What went to the legacy stream, by name."""
+        """Work on the legacy stream, by name."""
         return Counter(h.name for h in self.happened if h.legacy)
 
 
@@ -209,7 +210,7 @@ def _happened(entry: _Entry) -> Happened:
 
 @contextmanager
 def counting() -> Iterator[Counts]:
-    """Counts what happens inside; the counts are filled when it ends. Not nested."""
+    """Counts what happens inside the block. The counts are filled at its end. Do not nest it."""
     counts = Counts()
     _library().rehearsal_start_counting()
     try:
@@ -221,10 +222,10 @@ def counting() -> Iterator[Counts]:
 
 
 def set_duration(pattern: str, microseconds: float) -> None:
-    """Kernels and products whose name matches the shell pattern take so long on the device.
+    """Set the device time of kernels and products whose name matches the shell pattern.
 
-    The names of ATen's kernels are the mangled ones. The pattern set last wins; without any a
-    kernel takes 2 µs.
+    Names of ATen's kernels are mangled. The pattern that was set last wins. A kernel that matches
+    no pattern takes 2 µs.
     """
     if _library().rehearsal_set_duration(pattern.encode(), round(microseconds * 1e3)):
         raise ValueError(f"pattern {pattern!r}: too long, or too many are set")
@@ -236,7 +237,7 @@ def forget_durations() -> None:
 
 
 def set_memory(size: int) -> None:
-    """The device has ``size`` bytes of memory; 80 GiB without."""
+    """Set the size of the device's memory in bytes. The default is 80 GiB."""
     _library().rehearsal_set_memory(size)
 
 
@@ -248,7 +249,7 @@ def _ptx(module: int) -> bytes:
 
 
 def _guarded(call: Callable[..., int]) -> Callable[..., int]:
-    """A callback's exception is printed and makes the launch fail: ctypes would swallow it."""
+    """Print a callback's exception and make the launch fail; ctypes would ignore it."""
 
     @functools.wraps(call)
     def guarded(*arguments: object) -> int:
@@ -283,12 +284,12 @@ def set_executor(
     product: Callable[[Product], int] | None = None,
     aten: Callable[[str], int] | None = None,
 ) -> None:
-    """Python computes what the device would, from now on; without arguments nothing does.
+    """Let Python compute what the device would from now on. Without arguments nothing is computed.
 
-    ``launch`` sees every launch through the driver. It returns 0, or while capturing a node's
-    number above 0, which ``replay`` gets at each replay. ``product`` gets every matrix product when
-    it has to be computed, replays included. ``aten`` gets the name of every kernel that is launched
-    through the runtime, also while capturing. All return 0; an exception makes the launch fail.
+    ``launch`` gets every launch through the driver. It returns 0 or, while capturing, a node number
+    above 0, which ``replay`` gets at each replay. ``product`` gets every matrix product when it has
+    to be computed, also at replays. ``aten`` gets the name of every kernel that is launched through
+    the runtime, also while capturing. All return 0. An exception makes the launch fail.
     """
 
     def on_launch(
@@ -326,8 +327,8 @@ def set_executor(
 def append_node(stream: int, node: int) -> None:
     """Appends a node to the capture of ``stream`` (``torch.cuda.Stream.cuda_stream``).
 
-    At each replay the executor's ``replay`` gets the number. Raises ``RuntimeError`` where the
-    stream captures nothing.
+    At each replay the executor's ``replay`` gets the number. Raises ``RuntimeError`` if the stream
+    is not capturing.
     """
     if _library().rehearsal_append_node(stream, node):
         raise RuntimeError("the stream does not capture, or its capture is invalid")

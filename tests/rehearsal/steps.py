@@ -27,13 +27,13 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Step:
-    """One step, the capture of as many as a replay has, and one replay."""
+    """Counts of one step, of the capture of a replay's steps, and of one replay."""
 
     one: Counts
     capture: Counts
     replay: Counts
-    host_us: float  # of a step that is launched kernel by kernel
-    replay_host_us: float  # of a step that is replayed, when its device takes no time
+    host_us: float  # of a step launched kernel by kernel
+    replay_host_us: float  # of a replayed step, on a device that takes no time
 
 
 def _engine(objective: Callable[[VAE], Objective], precision: torch.dtype) -> Engine:
@@ -51,7 +51,7 @@ def _engine(objective: Callable[[VAE], Objective], precision: torch.dtype) -> En
 
 
 def rehearse_step(objective: str, precision: str) -> Step:
-    """Compiles, steps once, captures, and replays: the altosaar VAE with batches of 128."""
+    """Compiles the altosaar VAE with batches of 128, steps once, captures, and replays."""
     engine = _engine(OBJECTIVES[objective], PRECISIONS[precision])
     phase = Phase("vae", [engine])
     with stand_in.counting() as one:

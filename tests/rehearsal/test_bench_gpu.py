@@ -1,15 +1,14 @@
-"""`python -m bench.gpu --dry-run`, all parts, from end to end: a row of each kind of rows.
+"""`python -m bench gpu --dry-run`, all parts, from end to end: a row of each kind of rows.
 
-But no whole training: that compiles for two minutes.
+It runs no whole training, because that compiles for two minutes.
 
-Kernels compute nothing here, so the dry run judges no values; what is seen is that the host's side
-of all of it works: imports, compilation, capture, timing, the journals, the page.
+Kernels compute nothing here, so the dry run judges no values. It shows that the host side works:
+imports, compilation, capture, timing, the journals, the page.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,9 +16,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bench.process import ROOT
+from bench.process import environment as process_environment
 from tests.rehearsal.build import environment
 
-ROOT = Path(__file__).parents[2]
 # One op with all its rivals, of the others our kernels alone: compiling takes most of the time.
 OPS = ("latent[float32-128x20", "linear[float32-1x128x256x784", "mixture[128x5000x20")
 ROWS = (
@@ -37,25 +37,24 @@ ROWS = (
 
 @pytest.fixture(scope="module")
 def out(stand_in_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a dry run of all parts leaves."""
+    """The folder with the results of a dry run of all parts."""
     folder = tmp_path_factory.mktemp("gpu")
     random = np.random.default_rng(0)
-    # The shape of mnist-5k, for machines without it.
+    # Random images of mnist-5k's shape, for machines without it.
     images = random.integers(0, 256, (5000, 784), dtype=np.uint8)
     np.savez(folder / "mnist-5k.npz", images=images, labels=np.arange(5000) // 500)
     flags = ["--dry-run", "--out", str(folder / "out"), "--data-root", str(folder)]
     flags += [flag for text in ROWS for flag in ("--rows", text)]
     # Neither xdist's variables nor plugins that choose among parameters (tests/project/few.py).
-    others = {n: v for n, v in os.environ.items() if not n.startswith("PYTEST_")}
-    paths = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"}
+    others = {n: v for n, v in process_environment().items() if not n.startswith("PYTEST_")}
     # Workers that compile would each import torch.
-    paths["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+    compiling = {"TORCHINDUCTOR_COMPILE_THREADS": "1"}
     # Of max-autotune's templates cuBLAS and two of Triton's: each of 17 is compiled for seconds.
-    paths["TORCHINDUCTOR_AUTOTUNE_CHOICE_NAME_REGEX"] = "^(add)?mm$|^triton_mm_[01]$"
+    compiling["TORCHINDUCTOR_AUTOTUNE_CHOICE_NAME_REGEX"] = "^(add)?mm$|^triton_mm_[01]$"
     done = subprocess.run(
-        [sys.executable, "-m", "bench.gpu", *flags],
+        [sys.executable, "-m", "bench", "gpu", *flags],
         cwd=ROOT,
-        env=others | environment(stand_in_folder) | paths,
+        env=others | environment(stand_in_folder) | compiling,
         capture_output=True,
         text=True,
         timeout=1800,
@@ -86,7 +85,7 @@ def test_every_part_runs_rows_to_their_end(out: Path) -> None:
     rivals = rows(out, "rivals")
     (row,) = (row for row in rivals if row.endswith("-compiled max-autotune]"))
     assert rivals[row] == "dry run"
-    assert len(rivals) == 2  # JAX's is there, and skipped where jax is not installed
+    assert len(rivals) == 2  # includes JAX's row, which is skipped if jax is not installed
 
 
 def test_nothing_of_it_can_be_taken_for_a_measurement(out: Path) -> None:

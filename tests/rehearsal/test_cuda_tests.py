@@ -1,7 +1,7 @@
-"""tests/cuda passes without a GPU: on the stand-in for CUDA, with what it launches computed.
+"""tests/cuda passes without a GPU, on the stand-in for CUDA with computed results.
 
-Kernels are executed from their PTX (tests/ptx), ATen's ops and cuBLAS's products by the CPU. One
-process runs all of it, together with the claims of computed/ about these results.
+The PTX of kernels is executed (tests/ptx); the CPU computes ATen's ops and cuBLAS's products. One
+process runs all of it, together with the tests of computed/ about these results.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ NOT_RUN = {*LEFT_OUT, *SKIP_THEMSELVES}
 
 
 class Outcome(NamedTuple):
-    """Of all parameters of a test."""
+    """The outcome of a test over all its parameters."""
 
     passed: list[str]
     skipped: list[str]  # the reasons
-    failed: list[str]  # what went wrong
+    failed: list[str]  # the messages
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def outcomes(stand_in_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     names = ("tests.project.few", "tests.rehearsal.results", "tests.rehearsal.shortened")
     plugins = [word for name in names for word in ("-p", name)]
-    # sm_80, whose matrix products the executor of PTX knows.
+    # The PTX executor supports the matrix products of sm_80.
     variables = environment(stand_in_folder, device="a100")
     done = subprocess.run(
         [*command, *plugins, f"--junitxml={report}", *FOLDERS],
@@ -86,7 +86,7 @@ def test_it_passes(outcomes: dict[str, Outcome], test: str) -> None:
 
 @pytest.mark.parametrize("test", SKIP_THEMSELVES)
 def test_it_skips_itself(outcomes: dict[str, Outcome], test: str) -> None:
-    """What the device that is stood in for does not have is found out by the test itself."""
+    """The test itself finds out that the imitated device lacks what it needs."""
     assert outcomes[test] == Outcome([], [SKIP_THEMSELVES[test]], [])
 
 

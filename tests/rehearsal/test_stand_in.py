@@ -1,4 +1,4 @@
-"""The claims of inside/ hold in a process that runs on the stand-in for CUDA."""
+"""The tests of inside/ pass in a process that runs on the stand-in for CUDA."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ CLAIMS = sorted(path.name for path in INSIDE.glob("test_*.py"))
 def outcomes(
     stand_in_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, list[str]]:
-    """For each file of inside/ its tests that failed, or a line that all of them passed.
+    """The failed tests of each file of inside/, with their messages.
 
-    One process for all of them: importing torch takes seconds.
+    One process runs all of them, because importing torch takes seconds.
     """
     report = tmp_path_factory.mktemp("inside") / "report.xml"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(INSIDE)]

@@ -1,6 +1,6 @@
-"""Every HTML report in a real browser, without a network, as wide as a telephone and a desk.
+"""Every HTML report in a real browser, without a network, as wide as a telephone and a desktop.
 
-Needs Playwright (the extra "browser") and a Chromium of the system, as Debian's package chromium.
+Needs Playwright (the extra "browser") and an installed Chromium, such as Debian's package chromium.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ QUIET = (
 )
 SMALLEST_FONT = 12.0  # CSS pixels
 
-# What the page itself knows, in one call.
+# Everything that the page knows about itself, in one call.
 LOOK = """() => {
   const root = document.documentElement;
   const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
@@ -58,7 +58,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Pages of this checkout's code: committed ones may be older than it."""
+    """Pages that the current code writes; committed pages may be older."""
     folder = tmp_path_factory.mktemp("pages")
     groups = {
         f"an op, forward+backward, {size:,} × 128 × 784, bfloat16": {
@@ -81,7 +81,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def _hard_page() -> str:
-    """Whatever pushes a page wider than its window."""
+    """A page with all kinds of content that could be wider than the window."""
     with style.figure(width=14.0) as (drawn, _):
         picture = style.png(drawn)
     row = ("elbo/sticking-the-landing/simultaneous", *["−123.456 ± 0.123"] * 12, "a sentence " * 20)
@@ -97,7 +97,7 @@ def _hard_page() -> str:
 
 
 def look(browser: Any, page_file: Path, size: tuple[int, int]) -> dict[str, Any]:
-    """Open a file offline; what LOOK says, what the console said, and what was asked for."""
+    """Open a file offline; return the results of LOOK, the console's errors and the requests."""
     context = browser.new_context(viewport={"width": size[0], "height": size[1]})
     context.set_offline(True)
     page = context.new_page()
@@ -151,7 +151,7 @@ def test_a_fresh_page_opens_offline_and_fits(
 
 
 def test_the_browser_sees_what_is_wrong(browser: Any, tmp_path: Path) -> None:
-    """A page that asks for a network, throws, is too wide and too small: none of it goes unseen."""
+    """A page that asks for the network, throws, is too wide and too small: each fault is seen."""
     bad = tmp_path / "bad.html"
     bad.write_text(
         '<body style="width: 3000px; font-size: 8px">small<img src="https://example.org/a.png">'

@@ -1,5 +1,5 @@
-"""The documentation: its programs run as they stand and compute what the formulas say; its links
-lead somewhere; the API reference renders, and the docstrings it is made of leave nothing out."""
+"""The documentation: its programs run unchanged and compute what the formulas say; its links have
+targets; the API reference renders; the docstrings describe every argument, result and error."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from vaez_kernels import compiler, kl_standard_normal, noise_key, reference
 DOCS = Path(__file__).parents[2] / "docs"
 LIBRARY = DOCS / "library.md"
 MODULES: tuple[str, ...] = runpy.run_path(str(DOCS / "reference.py"))["MODULES"]
-# Every op takes tensors or makes them; `use_backend` is the switch between their implementations.
+# Every op takes or returns tensors. `use_backend` is not an op: it switches their implementation.
 OPS = [name for name in vaez_fast.ops.__all__ if name != "use_backend"]
 
 OWN_MODULE = "The fused op in your own `nn.Module`"
@@ -39,16 +39,16 @@ COMPILED = "`torch.compile` and a CUDA graph, with fresh noise"
 CHECK = "A check of somebody else's KL"
 TRAINING = "The training loop"
 
-FLOAT32_SUM = 1e-6  # relative: some ulp for a sum of positive terms, whatever its order
+FLOAT32_SUM = 1e-6  # relative: a few ulp for a sum of positive terms in any order
 
 
 class Ran(NamedTuple):
-    names: dict[str, Any]  # all that the program defined
+    names: dict[str, Any]  # everything that the program defined
     printed: str
 
 
 def programs() -> dict[str, str]:
-    """The page's Python programs by heading, each on the lines it has there, for tracebacks."""
+    """The page's Python programs by heading; line numbers are the page's, for tracebacks."""
     text = LIBRARY.read_text(encoding="utf-8")
     found = {}
     for match in re.finditer(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
@@ -73,7 +73,7 @@ def ran(heading: str) -> Ran:
 
 
 def number(pattern: str, printed: str) -> float:
-    """The number that stands at (.+) in `pattern`, the one place where it occurs."""
+    """The number at (.+) in `pattern`, which must occur once in `printed`."""
     found = re.findall(pattern.replace("(.+)", r"(-?[\d.]+(?:e[-+]\d+)?)"), printed)
     assert len(found) == 1, f"{pattern!r} occurs {len(found)} times in {printed!r}"
     return float(found[0])
@@ -95,7 +95,7 @@ class TestOnesOwnModule:
             )
             rate = reference.kl_standard_normal(mu, logvar).mean().item()
             distortion = -reference.bernoulli_log_prob(vae.decoder(z), x).mean().item()
-        two_digits = 0.006  # and float32's rounding of sums of some hundred nats
+        two_digits = 0.006  # plus the float32 rounding of sums of some hundred nats
         assert number("rate (.+),", printed) == pytest.approx(rate, abs=two_digits)
         assert number("distortion (.+)\n", printed) == pytest.approx(distortion, abs=two_digits)
         elbo = number("ELBO (.+) nats", printed)
@@ -107,7 +107,7 @@ class TestOnesOwnModule:
         x = binarized(digits(), "validation", "static").double()
         ignorant = (x * frequency.log() + (1 - x) * (-frequency).log1p()).sum(1).mean().item()
         assert round(ignorant) == -208
-        # Other processors round the products otherwise, and 200 steps later it shows.
+        # Processors round products differently, and over 200 steps the difference grows.
         assert number("ELBO (.+) nats", ran(OWN_MODULE).printed) == pytest.approx(-153, abs=3)
 
 
@@ -119,7 +119,7 @@ def with_pythae() -> Ran:
 
 @pytest.fixture(scope="module")
 def original(with_pythae: Ran) -> Any:
-    """pythae's own VAE in float64 after a backward pass, eps from the reference stream."""
+    """pythae's own VAE in float64 after a backward pass, with eps from the reference stream."""
     from pythae.models import VAE
 
     vae = VAE(with_pythae.names["config"]).double()
@@ -156,7 +156,7 @@ class TestPythae:
 
 
 def assert_is_step(z: Tensor, mu: Tensor, logvar: Tensor, step: int) -> None:
-    """z is what seed 0 draws in that step of training, within the stream's stated error."""
+    """z is the draw of seed 0 at that step of training, within the stream's stated error."""
     eps = reference.normal(noise_key(0, "train", step), *z.shape)
     sigma = torch.exp(0.5 * logvar.double())
     bound = 1e-6 * (1 + mu.double().abs() + sigma * eps.abs().clamp(min=1))
@@ -199,7 +199,7 @@ class TestACheckOfSomebodyElsesKl:
         mu, logvar = latents.double().numpy()
         truth = 0.5 * (mu**2 + np.expm1(logvar) - logvar).sum(1)
 
-        # σ for σ²: what the published formula is off by, in closed form.
+        # The closed form of the published formula's error, which is σ in place of σ².
         defect = 0.5 * (np.expm1(logvar / 2) + logvar / 2 - np.expm1(logvar)).sum(1)
         nats, relative, _ = errors["published", scale]
         assert nats == pytest.approx(np.abs(defect).max(), rel=1e-3)
@@ -208,7 +208,7 @@ class TestACheckOfSomebodyElsesKl:
         ours = kl_standard_normal(*latents).double().numpy()
         assert errors["op", scale][1] == pytest.approx(np.abs(ours / truth - 1).max(), rel=0.01)
 
-        # In 1 + logvar half an ulp of 1 is lost, 6e-8, for each of 20 columns at worst.
+        # 1 + logvar loses half an ulp of 1, 6e-8, in each of 20 columns at worst.
         half_ulp = 20 * 2.0**-24 / truth.min()
         textbook = errors["textbook", scale][1]
         assert half_ulp / 100 < textbook < half_ulp + FLOAT32_SUM
@@ -240,7 +240,7 @@ class TestTheTrainingLoop:
     def test_it_learns_and_log_px_is_above_the_bound(self) -> None:
         printed = ran(TRAINING).printed
         curve = [float(elbo) for elbo in re.findall(r"validation ELBO (\S+)", printed)]
-        assert len(curve) == 7  # 31 steps an epoch: six epochs, and what is left of 200
+        assert len(curve) == 7  # 31 steps an epoch: six epochs and the rest of 200 steps
         assert curve[-1] > curve[0] + 10
         assert number(r"log p\(x\) (.+) ±", printed) > number("test: ELBO (.+) nats", printed)
 
@@ -267,7 +267,7 @@ class TestTheApiReference:
         assert [str(w.message) for w in caught if "pdoc" in w.filename] == []
         for module in MODULES:
             page = tmp_path.joinpath(*module.split(".")).with_suffix(".html").read_text("utf-8")
-            # A section that pdoc's reading of Google's style missed would be a paragraph.
+            # A section that pdoc did not recognise as one of Google's style would be a paragraph.
             assert not re.search(r"<p>\s*(Args|Arguments|Returns|Raises):", page), module
         ops = (tmp_path / "vaez_fast" / "ops.html").read_text("utf-8")
         for op in OPS:
@@ -295,7 +295,7 @@ class TestTheApiReference:
 
 
 def described(function: Any) -> str:
-    """A docstring, and that of the function whose arguments and errors it says it shares."""
+    """A docstring, plus those of the functions whose arguments and errors it says it shares."""
     text = inspect.getdoc(function) or ""
     if re.search(r"^Arguments.* as ", text, re.MULTILINE):
         shared = re.findall(r"`(\w+)`", text)
@@ -304,7 +304,7 @@ def described(function: Any) -> str:
 
 
 def public_functions(module: Any) -> list[Any]:
-    """Those of `__all__`; else those that the module itself defines."""
+    """The functions in `__all__`, or else those that the module itself defines."""
     if names := getattr(module, "__all__", None):
         return [f for f in (getattr(module, name) for name in names) if inspect.isfunction(f)]
     found = (value for name, value in vars(module).items() if not name.startswith("_"))

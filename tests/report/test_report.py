@@ -1,4 +1,4 @@
-"""The report: intervals, verdicts, and pages that show what results.json says."""
+"""The report: intervals, verdicts, and pages that show the content of results.json."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Results = dict[str, Any]
 
 class TestIntervals:
     def test_it_is_students(self) -> None:
-        # Student's table: 2.776 for four degrees of freedom.
+        # Student's table: 2.776 with four degrees of freedom.
         values = [1.0, 2.0, 3.0, 4.0, 5.0]
         found = interval(values)
         assert found.mean == 3.0
@@ -39,7 +39,7 @@ class TestIntervals:
     def test_it_holds_the_mean_in_19_of_20_samples(self) -> None:
         draws = torch.randn((4000, 5), generator=torch.Generator().manual_seed(0)).tolist()
         held = sum(abs(interval(row).mean) <= interval(row).half for row in draws)
-        # Binomial: five standard deviations of 4,000 tries at 0.95 are 69.
+        # Binomial: five standard deviations for 4,000 trials at 0.95 are 69.
         assert abs(held - 3800) < 69
 
     def test_pairs_cancel_what_they_share(self) -> None:
@@ -48,8 +48,8 @@ class TestIntervals:
         assert (difference.mean, difference.half) == (1.0, 0.0)
 
     def test_a_mean_far_above_the_target_has_a_small_p(self) -> None:
-        # Student's table: of four degrees of freedom 0.5 % lie above 4.604, 1 % above 3.747; the
-        # mean of 3 is 4.243 standard errors, each √½, above 0.
+        # Student's table, four degrees of freedom: 0.5 % lie above 4.604 and 1 % above 3.747. The
+        # mean of 3 is 4.243 standard errors (each √½) above 0.
         values = [1.0, 2.0, 3.0, 4.0, 5.0]
         assert 0.005 < one_sided_p(values, 0.0) < 0.01
         assert 0.99 < one_sided_p(values, 6.0) < 0.995
@@ -88,7 +88,7 @@ class TestVerdicts:
             REFUTED,  # diagonal, ELBO
             CONFIRMED,  # Monte Carlo
             CONFIRMED,  # encoder-only is closer
-            REFUTED,  # than torch.randn: no difference that a sample could show
+            REFUTED,  # closer than torch.randn: the difference is too small for a sample to show
             REFUTED,  # slightly better
             CONFIRMED,  # simultaneous
             CONFIRMED,  # images

@@ -1,4 +1,4 @@
-"""The report's tables and figures show the record's numbers, each in its place."""
+"""The report's tables and figures show every number of the record in the right place."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from scipy.stats import t
 
-from tests.study import fake_study, test_verdicts
+from tests.study import fake_study
 from vaez_fast.drawing import style
 from vaez_fast.measures.samplers import SAMPLERS
 from vaez_fast.report import article as report
@@ -27,7 +27,7 @@ ANALYTIC = "elbo/analytic/joint"
 
 
 def number(run: Results, name: str) -> float:
-    """What stands at the end of a way with dots."""
+    """The value at a dotted path; None becomes NaN."""
     place: Any = run
     for key in name.split("."):
         place = place[key]
@@ -59,11 +59,11 @@ def within(values: np.ndarray, digits: int) -> str:
 
 @pytest.fixture(scope="module")
 def page(results: Results, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """report.md; its figures are not drawn here, and the theory is a few numbers."""
+    """report.md, without drawing its figures and with a few fixed numbers as the theory."""
     out = tmp_path_factory.mktemp("study")
     (out / "results.json").write_text(json.dumps(results))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(theory, "compute", lambda: test_verdicts.THEORY)
+        patch.setattr(theory, "compute", lambda: fake_study.THEORY)
         patch.setattr(report, "images_of", lambda *_: fake_study.images())
         patch.setattr(report_images, "image_distance", lambda _: b"")
         for module, name in (
@@ -75,7 +75,7 @@ def page(results: Results, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def table(page: str, first: str, second: str) -> dict[str, list[str]]:
-    """The table whose head begins with these two cells: its rows by their first cell."""
+    """The rows, by first cell, of the table whose head begins with these two cells."""
     head = rf"^\| {re.escape(first)} \| {re.escape(second)} "
     (found,) = re.findall(head + r".*\n(?:\|.*\n)+", page, re.M)
     rows = [re.split(r"(?<!\\)\| ?", line)[1:-1] for line in found.splitlines()[2:]]
@@ -191,7 +191,7 @@ def test_the_summary_has_means_and_half_widths(results: Results, arms: list[str]
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """Draw a figure and hand over its axes, as a picture says nothing of its numbers."""
+    """Draws a figure and returns its axes, because a picture does not show its numbers."""
     figures: list[Any] = []
 
     def png(figure: Any) -> bytes:

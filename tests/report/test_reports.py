@@ -1,4 +1,4 @@
-"""What README.md and reports/README.md quote stands in a committed JSON file, revision included."""
+"""Numbers and revisions that README.md and reports/README.md quote are in committed JSON files."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from bench.process import ROOT
 from bench.records.records import parse, revision_of
 from bench.records.summary import summary
 
-ROOT = Path(__file__).parents[2]
 REPORTS = ROOT / "reports"
 PAGES = [ROOT / "README.md", REPORTS / "README.md"]
 

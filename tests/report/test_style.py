@@ -1,4 +1,4 @@
-"""One colour and one line for each arm, in every figure."""
+"""Each arm has one colour and one line style in every figure."""
 
 from __future__ import annotations
 

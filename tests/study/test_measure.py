@@ -1,8 +1,8 @@
-"""Every number of a study's record against code of our own that shares none with the study's.
+"""Every number of a study's record, compared with code that shares nothing with the study's.
 
-The splits are told apart at a glance, training is a stub that hands over a model of known weights,
-and all that `Measure` then writes is computed again in float64: posteriors by plain PyTorch layers,
-noise by the reference stream of the key that the number is documented to have, and each metric from
+The splits look clearly different, and training is a stub that returns a model of known weights.
+Everything that `Measure` writes is computed again in float64: posteriors by plain PyTorch layers,
+noise by the reference stream with the key that is documented for the number, and each metric from
 its definition.
 """
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 from bench.training.baselines import TextbookVAE
-from tests.runs import fake_run
+from tests.system import fake_run
 from vaez_fast.config import TrainConfig
 from vaez_fast.data import Dataset, Split
 from vaez_fast.measures.features import FeatureNet, Training, save_features
@@ -34,19 +34,19 @@ from vaez_fast.training.train import Observe, Result
 from vaez_kernels import noise_key, reference
 
 SIZES = {"train": 260, "validation": 130, "test": 190}
-# Smaller than the splits where the study's are, so that which images are taken shows.
+# Smaller than the splits, as in the study, so that a wrong choice of images shows.
 AGGREGATE_IMAGES, DRAWS, GENERATED, SHOWN, NEAREST = 200, 40, 60, 5, 150
 COUNTS, CURVE_IMAGES = (1, 3, 10), 50
 SEED = 3
 BASE = TrainConfig(
     model="lyeoni", epochs=None, steps=12, batch_size=20, precision="float32", device="cpu", seed=9
 )
-STATIC = 2**32 - 1  # the seed of what is binarised once
+STATIC = 2**32 - 1  # the seed of static binarisation
 OBSERVED = frozenset({0, 5, 12})
 
 
 def split(name: str) -> Split:
-    """Grey images: a bright bar whose place is the class, and whose slant is the split's own."""
+    """Grey images of a bright bar: its place is the class, its slant is the split."""
     index = list(SIZES).index(name)
     generator = torch.Generator().manual_seed(index)
     labels = torch.arange(SIZES[name]) % 10
@@ -59,7 +59,7 @@ def split(name: str) -> Split:
 
 
 def model(seed: int, step: int) -> VAE:
-    """Weights of a step of our own training: both halves depend on what they are given."""
+    """A model for a step of the stub training, whose outputs depend visibly on the inputs."""
     vae = VAE("lyeoni", seed)
     with torch.no_grad():
         means, logvars = vae.encoder[-1].weight.chunk(2)  # type: ignore[operator]
@@ -70,7 +70,7 @@ def model(seed: int, step: int) -> VAE:
 
 
 class FakeTraining:
-    """Stands for `train`: shows the observer its models and hands over the one of step 99."""
+    """A stand-in for `train`: shows the observer its models and returns the one of step 99."""
 
     def __init__(self) -> None:
         self.phases = ["vae"]
@@ -97,7 +97,7 @@ class FakeTraining:
 
 
 class Own(NamedTuple):
-    """A model in float64, and its posterior of every split as the run binarises it."""
+    """A model in float64, and its posteriors of every split under the run's binarisation."""
 
     textbook: TextbookVAE
     x: dict[str, Tensor]  # (N, 784)
@@ -131,7 +131,7 @@ def own(vae: VAE, x: dict[str, Tensor]) -> Own:
 
 
 def every(images: Tensor) -> Tensor:
-    """As many as are generated, spread over the split."""
+    """As many images as are generated, spread over the split."""
     return images[:: len(images) // GENERATED][:GENERATED]
 
 
@@ -160,12 +160,12 @@ def small(training: FakeTraining) -> Any:
 
 @pytest.fixture(scope="module")
 def net() -> FeatureNet:
-    """Weights of nobody's training: all that is asked of it is that images differ in it."""
+    """An untrained network; it only has to give different images different features."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
         net = FeatureNet().requires_grad_(False)
     net.normalize(split("train").images / 255)
-    # Every class is somewhere: the head looks at differences between the images' features.
+    # The head looks at differences between the images' features, so that many classes occur.
     net.head.weight.data *= 30
     net.head.bias.data = -net.head.weight @ net.features(split("test").images / 255).mean(0)
     return net
@@ -212,7 +212,7 @@ def rates(mu: Tensor, sigma: Tensor) -> Tensor:
     return torch.distributions.kl_divergence(Normal(mu, sigma), standard)
 
 
-# z is float32: its rounding, 1e-6 of mu and sigma·eps, and that of the float32 encoder.
+# z is float32: a rounding error of 1e-6 of mu and sigma·eps, plus that of the float32 encoder.
 CLOSE: dict[str, Any] = {"rel": 2e-5, "abs": 2e-5}
 
 
@@ -265,7 +265,7 @@ def test_the_latents_are_of_test_images(measured: Measured) -> None:
 
 
 def drawn(ours: Own, split: str, count: int, step: int) -> tuple[Tensor, Tensor]:
-    """DRAWS of the split's first `count` images, in the noise's order, and a z of each."""
+    """DRAWS of the split's first `count` images, in the noise's order, and a z for each."""
     noise = noise_key(SEED, "evaluate", step)
     index = reference.uniform(noise, 1, count, 1).flatten().argsort(stable=True)[:DRAWS]
     mu, sigma = ours.mu[split], ours.sigma[split]
@@ -331,17 +331,17 @@ def shares(classes: Tensor) -> list[float]:
 
 
 def expected_scores(net: FeatureNet, ours: Own, generated: Tensor) -> dict[str, Any]:
-    """The scores of images, set beside test images; the nearest is among the training images.
+    """The scores of images against test images; neighbours come from the training images.
 
-    A uniform number between the probabilities of float32 and float64 flips a pixel, of 47,040 one
-    in a hundred times: that moves none of these by a thousandth.
+    Where a uniform number lies between a float32 and a float64 probability, a pixel flips. In one
+    of a hundred times that happens to one of 47,040 pixels, which moves no score by a thousandth.
     """
     real, train = every(ours.x["test"]), ours.x["train"][:NEAREST]
     features, of_real = (net(images.float()) for images in (generated, real))
     seen, of_test = (shares(net.head(f).argmax(1)) for f in (features, of_real))
     kernel, spread = kernel_distance(features, of_real)
     nearest = (generated[:, None] - train).square().sum(2).sqrt().min(1).values
-    assert len({round(share, 2) for share in of_test}) > 3  # the network tells images apart
+    assert len({round(share, 2) for share in of_test}) > 3  # the network distinguishes images
     close: dict[str, Any] = {"rel": 1e-3, "abs": 1e-4}
     return {
         "count": GENERATED,
@@ -377,7 +377,7 @@ def test_images_are_drawn_from_codes_of_training_images(
     elif name == "posterior":
         u = reference.uniform(noise_key(SEED, "generate", 0), 1, len(z), 1, sample_offset=1)
         codes = z[u.flatten().argsort(stable=True)[:GENERATED]]
-    else:  # scikit-learn's fit: what is drawn of it is tested with the samplers
+    else:  # fitted by scikit-learn; tests/measures/test_samplers.py tests its draws
         codes = fit(name, z.float()).draw(noise_key(SEED, "generate", 0), GENERATED).double()
     with torch.no_grad():
         means = torch.sigmoid(ours.textbook.decoder(codes))
@@ -387,7 +387,7 @@ def test_images_are_drawn_from_codes_of_training_images(
     off = (grey - 255 * means[:SHOWN]).abs()
     assert off.max() < 0.51  # rounded
     u = reference.uniform(noise_key(SEED, "generate", 1), 1, GENERATED, 784)[0]
-    # Grey images are compared with means, binary ones with binary samples.
+    # For grey data the means are scored, for binary data binary samples.
     generated = means if is_grey(ours) else (u < means).double()
     assert measured.record["images"][name] == expected_scores(net, ours, generated)
 
@@ -401,11 +401,11 @@ def test_the_curve_over_k_is_of_the_ordinary_vaes_first_seed(
     record, _ = measures[how].run(config, frozenset())
     ours = own(model(0, 99), pixels(dataset, how))
     mu, sigma, x = (part["test"][:CURVE_IMAGES] for part in (ours.mu, ours.sigma, ours.x))
-    eps = reference.normal(noise_key(0, "evaluate", 10), COUNTS[-1], *mu.shape)
+    eps = reference.normal(noise_key(0, "evaluate", 15), COUNTS[-1], *mu.shape)
     with torch.no_grad():
         z = mu + sigma * eps
         logits = ours.textbook.decoder(z)
-    # not Bernoulli: a grey level is no outcome of it
+    # Not torch's Bernoulli, which refuses a grey level as an outcome.
     log_px_z = (x * logits + torch.nn.functional.logsigmoid(-logits)).sum(2)
     ratio = (Normal(0.0, 1.0).log_prob(z) - Normal(mu, sigma).log_prob(z)).sum(2)
     log_weights = log_px_z + ratio
@@ -413,7 +413,7 @@ def test_the_curve_over_k_is_of_the_ordinary_vaes_first_seed(
     assert record["k_curve"] == {
         "images": CURVE_IMAGES,
         "k": list(COUNTS),
-        # float32 sums of 784 terms
+        # The study sums 784 terms in float32.
         "log_px": pytest.approx(log_px, rel=1e-5),
     }
     beta = dataclasses.replace(config, beta=4.0)
@@ -435,7 +435,7 @@ def test_beside_the_arms_are_other_real_images_and_the_mean_digit(
     assert beside["features"]["accuracy_binary"] == 0.75
     frequency = (x["train"].sum(0) + 0.5) / (SIZES["train"] + 1)
     cross = -(x["test"] * frequency.log() + (1 - x["test"]) * (1 - frequency).log())
-    # grey levels are scaled in float32
+    # Grey levels are scaled in float32.
     assert beside["marginal_log_prob"] == pytest.approx(-float(cross.sum(1).mean()), rel=1e-7)
     n, latents = SIZES["test"], 2
     psi = float(torch.digamma(torch.tensor((n - 1) / 2, dtype=torch.float64)))

@@ -1,4 +1,4 @@
-"""The study's files: what is finished is kept, what is other is refused; and a measured run."""
+"""The study's files: finished runs are kept, other settings are refused; and one measured run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.study import fake_study
-from tests.uncompiled import uncompiled
+from tests.training.uncompiled import uncompiled
 from vaez_fast.config import ConfigError, TrainConfig
 from vaez_fast.data import Dataset, Split, binarized, load
 from vaez_fast.measures import features
@@ -30,7 +30,7 @@ CONFIG = fake_study.CONFIG
 
 
 class FakeMeasure:
-    """Stands for `Measure`: counts the runs, and stops the study where it is told to."""
+    """A stand-in for `Measure`: lists the runs, and interrupts the study after `stop_after`."""
 
     steps = 200
     ran: list[str]
@@ -121,7 +121,7 @@ def test_the_decay_is_observed_before_the_first_step_and_evenly_in_its_logarithm
     tmp_path: Path,
 ) -> None:
     run_study(dataclasses.replace(CONFIG, seeds=2), tmp_path)
-    # 24 steps from 1 to 200 in equal ratios; some of the first round to the same.
+    # 24 steps from 1 to 200 in equal ratios; some of the first round to the same step.
     spaced = {round(200 ** (i / 23)) for i in range(24)}
     assert FakeMeasure.observed == {0, *spaced}
     assert {1, 200} <= spaced
@@ -172,7 +172,7 @@ def test_an_unreadable_file_is_one_clear_error(content: str | None, tmp_path: Pa
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Measure, Any, Any]:
-    """One arm, measured with few images, and its record."""
+    """A `Measure` of few images, and the record and images of one arm."""
     full = load("mnist-5k")
 
     def first(split: Split, count: int) -> Split:
@@ -215,7 +215,8 @@ def test_the_decay_is_of_the_encoder_and_begins_before_the_first_step(
     assert [point["step"] for point in record["decay"]] == [0, 7, 40]
     rates = [point["rate"] for point in record["decay"]]
     assert rates[0] > rates[1] > rates[2]
-    # At (0, I) the fit of 200 draws in 50 dimensions finds D/n; within five of its own spreads.
+    # At (0, I) the fit of 200 draws in 50 dimensions gives D/n, here within five of its standard
+    # deviations.
     null = null_sample_kl(200, 50)
     assert abs(record["decay"][-1]["sample_kl"] - null) < 5 * null / 50**0.5 + rates[2]
 

@@ -1,7 +1,7 @@
-"""Each claim is judged by its interval, never by its mean alone; the limits are where they belong.
+"""Each claim is judged by its interval, never by its mean alone, and at the right limits.
 
-Every case says mean and half-width of a 95 % t-interval over three seeds, and the verdict. Means on
-one side of a limit come with intervals that reach over it, and with others that do not.
+Every case gives the mean and the half-width of a 95 % t-interval over three seeds, and the verdict.
+For means on one side of a limit there are intervals that cross it and intervals that do not.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vaez_fast.study.verdicts import CONFIRMED, REFUTED, UNCLEAR, Verdict, verdi
 
 Results = dict[str, Any]
 
-# What the arms of a seed have in common: beside it an interval that is not paired finds nothing.
+# What the arms of a seed share. It is so large that an unpaired interval would find no difference.
 SHARED = (0.0, 40.0, -16.0)
 # Student's table, two degrees of freedom, 97.5 %.
 STUDENT = 4.302652729911275
@@ -26,13 +26,6 @@ STUDENT = 4.302652729911275
 CURRENT, ANALYTIC = "elbo/total-derivative/joint", "elbo/analytic/joint"
 SEPARATE, SIMULTANEOUS = "kl/total-derivative/separate", "kl/total-derivative/simultaneous"
 KL_ALONE = "kl/analytic/separate"
-
-THEORY: Results = {
-    "derivatives": {"zeros_of_F": [0.0], "zeros_of_G": [1.0]},
-    "spiral": {"flow_eigenvalues": [[-2.0, 0.0], [-1.0, 0.0]]},
-    "monte_carlo_kl": {"points": 16, "largest_z": 1.5},
-    "estimators": {"largest_z_of_mean": 2.5},
-}
 
 
 def around(mean: float, half: float) -> list[float]:
@@ -42,7 +35,7 @@ def around(mean: float, half: float) -> list[float]:
 
 
 def put(results: Results, arm: str, name: str, values: list[float]) -> None:
-    """Give each seed's run of `arm` its value; `name` is the way to it, with dots."""
+    """Set the value of each seed's run of `arm`; `name` is a dotted path."""
     runs = [run for run in results["runs"] if run["arm"] == arm]
     *way, last = name.split(".")
     for run, value in zip(runs, values, strict=True):
@@ -55,7 +48,7 @@ def put(results: Results, arm: str, name: str, values: list[float]) -> None:
 def apart(
     first: tuple[str, str], second: tuple[str, str], mean: float, half: float, scale: float = 1.0
 ) -> Results:
-    """A study where first − second, each (arm, name), has this interval, paired by seed."""
+    """A study in which first − second, each an (arm, name), has this interval, paired by seed."""
     results = copy.deepcopy(fake_study.results())
     shared = [scale * (100 + s) for s in SHARED]
     put(results, *second, shared)
@@ -63,12 +56,12 @@ def apart(
     return results
 
 
-def found(results: Results, claim: str, theory: Results = THEORY) -> Verdict:
+def found(results: Results, claim: str, theory: Results = fake_study.THEORY) -> Verdict:
     (verdict,) = (v for v in verdicts(results, theory) if claim in v.claim)
     return verdict
 
 
-# Below zero, above zero, and neither, whatever the mean.
+# (mean, half-width, sign): the interval is below zero (-1), above zero (1), or neither (0).
 SIGNS = [
     (-1.0, 0.9, -1),
     (-1.0, 1.1, 0),
@@ -111,7 +104,7 @@ def test_the_minimum_is_reached_where_the_rates_interval_ends_below_a_tenth(
 def test_another_zero_or_a_flow_that_does_not_decay_refutes_the_minimum(
     part: str, name: str, value: list[Any]
 ) -> None:
-    theory = THEORY | {part: THEORY[part] | {name: value}}
+    theory = fake_study.THEORY | {part: fake_study.THEORY[part] | {name: value}}
     assert found(fake_study.results(), "only minimum", theory).verdict == REFUTED
 
 
@@ -144,7 +137,7 @@ def test_a_diagonal_covariance_suffices_for_the_kl_without_total_correlation(
 @pytest.mark.parametrize(
     ("mean", "half", "wanted"),
     [
-        # The distance of real images, 0.3 here, is how much worse a diagonal may be.
+        # The diagonal may be worse by the distance of real images, which is 0.3 here.
         (-1.0, 0.9, REFUTED),
         (-1.0, 1.1, UNCLEAR),
         (-0.2, 0.1, REFUTED),
@@ -178,7 +171,7 @@ def test_a_diagonal_covariance_suffices_for_the_elbo_up_to_the_distance_of_real_
 def test_the_monte_carlo_kl_agrees_up_to_a_z_score_of_four(
     of_values: float, of_gradients: float, wanted: str
 ) -> None:
-    theory = THEORY | {
+    theory = fake_study.THEORY | {
         "monte_carlo_kl": {"points": 16, "largest_z": of_values},
         "estimators": {"largest_z_of_mean": of_gradients},
     }
@@ -200,7 +193,7 @@ def test_encoders_alone_are_closer_where_the_interval_is_below_zero(
 @pytest.mark.parametrize(
     ("mean", "half", "wanted"),
     [
-        # in units of what one sample of exact normals differs from the next by
+        # in standard deviations of the sample KL of exact normals
         (-1.5, 0.4, CONFIRMED),
         (-1.5, 0.6, UNCLEAR),
         (-0.5, 0.6, UNCLEAR),
@@ -213,7 +206,8 @@ def test_closer_than_randn_means_by_more_than_samples_differ(
     mean: float, half: float, wanted: str
 ) -> None:
     n, latents = 10_000, 128
-    # Of ½(m² + v − 1 − ln v): m ~ N(0, 1/n), n·v ~ χ² of n − 1 degrees; see theory_sampling.
+    # The variance of ½(m² + v − 1 − ln v) with m ~ N(0, 1/n) and n·v ~ χ² of n − 1 degrees of
+    # freedom; see vaez_fast/theory/sampling.py.
     of_mean, of_variance = 2 / n**2, 2 * (n - 1) / n**2
     variance = of_mean + of_variance + float(polygamma(1, (n - 1) / 2)) - 4 / n
     spread = math.sqrt(latents * variance) / 2
@@ -240,7 +234,7 @@ def test_closer_than_randn_means_by_more_than_samples_differ(
 def test_a_slight_gain_is_above_zero_and_up_to_ten_nats(
     mean: float, half: float, wanted: str
 ) -> None:
-    name = "test.distortion"  # the higher the worse: the current method's is the second
+    name = "test.distortion"  # higher is worse; the current method is the second
     answer = found(apart((SEPARATE, name), (CURRENT, name), mean, half), "slightly better")
     assert answer.verdict == wanted
     assert (answer.why == "It is worse.") == (wanted == REFUTED and mean < 0)

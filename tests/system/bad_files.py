@@ -1,8 +1,8 @@
-"""Files that no command can take: how each comes about, what then reads it, what must be said.
+"""The table of bad files: how each is made, which command line reads it, what the error must say.
 
-A case damages one thing beneath a folder that holds `run` (a whole training run), `half` (one that
-broke off), `study` (an article's results) and `bench.json` (a run of the suite), and names the
-command line that meets it. `MARK` is the file that code hidden in a pickle would make.
+A case damages one thing in a folder that holds `run` (a whole training run), `half` (an unfinished
+run), `study` (an article's results) and `bench.json` (a run of the suite), and returns the command
+line that reads it. `MARK` is the file that code hidden in a pickle would make.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MARK = "the code ran"
 
 
 class Code:
-    """Unpickled, it makes a file."""
+    """An object that makes a file when it is unpickled."""
 
     def __init__(self, folder: Path) -> None:
         self.path = str(folder / MARK)
@@ -54,7 +54,7 @@ def folder_instead(path: Path) -> None:
 
 
 def hide_code(path: Path) -> None:
-    """A checkpoint with everything in its place, and code beside it."""
+    """A complete checkpoint that also holds code."""
     content = torch.load(path, weights_only=True)
     content["environment"] = {"torch": Code(path.parents[1])}
     torch.save(content, path)
@@ -161,7 +161,7 @@ CHECKPOINT = "run/checkpoint.pt"
 TOO_LONG = "x" * 300
 NOT_TENSORS = "not a file of tensors, or a damaged one"
 
-# What is met, and what the line must say of it: the file, and then this.
+# Case → its damage, and what the one-line error must contain: the file and the reason.
 FILES: dict[str, tuple[Damage, str]] = {
     # a checkpoint
     **{
@@ -346,7 +346,7 @@ FILES: dict[str, tuple[Damage, str]] = {
         done(article_in("study"), lambda at: (at / "study/study.json").write_text("{")),
         "study/study.json: not JSON",
     ),
-    # folders that hold something
+    # folders that are not empty
     "training where a run is": (done(train_in("run")), "run holds a run already; name another"),
     "training where a run broke off": (
         done(train_in("half"), lambda at: (at / "half/checkpoint.pt").unlink()),
@@ -374,7 +374,7 @@ FILES: dict[str, tuple[Damage, str]] = {
         ),
         "theory.json is not a record of the theory; name another folder",
     ),
-    # places that nobody can write or read
+    # places that cannot be written or read
     "a file as folder": (
         done(lambda at: ["train", "--steps", "2", "--out", str(at / "bench.json" / "run")]),
         "out: cannot write in ",

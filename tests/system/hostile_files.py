@@ -1,4 +1,4 @@
-"""Archives, arrays and data sets as an enemy would make them."""
+"""Malicious archives, arrays and data sets."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 
-MANY = 2**27  # bytes that a small file claims to hold, or swells to
+from vaez_fast import data
+
+MANY = 2**27  # bytes that a small file claims to hold, or unpacks to
 
 
 def saved(content: Any) -> dict[str, bytes]:
-    """The entries of what torch.save writes."""
+    """The entries of the archive that torch.save writes."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
     with zipfile.ZipFile(buffer) as archive:
@@ -32,7 +34,7 @@ def zipped(entries: Mapping[str, bytes], method: int = zipfile.ZIP_STORED) -> by
 
 
 def swollen(path: Path, entries: Mapping[str, bytes], name: str, size: int, head: bytes) -> None:
-    """Write an archive of which one entry unpacks to `size` bytes, nearly all of them zero."""
+    """Write an archive with one entry that unpacks to `size` bytes, nearly all of them zero."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for other, content in entries.items():
             if other != name:
@@ -44,7 +46,7 @@ def swollen(path: Path, entries: Mapping[str, bytes], name: str, size: int, head
 
 
 def with_storage(entries: Mapping[str, bytes], was: int, numbers: int) -> dict[str, bytes]:
-    """The entries, where a storage of `was` numbers is said to have others."""
+    """The entries, with a storage of `was` numbers that claims to have `numbers`."""
     said = b"K" + bytes([was]) + b"tq"
     pickled = entries["archive/data.pkl"]
     assert pickled.count(said) == 1
@@ -53,13 +55,13 @@ def with_storage(entries: Mapping[str, bytes], was: int, numbers: int) -> dict[s
 
 
 def bomb_of_tensors(path: Path, content: Any) -> None:
-    """A file of torch.save with a storage of four numbers in it, which now has 2²⁵."""
+    """Write a file of torch.save whose storage of four numbers now has 2²⁵."""
     entries = with_storage(saved(content), 4, MANY // 4)
     swollen(path, entries, "archive/data/0", MANY, b"")
 
 
 def calls(function: str, argument: int) -> bytes:
-    """A pickle that calls a function of Python's or PyTorch's with a number."""
+    """A pickle that calls a function of Python or PyTorch with a number."""
     module, _, name = function.rpartition(".")
     return f"\x80\x02c{module}\n{name}\n".encode("latin-1") + (
         b"J" + struct.pack("<i", argument) + b"\x85R."
@@ -69,7 +71,7 @@ def calls(function: str, argument: int) -> bytes:
 def npy(
     content: bytes, shape: str, dtype: str = "|u1", fortran: bool = False, version: int = 1
 ) -> bytes:
-    """A file of an array, whose header says whatever it is told to."""
+    """An .npy file with any header."""
     header = f"{{'descr': '{dtype}', 'fortran_order': {fortran}, 'shape': {shape}}}".encode()
     form = "<H" if version == 1 else "<I"
     return (
@@ -84,7 +86,7 @@ def array(values: np.ndarray) -> bytes:
 
 
 def listed(archive: bytes, name: str, **fields: int) -> bytes:
-    """An archive whose directory says something else of an entry: its `size` or its `crc`."""
+    """The archive, with other `fields` (size, packed, crc) for an entry in its directory."""
     found = bytearray(archive)
     places = {"crc": 16, "packed": 20, "size": 24}
     start = found.rindex(b"PK\x01\x02", 0, found.rindex(name.encode()))
@@ -94,15 +96,35 @@ def listed(archive: bytes, name: str, **fields: int) -> bytes:
 
 
 def twice(name: str, first: bytes, second: bytes, others: Mapping[str, bytes]) -> bytes:
-    """An archive with two entries of one name."""
+    """An archive with two entries of the same name."""
     shadow = "x" * len(name)
     whole = zipped({name: first, shadow: second, **others})
     return whole.replace(shadow.encode(), name.encode())
 
 
 def sparse(path: Path, size: int, head: bytes = b"") -> Path:
-    """A file of `size` bytes that takes none of the disk but for its head's."""
+    """A file of `size` bytes that takes disk space only for its head."""
     with path.open("wb") as file:
         file.write(head)
         file.truncate(size)
     return path
+
+
+def idx_head(name: str) -> bytes:
+    count = 60_000 if name.startswith("train") else 10_000
+    if "labels" in name:
+        return struct.pack(">ii", 0x801, count)
+    return struct.pack(">iiii", 0x803, count, 28, 28)
+
+
+def mnist(root: Path) -> Path:
+    """A whole data set of black images of class 0, in sparse files."""
+    raw = root / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name, size in data.IDX_FILE_BYTES.items():
+        sparse(raw / name, size, idx_head(name))
+    return raw
+
+
+def pixels(count: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(256, size=(count, 784), dtype=np.uint8)

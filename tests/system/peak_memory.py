@@ -1,7 +1,6 @@
-"""Read files as the commands do, in a process of its own, and tell how much memory each takes.
+"""A program that reads files as the commands do and prints how much memory each read takes.
 
-python -m tests.system.peak_memory NAME=PATH … prints a JSON object:
-name → [MiB, what the reader said].
+python -m tests.system.peak_memory NAME=PATH … prints a JSON object: name → [MiB, the error].
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ READERS: dict[str, Callable[[Path], object]] = {
 
 
 def memory(name: str) -> float:
-    """MiB of this process: VmRSS is what it has, VmHWM the most since the last reset."""
+    """MiB of this process: now (VmRSS), or the most since the last reset (VmHWM)."""
     status = Path("/proc/self/status").read_text()
     return int(status.split(f"{name}:")[1].split()[0]) / 1024
 

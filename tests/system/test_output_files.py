@@ -1,7 +1,8 @@
-"""Outputs take the place of regular files alone, whole or not at all; nobody can redirect them.
+"""Outputs replace only regular files, completely or not at all, and cannot be redirected.
 
-What else may lie where an output goes: folders, pipes, sockets, devices, links to files and links
-to nowhere. Each command meets each of its own files like that, and must say so before it works.
+At the place of an output there may be a folder, a pipe, a socket, a device, or a link to a file or
+to nowhere. Every command is tried with that in place of each of its own files, and must refuse
+before it starts to work.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bench.process import ROOT, environment
 from bench.records import history as bench_history
 from bench.records import report as bench_report
-from bench.soak.kills import environment
 from bench.speedrun import run as bench_speedrun
 from bench.training import parts as bench_parts
 from tests.bench import suite_record
-from tests.runs.fake_run import CONFIG, make_run
 from tests.study import fake_study
+from tests.system.fake_run import CONFIG, make_run
 from vaez_fast import compare, data
 from vaez_fast.cli.main import main
 from vaez_fast.report import run as report_run
@@ -46,11 +47,9 @@ from vaez_fast.training import checkpoint as checkpoints
 from vaez_fast.training import train as training
 from vaez_fast.training.checkpoint import Checkpoint
 
-ROOT = Path(__file__).parents[2]
-
 
 def plant(path: Path, what: str) -> None:
-    """Put something that is no regular file where an output goes; `victim` lies beside it."""
+    """Put something that is not a regular file at `path`; a link leads to `victim` beside it."""
     path.unlink(missing_ok=True)
     if what == "folder":
         path.mkdir()
@@ -91,7 +90,7 @@ every_kind = pytest.mark.parametrize("what", KINDS)
 
 
 def tree(folder: Path) -> dict[str, Any]:
-    """What lies beneath a folder, without following links or opening pipes."""
+    """Everything beneath a folder, without following links or opening pipes."""
     found: dict[str, Any] = {}
     for path in sorted(folder.rglob("*")):
         mode = path.lstat().st_mode
@@ -101,7 +100,7 @@ def tree(folder: Path) -> dict[str, Any]:
     return found
 
 
-# A file by itself.
+# A single file.
 
 
 @every_kind
@@ -146,7 +145,7 @@ def test_a_file_has_the_mode_that_the_umask_says(mask: int, tmp_path: Path) -> N
 
 @contextmanager
 def names_while_written(folder: Path) -> Iterator[set[str]]:
-    """Fills with the names in a folder at each fsync of a file in it."""
+    """A set to which each fsync of a regular file adds the names in `folder`."""
     seen: set[str] = set()
     real = os.fsync
 
@@ -189,7 +188,7 @@ def test_the_content_reaches_the_disk_before_the_name_does(
     monkeypatch.setattr(os, "fsync", look)
     write_atomically(path, b"content")
     assert at_sync[0] == (b"old", len(b"content"))
-    assert at_sync[1][0] == b"content"  # then the folder, with the new name in it
+    assert at_sync[1][0] == b"content"  # the second sync is the folder's, after the rename
 
 
 @pytest.mark.parametrize("name", ["the name of a process", "even the right name"])
@@ -202,7 +201,7 @@ def test_a_link_planted_where_a_checkpoint_is_prepared_leads_nowhere(
     victim = victim_of(path)
     if name == "the name of a process":
         planted = path.with_name(f".checkpoint.pt.unfinished-{os.getpid()}")
-    else:  # as if the name had been guessed
+    else:  # as if an attacker had guessed the name
         with names_while_written(path.parent) as names, monkeypatch.context() as patch:
             patch.setattr("secrets.token_hex", lambda count: "0" * 2 * count)
             checkpoints.write(path, kept)
@@ -224,12 +223,12 @@ def test_a_link_planted_where_a_checkpoint_is_prepared_leads_nowhere(
     assert not path.with_name("nowhere").exists()
 
 
-# What killed processes leave.
+# Files that killed processes leave behind.
 
 KILLED = """\
 import os, signal, sys
 from pathlib import Path
-from vaez_fast import files
+from vaez_fast.system import files
 os.fsync = lambda handle: os.kill(os.getpid(), signal.SIGKILL)
 files.write_atomically(Path(sys.argv[1]), bytes(1000))
 """
@@ -306,10 +305,10 @@ def at(whole: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def nobody_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is refused must be refused before any work is done for it."""
+    """Fail the test if a command starts to work instead of refusing first."""
 
     def work(*_: object, **__: object) -> None:
-        pytest.fail("a command began to work")
+        pytest.fail("a command started to work")
 
     for module, name in (
         (compare, "compare"),
@@ -319,8 +318,7 @@ def nobody_works(monkeypatch: pytest.MonkeyPatch) -> None:
         (training, "train"),
         (study, "Measure"),
         (bench_parts, "profile"),
-        (bench_speedrun, "_run"),
-        *((module, "load") for module in (data, trained, study, bench_parts)),
+        *((module, "load") for module in (data, trained, study, bench_parts, bench_speedrun)),
     ):
         monkeypatch.setattr(module, name, work)
     monkeypatch.setattr(np, "loadtxt", work)
@@ -435,7 +433,7 @@ def test_an_export_that_meets_a_full_disk_leaves_the_file_before(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system with room for one checkpoint and a half."""
+    """A file system with room for one and a half checkpoints."""
     disk = tmp_path / "disk"
     disk.mkdir()
     size = int(1.5 * len(checkpoint_bytes(tmp_path / "elsewhere")))

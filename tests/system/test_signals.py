@@ -1,4 +1,4 @@
-"""Signals end a process at once and with one line, wherever it is; no clock that jumps disturbs."""
+"""Signals end a process at once and with one line, whatever it does; clock jumps do no harm."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from typing import Any
 
 import pytest
 
-from bench.soak.kills import ROOT, environment
+from bench.process import ROOT, environment
 from vaez_fast.cli.main import main
 from vaez_fast.system import stopping, world
 from vaez_fast.system.stopping import Signals, Stopped
 from vaez_fast.training.checkpoint import Checkpoint, Keeping
 
-# Half a second of deafness, and the end of an interpreter on a busy core; torch's own patience with
-# other ranks is minutes.
+# This covers half a second in which a signal is not noticed, and an interpreter's exit on a busy
+# core. torch itself would wait minutes for other ranks.
 AT_ONCE = 20.0
 
 
 @pytest.fixture(scope="module")
 def ranks() -> dict[str, Any]:
-    """What became of ranks that waited for others: see tests/system/waiting_ranks.py."""
+    """How ranks that waited for others ended: see tests/system/waiting_ranks.py."""
     variables = environment() | {"OMP_NUM_THREADS": "1"}
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "VAEZ_RANK_PATIENCE"):
         variables.pop(name, None)
@@ -77,7 +77,7 @@ def test_a_signal_ends_a_rank_that_waits_for_one_that_hangs(ranks: dict[str, Any
 def test_in_a_step_the_other_rank_has_some_seconds_to_come_back(ranks: dict[str, Any]) -> None:
     found = ranks["hang in a step"]
     assert (found["status"], found["said"]) == (143, ["vaez-fast x: stopped by SIGTERM"])
-    assert 4.0 < found["seconds"] < AT_ONCE  # tests/system/waiting_ranks.py sets them to 4
+    assert 4.0 < found["seconds"] < AT_ONCE  # tests/system/waiting_ranks.py sets 4 s
 
 
 def test_a_second_signal_does_not_wait_for_them(ranks: dict[str, Any]) -> None:
@@ -106,7 +106,7 @@ def test_a_rank_that_reaches_no_other_speaks(ranks: dict[str, Any]) -> None:
 
 
 class SilentStore:
-    """As a store whose rank was stopped: nothing comes back."""
+    """Like a store whose rank is stopped, it does not answer."""
 
     def add(self, *_: object) -> int:
         time.sleep(60)
@@ -153,7 +153,7 @@ def test_patience_is_ten_minutes_unless_it_is_set(monkeypatch: pytest.MonkeyPatc
 
 @pytest.fixture
 def heard() -> Iterator[None]:
-    """SIGINT as Python hears it: a shell that starts the tests with & has it ignored."""
+    """Python's own handler of SIGINT, which is ignored if a shell starts the tests with &."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -178,7 +178,7 @@ def test_every_command_ends_with_the_status_of_its_signal(
 
 
 def test_a_signal_that_was_ignored_at_the_start_stays_so() -> None:
-    """As nohup does with SIGHUP."""
+    """nohup ignores SIGHUP like that."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with Signals() as signals:
@@ -198,7 +198,7 @@ def test_a_held_signal_waits_and_only_a_later_ctrl_c_does_not(
     with Signals() as signals:
         signals.hold()
         for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
-            os.kill(os.getpid(), number)  # within a moment: one wish, passed on by torchrun
+            os.kill(os.getpid(), number)  # torchrun passes one request on as several signals
         assert signals.received == signal.SIGTERM
         now[0] += stopping.PATIENT_SECONDS + 0.1
         os.kill(os.getpid(), signal.SIGTERM)
@@ -213,7 +213,7 @@ def test_what_an_inner_block_was_told_the_outer_need_not_be_told_again() -> None
     with Signals() as outer:
         with pytest.raises(Stopped), Signals():
             os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGINT)  # torchrun passes on what the terminal sent
+        os.kill(os.getpid(), signal.SIGINT)  # torchrun passes on the terminal's signal
         assert outer.received == signal.SIGTERM
 
 

@@ -1,4 +1,4 @@
-"""Closed streams, odd terminals and odd environments: a run goes on, and no file is spoilt."""
+"""Closed streams, odd terminals and odd environments: runs continue, and no file is damaged."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.soak.kills import environment
+from bench.process import environment
 from vaez_fast.system.progress import Progress, waiting
 from vaez_fast.training import checkpoint
 
@@ -20,7 +20,7 @@ CLOSE = {"stdin": "<&-", "stdout": ">&-", "stderr": "2>&-"}
 COMBINATIONS = [
     chosen for count in (1, 2, 3) for chosen in itertools.combinations(CLOSE, count)
 ]  # fmt: skip
-# Eager, without a C++ compiler: then a warning is written to stderr as well.
+# Without a C++ compiler steps run eagerly, and a warning is written to stderr as well.
 TINY = [
     *("train", "--model", "lyeoni", "--steps", "4", "--batch-size", "20", "--test-samples", "1"),
     *("--precision", "float32"),
@@ -31,7 +31,7 @@ def vaez_fast(
     *words: str | bytes, closed: tuple[str, ...] = (), python: tuple[str, ...] = (),
     folder: Path | None = None, **variables: str | None,
 ) -> subprocess.CompletedProcess[str]:  # fmt: skip
-    """The command as a shell starts it; a variable that is None is not set."""
+    """Run the command from a shell; a variable that is None is unset."""
     env = {**environment(), "CXX": "none", **variables}
     redirected = " ".join(CLOSE[name] for name in closed)
     script = f'exec "$@" {redirected}'
@@ -69,7 +69,7 @@ def test_a_bad_flag_ends_with_2_and_is_never_told_to_stdout(closed: tuple[str, .
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """A run whose stderr is closed: its folder, and its end."""
+    """A run with a closed stderr: its folder and its finished process."""
     out = tmp_path_factory.mktemp("closed") / "run"
     return out, vaez_fast(*TINY, "--out", str(out), closed=("stderr",))
 
@@ -149,12 +149,12 @@ def test_a_terminal_that_is_closed_ends_no_run(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(sys, "stderr", terminal)
     with waiting("compiling", show=True), Progress(2, "training", show=True) as progress:
         progress.advance()
-        os.close(ours)  # from now on every write to it fails
+        os.close(ours)  # from now on every write to the terminal fails
         with pytest.raises(OSError, match="Input/output"):
             os.write(theirs, b"x")
         progress.note("a bound")
         progress.advance()
-    with suppress(OSError):  # what is left in its buffer
+    with suppress(OSError):  # its buffer cannot be flushed
         terminal.close()
 
 
@@ -167,7 +167,7 @@ def test_no_file_takes_the_descriptor_of_a_closed_stream(
         "closed = sorted(open_closed_streams())\n"
         "with open(sys.argv[1], 'w') as file:\n"
         "    print('noise', file=sys.stderr); print('noise'); sys.stdin.read(0)\n"
-        "    os.write(2, b'noise')\n"  # as a library in C++ does
+        "    os.write(2, b'noise')\n"  # like a C++ library
         "    subprocess.run(['sh', '-c', 'echo noise; echo noise >&2'], check=True)\n"
         "    file.write(' '.join([str(file.fileno() > 2), *closed]))\n"
     )

@@ -1,8 +1,9 @@
-"""Ranks that wait for others: what test_signals.py starts. PyTorch is imported once, for all.
+"""A program, started by test_signals.py, that runs ranks which wait for others.
 
-Every rank is a fork of this process with variables of its own; the cases run beside each other.
-`python -m tests.system.waiting_ranks` prints, by case and rank, the exit status, what was said on
-stderr, and the seconds from the signal (or the start) to the end.
+Every rank is a fork of this process with its own environment variables, so PyTorch is imported
+once. All cases run at the same time. `python -m tests.system.waiting_ranks` prints, by case and
+rank, the exit status, our lines on stderr, and the seconds from the signal (or the start) to the
+end.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class Rank:
         self.pid = os.fork()
         if self.pid == 0:
             os.environ.update({name: str(value) for name, value in variables.items()})
-            for stream in (1, 2):  # a rank that is left over holds no pipe of this process
+            for stream in (1, 2):  # so that a rank that is left over holds no pipe of ours open
                 os.dup2(self._file.fileno(), stream)
             status = 99
             try:
@@ -67,7 +68,7 @@ class Rank:
     def signal(self, number: int) -> None:
         self._began = time.monotonic()
         os.kill(self.pid, number)
-        # A thread, for the end of others may be waited for when this one ends.
+        # In a thread, so that its end is noticed while this process waits for another rank.
         self._ending = threading.Thread(target=self._wait, daemon=True)
         self._ending.start()
 
@@ -105,7 +106,7 @@ def mistyped() -> int:
 
 
 def hanging(held: bool) -> Callable[[], int]:
-    """A rank that waits for one that hangs, in the middle of a step or not."""
+    """Two ranks of which the second hangs; the first one waits, within a step if `held`."""
 
     def run() -> int:
         stopping.DEAF_SECONDS_HELD = 4.0
@@ -137,7 +138,7 @@ def pair(run: Callable[[], int], **variables: object) -> tuple[Rank, Rank]:
 
 
 def agent(port: int) -> Rank:
-    """What holds the store of ranks that torchrun started."""
+    """A process that holds the store, as torchrun does for its ranks."""
 
     def run() -> int:
         store = dist.TCPStore(  # type: ignore[attr-defined]
@@ -174,14 +175,14 @@ def every_case() -> dict[str, Any]:
     found = {}
     for first, _ in pairs.values():
         first.wait_for("joined")
-    time.sleep(1.5)  # until all of them wait
+    time.sleep(1.5)  # by then all of them wait
     for rank, number in waiting.values():
         rank.signal(number)
     for first, _ in list(pairs.values())[:3]:
         first.signal(signal.SIGTERM)
     time.sleep(1.5)
     again = pairs["hang in a step, twice"][0]
-    with suppress(ProcessLookupError):  # it has ended too early, which the test will say
+    with suppress(ProcessLookupError):  # if it ended too early, the test will fail
         os.kill(again.pid, signal.SIGINT)
     for name, (rank, _) in waiting.items():
         found[name] = rank.end()
@@ -195,7 +196,7 @@ def every_case() -> dict[str, Any]:
 
 
 def torchruns() -> dict[str, Any]:
-    """All ranks that torchrun started mistype a flag, with its store and without."""
+    """Ranks as torchrun starts them, all with a mistyped flag: with its store and without."""
     port = free_port()
     store = agent(port)
     store.wait_for("ready")

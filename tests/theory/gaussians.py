@@ -1,4 +1,4 @@
-"""KLs of one latent dimension as PyTorch writes them, for autograd in float64."""
+"""KLs of one latent dimension by torch.distributions, for autograd in float64."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def distance(mu: Tensor, sigma: Tensor) -> Tensor:
 
 
 def as_coded(mu: Tensor, sigma: Tensor) -> Tensor:
-    # gauss_kl.kl_div_std_gauss_torch of natank1/VAE_Loss: the std where the variance belongs
+    # gauss_kl.kl_div_std_gauss_torch of natank1/VAE_Loss, which has σ where σ² belongs
     return 0.5 * (sigma.sum() - len(mu) + mu.norm() ** 2 - sigma.log().sum())
 
 

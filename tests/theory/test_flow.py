@@ -1,4 +1,4 @@
-"""The KL, its derivatives and what descends it, against autograd in float64."""
+"""The KL, its derivatives and its gradient flow, compared with autograd in float64."""
 
 from __future__ import annotations
 

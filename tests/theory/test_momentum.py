@@ -1,4 +1,4 @@
-"""Momentum against numpy.linalg and torch.optim."""
+"""Momentum, compared with numpy.linalg and torch.optim."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_momentum_oscillates_below_twice_the_root_of_the_curvature(friction: flo
 
 def test_the_heavy_ball_is_the_limit_of_sgd_with_momentum() -> None:
     off = []
-    for rate in (1e-4, 2.5e-5):  # √rate of time a step: halved, so is the distance
+    for rate in (1e-4, 2.5e-5):  # a step is √rate of time; half of it halves the distance
         step = math.sqrt(rate)
         x = point(2.0, 0.5)
         kept = 1.0 - momentum.FRICTION * step

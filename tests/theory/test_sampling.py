@@ -1,6 +1,6 @@
-"""Variances and the null of a fit, against autograd on noise of NumPy's own generator.
+"""Variances and the null distribution of a fit, compared with autograd on NumPy's own noise.
 
-A statistic is held to 5 of its standard errors: a false alarm in 1.7 million.
+A statistic may be 5 of its standard errors off, which gives one false alarm in 1.7 million.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def single_draws(mu: float, sigma: float, estimator: str, draws: int) -> tuple[A
 
 
 def misses_variance(sample: Any, expected: float) -> float:
-    """By how many standard errors a sample's variance misses the expected one."""
+    """How many standard errors a sample's variance is from the expected one."""
     central = np.square(sample - sample.mean())
     error = math.sqrt(np.square(central).mean() - central.mean() ** 2) / math.sqrt(len(sample))
     return float(abs(central.mean() - expected) / max(error, 1e-12))

@@ -1,10 +1,9 @@
-"""The record of the theory: what it claims, and what is written of it."""
+"""The record of the theory: its claims, its file and its figures."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
+from bench.process import environment
 from tests.theory.gaussians import as_coded, distance
 from vaez_fast.system.files import OutputError
 from vaez_fast.theory import record as theory
 
-ROOT = Path(__file__).parents[2]
 SIGMAS = 5.0  # standard errors: a false alarm in 1.7 million
 
 
@@ -38,7 +37,7 @@ def record(folder: Path) -> dict[str, Any]:
 def test_each_derivative_has_one_zero(record: dict[str, Any]) -> None:
     part = record["derivatives"]
     assert (part["zeros_of_F"], part["zeros_of_G"]) == ([0.0], [1.0])
-    assert min(part["least_slope"].values()) >= 1.0  # both increase: there can be no other
+    assert min(part["least_slope"].values()) >= 1.0  # both increase, so neither has another zero
     assert record["surface"]["hessian_eigenvalues"] == [1.0, 2.0]
 
 
@@ -71,7 +70,7 @@ def test_the_articles_optimiser_does_not_wind_around_the_minimum(record: dict[st
     assert min(past["SGD", 1e-2]) > 0.2  # friction 1
     assert min(past["Adam", 1e-1]) > 0.2
     rms = past["RMSprop", 1e-3]
-    assert rms[0] < 10 * 1e-3  # a few steps' length
+    assert rms[0] < 10 * 1e-3  # the length of a few steps
     assert rms[1] == 0.0
 
 
@@ -88,9 +87,9 @@ def test_the_published_code_understates_the_kl_at_its_start(record: dict[str, An
 
 def test_the_ops_draws_agree_with_the_formulas(record: dict[str, Any]) -> None:
     assert record["monte_carlo_kl"]["largest_z"] < SIGMAS
-    assert record["monte_carlo_kl"]["off_at_minimum"] == 0.0  # q = p: every draw is exactly 0
+    assert record["monte_carlo_kl"]["off_at_minimum"] == 0.0  # q = p, so every draw is exactly 0
     part = record["estimators"]
-    assert part["compared"] == len(part["points"]) - 3  # the three whose variance is 0
+    assert part["compared"] == len(part["points"]) - 3  # three have a variance of 0
     assert part["largest_z"] < SIGMAS
     assert part["largest_z_of_mean"] < SIGMAS
     assert part["largest_where_zero"] < 1e-12
@@ -103,16 +102,16 @@ def test_the_monte_carlo_means_are_judged_by_the_variance_of_their_draws(
     part = record["monte_carlo_kl"]
     mu, sigma, off = (np.array(part[name]) for name in ("mu", "sigma", "off"))
     assert part["points"] == len(off) == 16
-    # one draw: −ln σ + ½(z² − eps²), z = mu + σ·eps; of eps and eps², 1 and 2 are the variances
+    # One draw is −ln σ + ½(z² − eps²) with z = mu + σ·eps; eps and eps² have the variances 1 and 2.
     variance = (mu * sigma) ** 2 + (sigma**2 - 1) ** 2 / 2
     varies = variance > 0
     z = off[varies] / np.sqrt(variance[varies] / part["draws"])
-    # digits beyond the seventh are not in the record
+    # The record has seven digits.
     assert part["largest_z"] == pytest.approx(np.abs(z).max(), rel=1e-5)
     inside = math.erf(part["largest_z"] / math.sqrt(2))
     assert part["chance_of_larger"] == pytest.approx(1 - inside ** len(z), rel=1e-5)
     half = np.array(part["half_interval"])
-    # the sample's standard deviation: 131,072 draws know it to a few thousandths
+    # It uses the sample's standard deviation, which 131,072 draws give to a few thousandths.
     np.testing.assert_allclose(half, 1.96 * np.sqrt(variance / part["draws"]), rtol=0.02, atol=1e-9)
     assert part["intervals_that_hold"] == int((np.abs(off) <= half).sum())
 
@@ -122,7 +121,7 @@ def test_the_largest_scores_are_those_of_the_points(record: dict[str, Any]) -> N
     for name, largest in (("z", "largest_z"), ("z_of_mean", "largest_z_of_mean")):
         assert part[largest] == max(abs(p[name]) for p in part["points"] if name in p)
     for p in part["points"]:
-        if "z" in p:  # a variance of a light-tailed draw has an error of at least √(1/draws)
+        if "z" in p:  # the variance of light-tailed draws has an error of at least √(1/draws)
             assert abs(p["measured"] / p["variance"] - 1) < 0.05
             assert p["z"] * (p["measured"] - p["variance"]) > 0
 
@@ -133,7 +132,7 @@ def test_the_null_of_a_fit_is_judged_by_its_fits(record: dict[str, Any]) -> None
         error = row["expected_sd"] / math.sqrt(row["fits"])
         z = (row["mean"] - row["expected"]) / error
         assert row["z"] == pytest.approx(z, abs=1e-3)
-        # five standard errors of a standard deviation of so many nearly normal fits
+        # Five standard errors of the standard deviation of so many nearly normal fits.
         assert abs(row["sd"] / row["expected_sd"] - 1) < SIGMAS / math.sqrt(2 * row["fits"])
         assert row["within_band"] > 0.95 - SIGMAS * math.sqrt(0.95 * 0.05 / row["fits"])
         low, high = row["central_95"]
@@ -142,7 +141,7 @@ def test_the_null_of_a_fit_is_judged_by_its_fits(record: dict[str, Any]) -> None
     assert part["largest_z"] == max(abs(row["z"]) for row in part["simulated"])
 
 
-# What is written.
+# Files and the table.
 
 
 def test_the_figures_are_drawn_from_the_record_alone(folder: Path, record: dict[str, Any]) -> None:
@@ -198,8 +197,7 @@ def test_importing_the_theory_needs_no_matplotlib() -> None:
         "import vaez_fast.drawing.style as s\n"
         "print(s.colour('randn'))"
     )
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"}
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=300
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment(), timeout=300
     )
     assert done.stdout.strip() == "#000000", done.stderr

@@ -1,6 +1,7 @@
 """What every rank of test_ranks.py runs: `torchrun … tests/training/rank_worker.py OUT`.
 
-The first rank writes OUT/found.pt, what the ranks found together; OUT/study is a study of theirs.
+The first rank writes the ranks' common results to OUT/found.pt. OUT/study is a study that they
+share.
 """
 
 from __future__ import annotations
@@ -11,20 +12,20 @@ from unittest.mock import patch
 
 import torch
 
-from tests.digits import first
 from tests.study import fake_study
+from tests.training.digits import first
 from vaez_fast.config import TrainConfig
 from vaez_fast.data import Dataset, binarized, load
+from vaez_fast.measures.evaluate import evaluator
 from vaez_fast.model import VAE
 from vaez_fast.study import study
 from vaez_fast.system.files import write_json
 from vaez_fast.system.world import World, joined
 from vaez_fast.training.batches import Batches
-from vaez_fast.training.loop import evaluator
 from vaez_fast.training.phases import phases
 from vaez_fast.training.train import train
 
-# 49 rows in 2 or 4 shares: no two ranks' are alike.
+# 49 rows divide into unequal shares for 2 and for 4 ranks.
 CONFIG = TrainConfig(
     model="lyeoni",
     epochs=None,
@@ -45,7 +46,7 @@ def digits() -> Dataset:
 
 
 def found(world: World) -> dict[str, object]:
-    """Losses of 100 steps, gradients of the first, and the metrics before and after training."""
+    """Losses of 100 steps, gradients of the first step, metrics before and after training."""
     dataset = digits()
     vae = VAE(CONFIG.model, CONFIG.seed)
     before = evaluator(CONFIG, dataset, "test", world)(vae, 8)
@@ -58,7 +59,7 @@ def found(world: World) -> dict[str, object]:
     for step in range(100):
         phase.advance(1)
         if step == 0:
-            # Adam's mean gradient after one step: 0.1 times the first.
+            # After one step Adam's mean is 0.1 times the first gradient.
             gradients = [mean.clone() / 0.1 for mean, _ in engine.state.moments]
         losses.append(sum(engine.take_totals(1)))
     result = train(CONFIG, dataset, world=world)
@@ -72,7 +73,7 @@ def found(world: World) -> dict[str, object]:
 
 
 class FakeMeasure:
-    """Stands for `Measure`, and notes which rank made which run."""
+    """A stand-in for `Measure` that records which rank made which run."""
 
     steps = 200
     classifier = None

@@ -1,4 +1,4 @@
-"""A step, compiled or not, against the same written with torch.optim and float64 formulas."""
+"""A step, compiled or not, compared with torch.optim on float64 formulas."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.uncompiled import uncompiled
+from tests.training.uncompiled import uncompiled
 from vaez_fast.model import VAE
 from vaez_fast.objective import Distortion, NegativeElbo, Rate
 from vaez_fast.training.batches import Batches
@@ -50,14 +50,14 @@ def losses_of(engine: Engine) -> list[float]:
 
 
 def learning_rate(step: int, steps: int) -> float:
-    """Of the highest: linear over the first 5 % of the steps, times a cosine to zero."""
+    """As a share of the highest: linear over the first 5 % of steps, times a cosine to zero."""
     return (
         min(1.0, (step + 1) / max(1.0, 0.05 * steps)) * 0.5 * (1 + math.cos(math.pi * step / steps))
     )
 
 
 def textbook_losses(kl: str, make: Callable[..., torch.optim.Optimizer]) -> list[float]:
-    """torch.optim with the schedule, all in float64, eps from the reference stream."""
+    """torch.optim with the schedule, in float64, with eps from the reference stream."""
     vae = VAE("burda", SEED).double()
     for module in vae.modules():  # our layer returns float32
         if isinstance(module, torch.nn.Linear):
@@ -94,8 +94,8 @@ def test_steps_follow_adam_with_its_schedule(kl: str, compiled: bool) -> None:
     with nullcontext() if compiled else uncompiled():
         ours = losses_of(engine(torch.float32, kl))
     textbook = textbook_losses(kl, torch.optim.Adam)
-    assert textbook[-1] < textbook[0] - 20  # something was learnt that could differ
-    # float32 rounds a loss of 540 nats to 3e-5; Adam turns rounding of tiny gradients into steps
+    assert textbook[-1] < textbook[0] - 20  # it has learnt, so the losses could differ
+    # float32 rounds a loss of 540 nats to 3e-5; Adam turns rounding of tiny gradients into steps.
     for step, (a, b) in enumerate(zip(ours, textbook, strict=True)):
         assert abs(a - b) < 0.02, (step, a, b)
 
@@ -106,7 +106,7 @@ def test_steps_follow_centred_rmsprop() -> None:
         ours = losses_of(engine(torch.float32, "total-derivative", CenteredRMSprop()))
     textbook = textbook_losses("total-derivative", make)
     assert textbook[-1] < textbook[0] - 20
-    # The first steps divide by a deviation near zero, as rounding has it: 0.2 nats of 340.
+    # The first steps divide by a deviation near zero, which is mostly rounding: 0.2 nats of 340.
     for step, (a, b) in enumerate(zip(ours, textbook, strict=True)):
         assert abs(a - b) < 0.5, (step, a, b)
 
@@ -115,7 +115,7 @@ def test_bfloat16_products_follow_float32_and_keep_float32_weights() -> None:
     narrow = engine(torch.bfloat16)
     wide = textbook_losses("analytic", torch.optim.Adam)
     for a, b in zip(losses_of(narrow), wide, strict=True):
-        assert abs(a - b) < 0.01 * b  # logits move by 2⁻⁸ of their size
+        assert abs(a - b) < 0.01 * b  # logits change by 2⁻⁸ of their size
     state = narrow.state
     matrices = [w for w in state.weights if w.dim() == 2]
     assert all(w.dtype == torch.float32 for w in state.weights)

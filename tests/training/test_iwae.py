@@ -1,7 +1,7 @@
-"""The importance-weighted bound and its two gradients against float64, and what the papers claim.
+"""The importance-weighted bound and its two gradients: float64 values, and the papers' claims.
 
-The textbook here is written from torch.distributions and the estimators' formulas, one sum after
-another; it shares the noise stream's definition with the objective, and no code.
+The textbook here is written from torch.distributions and the estimators' formulas, sum by sum. It
+shares only the definition of the noise stream with the objective, and no code.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from bench.training.baselines import TextbookVAE
-from tests.digits import first
-from tests.uncompiled import uncompiled
+from tests.training.digits import first
+from tests.training.uncompiled import uncompiled
 from vaez_fast import objective
 from vaez_fast.config import TrainConfig
 from vaez_fast.data import Dataset, binarized, load
@@ -25,9 +25,9 @@ from vaez_fast.drawing import style
 from vaez_fast.measures.evaluate import Evaluator
 from vaez_fast.model import VAE, Architecture
 from vaez_fast.objective import ImportanceWeightedBound, NegativeElbo
+from vaez_fast.streams import EVALUATION
 from vaez_fast.training.batches import Batches
 from vaez_fast.training.engine import Engine
-from vaez_fast.training.loop import EVALUATION_STEP
 from vaez_fast.training.optimizer import Adam, constant
 from vaez_fast.training.train import Result, train
 from vaez_kernels import noise_key, reference
@@ -45,7 +45,7 @@ def images(count: int) -> Tensor:
 
 @cache
 def model(scale: float = 2.0, sigma: float = 1.0) -> VAE:
-    """A VAE with so many times its initial weights, and posteriors of about this sigma."""
+    """A VAE with its initial weights times `scale`, and posteriors of about this sigma."""
     vae = VAE(ARCHITECTURE, 4)
     for p in vae.parameters():
         p.data.mul_(scale)
@@ -72,7 +72,7 @@ def in_float64(vae: VAE) -> TextbookVAE:
 def textbook(
     plain: TextbookVAE, kl: str, k: int, x: Tensor, noise: Tensor
 ) -> tuple[Tensor, Gradients]:
-    """The same in float64, one z at a time: every gradient a sum of its estimator's terms."""
+    """The same in float64, one z at a time; each gradient is the sum of its estimator's terms."""
     x = x.double()
     eps = reference.normal(noise, k, len(x), ARCHITECTURE.latent)
     encoder, decoder = list(plain.encoder.parameters()), list(plain.decoder.parameters())
@@ -88,7 +88,7 @@ def textbook(
         if kl == "total-derivative":  # Burda et al. 2016, equation 13
             each = w * log_weight(plain, q, z, x)
             parts = torch.autograd.grad(each.sum(), (*encoder, *decoder), retain_graph=True)
-        else:  # Tucker et al. 2018, equation 8; the decoder's gradient as it was
+        else:  # Tucker et al. 2018, equation 8; the decoder's gradient does not change
             end = z.detach().requires_grad_()
             (slope,) = torch.autograd.grad(log_weight(plain, fixed, end, x).sum(), end)
             path = (w.square()[:, None] * slope * z).sum()
@@ -115,12 +115,12 @@ def assert_close(actual: Gradients, wanted: Gradients, relative: float) -> None:
 
 
 class TestAgainstFloat64:
-    # A log-weight near 600 nats is a float32 sum of 784 terms, wrong by up to 1e-4 nats; a share
-    # w̃ then errs by 1e-4 of itself, and so do the gradients, at most.
+    # A log-weight near 600 nats is a float32 sum of 784 terms, wrong by up to 1e-4 nats. A share w̃
+    # and the gradients are then wrong by at most 1e-4 of themselves.
     @each_gradient
     @pytest.mark.parametrize("k", [1, 7])
     @pytest.mark.parametrize("sigma", [1.0, 1e-2])
-    @pytest.mark.parametrize("large", [objective.LARGE, 0])  # from 0 on, without logits in memory
+    @pytest.mark.parametrize("large", [objective.LARGE, 0])  # 0: never logits in memory
     def test_the_bound_and_all_gradients(
         self, kl: str, k: int, sigma: float, large: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -176,7 +176,7 @@ def test_the_elbo_of_k_samples_is_the_mean_of_k_elbos() -> None:
 
 
 class TestInExpectation:
-    """Over independent draws of the noise: each row of a batch of one image draws its own.
+    """Means over independent noise: a batch repeats one image, and each row draws its own noise.
 
     Keys are fixed, so a test that passes once always passes; limits are five standard errors.
     """
@@ -184,7 +184,7 @@ class TestInExpectation:
     rows, draws = 500, 8
 
     def gradients(self, vae: VAE, kl: str, k: int) -> tuple[Tensor, Tensor]:
-        """Draws of L_K (N,) and of the gradient of −L_K in mu and logvar (N, 2D), one image."""
+        """Draws for one image: L_K (N,), and the gradient of −L_K in mu and logvar (N, 2D)."""
         mu, scale = (t.detach() for t in vae.encode(images(1)))
         bounds, gradients = [], []
         for step in range(self.draws):
@@ -205,18 +205,19 @@ class TestInExpectation:
 
     @pytest.mark.parametrize("k", [2, 8])
     def test_both_gradients_have_one_expectation(self, k: int) -> None:
-        # The log-weights vary by 3.5 nats here: few samples carry a bound.
+        # The log-weights vary by 3.5 nats here, so few samples dominate a bound.
         (_, plain), (_, doubly) = (self.gradients(model(1.0), kl, k) for kl in KLS)
-        difference = plain - doubly  # of the same noise: paired
+        difference = plain - doubly  # paired, because both use the same noise
         error = difference.std(0) / math.sqrt(len(difference))
         assert (difference.mean(0).abs() <= 5 * error).all()
         assert (plain.mean(0).abs() > 5 * plain.std(0) / math.sqrt(len(plain))).any()
 
     def test_the_signal_drowns_in_noise_as_k_grows_but_not_doubly_reparameterised(self) -> None:
-        """As 1/√K (Rainforth et al. 2018, theorem 1) against √K (Tucker et al. 2018, section 6).
+        """The ratio of signal to noise falls as 1/√K (Rainforth et al. 2018, theorem 1), and grows
+        as √K when doubly reparameterised (Tucker et al. 2018, section 6).
 
-        Both hold where the weights' variance is finite and K large: the log-weights vary by 0.7
-        nats here. From 1 sample to 64 that is a factor of 8 either way, half of which is asked for.
+        Both hold where the weights' variance is finite and K is large; the log-weights vary by 0.7
+        nats here. From 1 to 64 samples that is a factor of 8 either way; 4 is required.
         """
 
         def signal_to_noise(kl: str, k: int) -> float:
@@ -231,7 +232,7 @@ class TestInExpectation:
 
 
 class _WithPosterior(VAE):
-    """A VAE whose q(z|x) is given: mu and logvar side by side, a row an image."""
+    """A VAE with a given q(z|x): mu and logvar side by side, one row for each image."""
 
     def __init__(self, vae: VAE, posterior: Tensor) -> None:
         super().__init__(vae.architecture)
@@ -273,7 +274,7 @@ def test_compiled_steps_follow_adam_on_the_textbooks_gradients() -> None:
         return losses
 
     # float32 rounds a loss of 540 nats to 3e-5; Adam turns rounding of tiny gradients into steps.
-    # The other gradient takes another way: 0.3 nats apart after one step.
+    # With the other gradient the losses are 0.3 nats apart after one step.
     assert losses == pytest.approx(textbook_losses("doubly-reparameterised"), abs=2e-3)
     assert losses[1:] != pytest.approx(textbook_losses("total-derivative")[1:], abs=0.1)
 
@@ -318,7 +319,7 @@ def test_training_learns_and_repeats_to_the_last_digit(result: Result, dataset: 
 def test_the_state_kept_has_the_best_bound_of_as_many_samples_as_training(
     result: Result, dataset: Dataset
 ) -> None:
-    noise = noise_key(CONFIG.seed, "evaluate", EVALUATION_STEP["validation"])
+    noise = EVALUATION["validation"].key(CONFIG.seed)
     held_out = Evaluator(binarized(dataset, "validation", "static"), 1.0, noise)(result.vae, 5)
     curve = [p for p in result.curve if p["split"] == "validation"]
     best = max(curve, key=lambda p: p["elbo"])

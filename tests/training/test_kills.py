@@ -1,4 +1,4 @@
-"""SIGKILL at random moments, signals, and two processes that want one folder."""
+"""SIGKILL at random moments, other signals, and two processes that claim one folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.soak.kills import command, environment, killed, outcome, undisturbed
+from bench.process import environment
+from bench.soak.kills import command, killed, outcome, undisturbed
 from vaez_fast.system.files import OutputError, claimed
 from vaez_fast.training import checkpoint
 
@@ -24,7 +25,7 @@ SEED = 7
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
-    """A run that nobody disturbs, and the seconds for which it trains."""
+    """An undisturbed run, and the seconds that it trains."""
     out = tmp_path_factory.mktemp("undisturbed") / "run"
     return out, undisturbed(SETTINGS, out)
 
@@ -85,7 +86,7 @@ def test_signals_while_nothing_is_trained_yet_end_the_run_at_once_and_quietly(
     while not (out / "config.json").exists():
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    process.send_signal(signal.SIGINT)  # as torchrun passes on a terminal's Ctrl-C
+    process.send_signal(signal.SIGINT)  # torchrun also passes on a terminal's Ctrl-C
     _, said = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGINT
     assert said == "vaez-fast train: stopped by SIGINT; there is no checkpoint yet\n"

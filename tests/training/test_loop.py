@@ -1,6 +1,6 @@
 """A run's loop: what each step sees, what each look measures, and which state is kept.
 
-All of it is computed again in float64 from the definitions: batches from the reference stream's
+Everything is computed again in float64 from the definitions: batches from the reference stream's
 permutations, binarisations from its uniform numbers, bounds from plain PyTorch layers.
 """
 
@@ -29,20 +29,20 @@ from vaez_kernels import noise_key, reference
 
 pytestmark = pytest.mark.usefixtures("uncompiled_steps")
 
-# Three batches an epoch, ten images left over; two epochs and two thirds of a third one.
+# Three batches an epoch, with ten images left over; two epochs and two thirds of a third one.
 BATCH, PER_EPOCH, STEPS, SEED, SAMPLES = 20, 3, 8, 5, 6
 SIZES = {"train": 70, "validation": 40, "test": 30}
-ENDS = [3, 6, 8]  # of the epochs
+ENDS = [3, 6, 8]  # the last step of each epoch
 CONFIG = TrainConfig(
     model="lyeoni", epochs=None, steps=STEPS, batch_size=BATCH, precision="float32", seed=SEED,
     device="cpu", test_samples=SAMPLES,
 )  # fmt: skip
-STANDS_STILL = 1e-30  # a learning rate below every float32 weight's last digit
-STATIC = 2**32 - 1  # the seed of what is binarised once
+STANDS_STILL = 1e-30  # a learning rate too small to change any float32 weight
+STATIC = 2**32 - 1  # the seed of static binarisation
 
 
 def grey(name: str) -> Tensor:
-    """(N, 784) uint8: each split is dark somewhere else, so that training spoils it for others."""
+    """(N, 784) uint8, dark in another place in each split: training makes other splits worse."""
     index = list(SIZES).index(name)
     generator = torch.Generator().manual_seed(index)
     images = 255 * torch.rand((SIZES[name], 784), generator=generator)
@@ -66,7 +66,7 @@ def static(name: str) -> Tensor:
 
 
 class Bounds(NamedTuple):
-    """By image, (N,), in nats."""
+    """In nats, (N,): one value for each image."""
 
     rate: Tensor
     distortion: Tensor
@@ -87,7 +87,7 @@ def bounds(state: dict[str, Tensor], x: Tensor, noise: Tensor, samples: int) -> 
     return Bounds(kl_divergence(q, p).sum(1), -log_px_z.mean(0), log_px)
 
 
-# float32 sums of 784 terms, near 550 nats
+# The run sums 784 terms in float32, to about 550 nats.
 CLOSE: dict[str, Any] = {"abs": 2e-3}
 
 
@@ -104,7 +104,7 @@ ARMS = {
 
 @pytest.mark.parametrize("arm", ARMS)
 def test_every_step_sees_its_own_images_and_noise(arm: str, dataset: Dataset) -> None:
-    """A model that stands still has the mean bound of the batches that it was shown."""
+    """The recorded bound of a model that stands still is the mean over the batches it was shown."""
     config = dataclasses.replace(CONFIG, lr=STANDS_STILL, **ARMS[arm])  # type: ignore[arg-type]
     result = train(config, dataset)
     state = VAE("lyeoni", SEED).state_dict()
@@ -124,7 +124,7 @@ def test_every_step_sees_its_own_images_and_noise(arm: str, dataset: Dataset) ->
         wanted.append([sum(column) / len(seen) for column in zip(*seen, strict=True)])
     assert len({round(distortion, 1) for _, distortion in wanted}) > 1
     trained = points(result, "train")
-    if arm == "separate":  # each phase begins anew, with the same images and noise
+    if arm == "separate":  # each phase starts over with the same images and noise
         wanted = [[rate, 0.0] for rate, _ in wanted] + [[0.0, d] for _, d in wanted]
     assert [point["step"] for point in trained] == [
         step + STEPS * phase for phase in range(len(wanted) // 3) for step in ENDS
@@ -137,7 +137,7 @@ def test_every_step_sees_its_own_images_and_noise(arm: str, dataset: Dataset) ->
 
 class Seen(NamedTuple):
     result: Result
-    states: dict[int, dict[str, Tensor]]  # by step: copies
+    states: dict[int, dict[str, Tensor]]  # step → a copy of the weights
 
 
 def observed(config: TrainConfig, dataset: Dataset, **options: Any) -> Seen:
@@ -152,7 +152,7 @@ def observed(config: TrainConfig, dataset: Dataset, **options: Any) -> Seen:
     return Seen(result, states)
 
 
-# Six times the rate: it still falls where the distortion grows already.
+# With β = 6 the rate still falls when the distortion already grows.
 HEAVY = dataclasses.replace(CONFIG, beta=6.0, lr=3e-3)
 
 
@@ -244,7 +244,7 @@ def test_a_run_that_goes_on_remembers_the_best_state_before_it_was_stopped(
         train(HEAVY, dataset, observe=stop, observe_at=[7], keeping=keeping)
     kept = checkpoints.read(keeping.path)
     best = heavy.result.best_step
-    assert best < 7  # and what comes is worse
+    assert best < 7  # what comes after it is worse
     assert kept.step == best
     result = train(HEAVY, dataset, keeping=Keeping(tmp_path, resumed=kept))
     assert result.best_step == best

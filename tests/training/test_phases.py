@@ -1,4 +1,4 @@
-"""The regimes of the article: which half learns from what, and what stays as it was."""
+"""The regimes of the article: what each half learns from, and which weights stay unchanged."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.digits import first
+from tests.training.digits import first
 from vaez_fast.config import TrainConfig
 from vaez_fast.data import Dataset, binarized, load
 from vaez_fast.model import MODELS, VAE
@@ -55,7 +55,7 @@ def test_separate_and_simultaneous_encoders_are_the_same_bit_for_bit(
     start = VAE("lyeoni", BASE.seed).state_dict()
     for name, p in separate.items():
         assert torch.equal(p, simultaneous[name])
-        assert not torch.equal(p, start[name])  # something was learnt
+        assert not torch.equal(p, start[name])  # it has learnt
 
 
 def test_the_decoders_differ_because_they_saw_other_encoders(runs: dict[str, Result]) -> None:
@@ -78,7 +78,7 @@ def test_a_decoder_that_learns_nothing_of_x_ends_near_the_pixel_marginals(
     frequency = ((train_x.sum(0) + 0.5) / (len(train_x) + 1)).expand_as(test_x)
     marginal = -float(torch.distributions.Bernoulli(frequency).log_prob(test_x).sum(1).mean())
     for result in runs.values():
-        # 120 steps: within 5 nats of it, while an untrained decoder is at 784·ln 2 = 543.
+        # After 120 steps it is within 5 nats; an untrained decoder is at 784·ln 2 = 543 nats.
         assert abs(result.test.distortion - marginal) < 5
 
 
@@ -129,12 +129,12 @@ def test_an_observer_sees_the_model_at_its_steps_and_changes_nothing(
     ]
     rates = [rate for *_, rate in seen]
     assert rates[0] > rates[2] > rates[4]
-    assert rates[4:] == [rates[4]] * 6  # the decoder's phase leaves the encoder alone
+    assert rates[4:] == [rates[4]] * 6  # the decoder's phase does not change the encoder
     assert again.test == runs["separate"].test
 
 
 class TestObjectives:
-    """Each against float64, at weights that are no special ones."""
+    """Each objective against float64, at ordinary weights."""
 
     x = torch.rand(6, 784, generator=torch.Generator().manual_seed(0)).round()
     noise = noise_key(5, "train", 2)

@@ -1,7 +1,7 @@
-"""Several processes train, evaluate and study as one does, and end with one message if one dies.
+"""Several processes train, evaluate and study like one; if one dies, they end with one message.
 
-Each rank would compile its own steps, for half a minute; here they run as they were traced.
-test_bench_scaling.py holds ranks that compile to one process.
+Each rank would compile its own steps for half a minute, so steps run uncompiled here.
+tests/bench/scaling/test_scaling.py compares ranks that compile with one process.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 import torch
 
-from bench.soak.kills import ROOT, environment
+from bench.process import ROOT, environment
 from tests.training import rank_worker
-from tests.uncompiled import uncompiled
+from tests.training.uncompiled import uncompiled
 from vaez_fast.system.world import ALONE, World
 from vaez_fast.training import checkpoint
 
@@ -30,7 +30,7 @@ def torchrun(ranks: int, *arguments: str) -> list[str]:
     return [*launcher, "--nproc-per-node", str(ranks), *arguments]
 
 
-# As on a machine without a C++ compiler.
+# The environment of a machine without a C++ compiler, where steps are not compiled.
 UNCOMPILED = {"CXX": "none"}
 
 
@@ -42,7 +42,7 @@ def alone() -> dict[str, Any]:
 
 @pytest.fixture(scope="module", params=[2, 4])
 def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The number of ranks, what they found, and their folder."""
+    """The number of ranks, their results and their folder."""
     out = tmp_path_factory.mktemp("ranks")
     done = subprocess.run(
         torchrun(request.param, str(Path(rank_worker.__file__)), str(out)),
@@ -56,7 +56,7 @@ def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 def test_gradients_of_the_first_step_are_those_of_one_process(
     together: Any, alone: dict[str, Any]
 ) -> None:
-    # Sums of 49 rows in another order, float32: a few 1e-7 of each tensor's norm.
+    # float32 sums of 49 rows in another order differ by a few 1e-7 of each tensor's norm.
     for one, many in zip(alone["gradients"], together[1]["gradients"], strict=True):
         assert (one - many).norm() <= 1e-6 * one.norm()
 
@@ -64,8 +64,8 @@ def test_gradients_of_the_first_step_are_those_of_one_process(
 def test_losses_and_the_final_elbo_are_those_of_one_process(
     together: Any, alone: dict[str, Any]
 ) -> None:
-    # Rounding of the gradients grows over the steps; without the same noise the first loss
-    # would be off by several nats.
+    # Rounding errors of the gradients grow over the steps. With other noise the first loss would
+    # already be off by several nats.
     losses = torch.tensor([alone["losses"], together[1]["losses"]])
     assert losses[0, 0] != losses[0, -1]
     assert float((losses[0] - losses[1]).abs().max()) <= 1e-3
@@ -73,7 +73,7 @@ def test_losses_and_the_final_elbo_are_those_of_one_process(
 
 
 def test_a_shared_evaluation_is_that_of_one_process(together: Any, alone: dict[str, Any]) -> None:
-    # Row by row the same numbers but for the shapes of matrix products: 1e-6 of hundreds of nats.
+    # Each row differs only through the shapes of matrix products: 1e-6 of hundreds of nats.
     assert together[1]["before"] == pytest.approx(alone["before"], rel=1e-6)
 
 
@@ -94,7 +94,7 @@ SETTINGS = [
 
 
 def start(out: Path, ranks: int) -> subprocess.Popen[str]:
-    """Ranks that have written a checkpoint and train on."""
+    """Start ranks that train without end, and return once they have written a checkpoint."""
     endless = ["--steps", "200000", "--checkpoint-seconds", "2", "--out", str(out)]
     process = subprocess.Popen(
         torchrun(ranks, "-m", "vaez_fast", "train", *SETTINGS, *endless),
@@ -107,7 +107,7 @@ def start(out: Path, ranks: int) -> subprocess.Popen[str]:
 
 
 def said_by(process: subprocess.Popen[str]) -> str:
-    """The one line that is ours, among torchrun's."""
+    """Our single line of stderr, among those of torchrun."""
     _, said = process.communicate(timeout=120)
     ours = [line for line in said.splitlines() if line.startswith("vaez-fast")]
     assert len(ours) == 1, said
@@ -124,7 +124,7 @@ def last_checkpoint(out: Path) -> str:
 
 
 def test_a_rank_that_dies_ends_the_run_with_a_checkpoint_and_one_message(tmp_path: Path) -> None:
-    out = tmp_path / "gloo-run"  # a name that an error of gloo's could be mistaken for
+    out = tmp_path / "gloo-run"  # must not be mistaken for an error of gloo
     process = start(out, 2)
     before = checkpoint.read(out / checkpoint.NAME).training
     time.sleep(0.5)

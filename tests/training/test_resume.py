@@ -1,6 +1,6 @@
-"""A run that was stopped anywhere and goes on ends as if it had never stopped, bit for bit.
+"""A run that is stopped anywhere and resumed ends bit for bit like one that never stopped.
 
-The steps are uncompiled here; test_kills.py stops and resumes compiled ones.
+Steps are uncompiled here; test_kills.py stops and resumes compiled ones.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.digits import first
+from tests.training.digits import first
 from vaez_fast.config import TrainConfig
 from vaez_fast.data import Dataset, load
 from vaez_fast.system.files import OutputError
@@ -27,7 +27,7 @@ from vaez_fast.training.train import Result, train
 
 pytestmark = pytest.mark.usefixtures("uncompiled_steps")
 
-# 10 batches of 20 an epoch, two epochs and a half.
+# 10 batches of 20 an epoch; two and a half epochs.
 CONFIG = TrainConfig(
     model="lyeoni", epochs=None, steps=25, batch_size=20, lr=3e-3, seed=3, test_samples=4
 )
@@ -49,7 +49,7 @@ def dataset() -> Dataset:
 
 
 class SignalAfter(Signals):
-    """Says that SIGTERM came, once `steps` steps were begun."""
+    """Reports SIGTERM once `steps` steps have begun."""
 
     def __init__(self, steps: int) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class SignalAfter(Signals):
 
 
 def numbers(result: Result) -> tuple[Any, ...]:
-    """All that must not depend on interruptions: everything but times."""
+    """Everything that must not depend on interruptions: all but the times."""
     curve = [{k: v for k, v in point.items() if k != "seconds"} for point in result.curve]
     return result.test, result.best_step, result.steps, curve
 
@@ -84,7 +84,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(
     config = REGIMES[regime]
     undisturbed = train(config, dataset)
     resumed, stops = None, 0
-    # In the middle of an epoch, at its end, in the last step, in the second phase.
+    # These stop in the middle of an epoch, at its end, in the last step and in the second phase.
     for after in (3, 7, 10, 4, 13, 20, 1000):
         keeping = Keeping(tmp_path, resumed=resumed, signals=SignalAfter(after))
         try:
@@ -124,7 +124,7 @@ def test_a_checkpoint_knows_its_settings_its_machine_and_its_place_in_the_noise(
 ) -> None:
     kept = stopped_at(7, CONFIG, dataset, tmp_path)
     assert kept.config["seed"] == CONFIG.seed
-    assert kept.config["precision"] in ("float32", "bfloat16")  # as run, not "auto"
+    assert kept.config["precision"] in ("float32", "bfloat16")  # what "auto" chose
     assert kept.environment["torch"] == torch.__version__
     assert kept.training is not None
     assert kept.training["done"] == 7
@@ -150,7 +150,7 @@ def test_the_checkpoint_of_another_run_is_refused(
 def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint(
     dataset: Dataset, tmp_path: Path
 ) -> None:
-    broken = replace(CONFIG, lr=1e20)  # the first step is fine, the second has infinite weights
+    broken = replace(CONFIG, lr=1e20)  # after its first step the weights are infinite
     stopped_at(1, CONFIG, dataset, tmp_path)
     before = (tmp_path / checkpoints.NAME).read_bytes()
     resumed = checkpoints.read(tmp_path / checkpoints.NAME)
@@ -164,11 +164,11 @@ def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint(
     assert (tmp_path / checkpoints.NAME).read_bytes() == before
 
 
-@pytest.mark.parametrize("look", [2, 3, 4])  # after the one that compiles
+@pytest.mark.parametrize("look", [2, 3, 4])  # look 1 compiles
 def test_a_run_whose_other_rank_died_at_a_look_still_takes_that_look(
     look: int, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looks, take = [0], Run.look_at_validation
+    looks, take = [0], Run.validate
 
     def lose_a_rank(run: Run) -> tuple[float, float]:
         looks[0] += 1
@@ -177,7 +177,7 @@ def test_a_run_whose_other_rank_died_at_a_look_still_takes_that_look(
         return take(run)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "look_at_validation", lose_a_rank)
+        patch.setattr(Run, "validate", lose_a_rank)
         with pytest.raises(TrainingError, match="another rank is gone after step"):
             train(CONFIG, dataset, keeping=Keeping(tmp_path))
     resumed = checkpoints.read(tmp_path / checkpoints.NAME)

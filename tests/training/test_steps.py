@@ -1,4 +1,4 @@
-"""A training step piece by piece, uncompiled: gradients, update rules, ranks, phases, its state."""
+"""The pieces of an uncompiled training step: gradients, update rules, ranks, phases, state."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BATCH, STEPS, SEED = 6, 4, 5
 
 @dataclass(frozen=True)
 class PlainDescent:
-    """w ← w − g, so that a step shows its gradient."""
+    """w ← w − g, so that the change of a weight is its gradient."""
 
     moments = 0
 
@@ -40,7 +40,7 @@ class PlainDescent:
 
 @dataclass(frozen=True)
 class Half(World):
-    """One of two ranks, which sums over no other."""
+    """One of two ranks, without the sum over the other."""
 
     def sum(self, tensor: Tensor) -> Tensor:
         return tensor
@@ -74,15 +74,15 @@ def make(
 
 
 def descent(engine: Engine) -> list[Tensor]:
-    """What a step takes off each weight."""
+    """What a step subtracts from each weight."""
     before = [w.clone() for w in engine.state.weights]
     engine.step()
     return [a - b for a, b in zip(before, engine.state.weights, strict=True)]
 
 
 def assert_gradients(actual: list[Tensor], wanted: Any, relative: float = 1e-3) -> None:
-    # w − (w − g) keeps of g what float32 keeps beside w: 1e-8 of a weight of 0.1, a hundred
-    # thousandth of a large gradient.
+    # w − (w − g) rounds g like w: 1e-8 for a weight of 0.1, a hundred thousandth of a large
+    # gradient.
     for a, b in zip(actual, wanted, strict=True):
         assert float((a - b).norm()) <= relative * float(b.norm())
 
@@ -99,7 +99,7 @@ def test_a_step_descends_the_gradient_of_the_weighted_objective() -> None:
         rate, distortion = NegativeElbo(vae, "total-derivative")(x, noise_key(SEED, "train", step))
         loss = (float(weights[step]) * rate + distortion).mean()
         assert_gradients(descent(engine), torch.autograd.grad(loss, list(vae.parameters())))
-        # the totals are unweighted
+        # The totals are not weighted.
         rate_of, distortion_of = engine.take_totals(1)
         assert rate_of == pytest.approx(rate.mean().item(), rel=1e-5)
         assert distortion_of == pytest.approx(distortion.mean().item(), rel=1e-5)
@@ -127,7 +127,7 @@ def test_rows_that_a_rank_has_are_the_rows_of_the_whole(name: str) -> None:
     x, key = images() / 255, noise_key(SEED, "train")
     whole, part = objective(x, key), objective(x[5:], key, 5)
     for a, b in zip(whole, part, strict=True):
-        # products of other sizes add in another order: float32's digits of 540 nats
+        # Products of other sizes sum in another order: float32 rounding of 540 nats.
         torch.testing.assert_close(a[5:], b, rtol=1e-5, atol=1e-5)
 
 
@@ -152,13 +152,13 @@ def test_update_rules_are_pytorchs(ours: Optimizer, theirs: Callable[..., Any]) 
     optimizer = theirs([wanted], lr=1.0)
     moments = [torch.zeros_like(weight) for _ in range(ours.moments)]
     for rate, row in zip(rates, ours.table(rates), strict=True):
-        # offsets and sizes that differ between weights and leave none near zero
+        # The offset and the varied sizes keep gradients away from zero.
         gradient = torch.randn(50, generator=generator) * torch.logspace(-4, 1, 50) + 1e-3
         ours.update(weight, gradient, moments, list(row.unbind()))
         wanted.grad = gradient.double()
         optimizer.param_groups[0]["lr"] = float(rate)
         optimizer.step()
-    # Float32 errs by up to 5e-7 here; RMSprop that is not centred ends 0.03 and 0.08 away.
+    # The float32 error is up to 5e-7 here; RMSprop without centring ends 0.03 and 0.08 away.
     torch.testing.assert_close(weight.double(), wanted.detach(), rtol=0, atol=1e-5)
 
 
@@ -207,7 +207,7 @@ class Broken(Exception):
 
 
 class Stepped:
-    """An engine that breaks off at one of its steps."""
+    """A stand-in for an engine that raises an error at one of its steps."""
 
     batches = Batches(torch.zeros(2, 784, dtype=torch.uint8), 1)
 

@@ -1,4 +1,4 @@
-"""Training: it learns, repeats to the last digit, and reports what an independent look confirms."""
+"""Training: it learns, repeats to the last digit, and reports numbers that float64 confirms."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from bench.training.baselines import TextbookVAE
-from tests.digits import first
-from tests.uncompiled import uncompiled
+from tests.training.digits import first
+from tests.training.uncompiled import uncompiled
 from vaez_fast.config import LOG_PX_SAMPLES, ConfigError, TrainConfig
 from vaez_fast.data import Dataset, Split, binarized, load
 from vaez_fast.training.train import Result, TrainingError, train
@@ -37,7 +37,7 @@ def result(dataset: Dataset) -> Result:
 
 
 def test_the_cuda_device_needs_no_index(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    # torch.cuda.set_device refuses "cuda" alone, as `--device auto` and `cuda` choose it.
+    # torch.cuda.set_device refuses "cuda" without an index, as `--device auto` and `cuda` give it.
     class Reached(Exception):
         pass
 
@@ -63,7 +63,7 @@ def of_split(result: Result, split: str) -> list[float]:
 
 
 def test_training_learns(result: Result, dataset: Dataset) -> None:
-    # The best that ignores z and x: each pixel's frequency in the training split.
+    # The best model that ignores z and x: each pixel's frequency in the training split.
     train_x = binarized(dataset, "train", "static").double()
     test_x = binarized(dataset, "test", "static").double()
     frequency = ((train_x.sum(0) + 0.5) / (len(train_x) + 1)).expand_as(test_x)
@@ -103,7 +103,7 @@ def test_test_metrics_agree_with_an_independent_evaluation(
         bernoulli = torch.distributions.Bernoulli(logits=logits)
         distortion = -bernoulli.log_prob(x.expand_as(logits)).sum(-1).mean()
     assert result.test.rate == pytest.approx(float(rate), abs=1e-4)
-    # Where the processor multiplies bfloat16 fast, that is what it is evaluated in.
+    # A processor with fast bfloat16 products evaluates with them.
     assert result.test.distortion == pytest.approx(float(distortion), abs=0.02)
 
 

@@ -1,4 +1,4 @@
-"""Which models an engine trains by a graph of its own, which it shares, and which it refuses."""
+"""Which models an engine trains by their own graph, which share a graph, which it refuses."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from vaez_fast.training.optimizer import Adam, CenteredRMSprop, Optimizer, const
 from vaez_kernels import noise_key
 
 BATCH, STEPS, SEED = 8, 3, 5
-HIDDEN = 200  # of "burda", at whose encoder[1] an activation stands
+HIDDEN = 200  # of "burda", whose encoder[1] is an activation
 
 
 @pytest.fixture(autouse=True)
 def compilations(monkeypatch: pytest.MonkeyPatch) -> list[None]:
-    """One entry for each graph that would be compiled; here it runs as it is."""
+    """One entry for each graph that would be compiled; graphs run uncompiled here."""
     count: list[None] = []
 
     def run_as_it_is(graph: Any, *_: Any, **__: Any) -> Any:
         count.append(None)
         return graph
 
-    monkeypatch.setattr(engines, "_graphs", {})
+    monkeypatch.setattr(engines, "compiled_graphs", {})
     monkeypatch.setattr(engines, "compile_graph", run_as_it_is)
     return count
 
@@ -81,7 +81,7 @@ def first_loss(engine: Engine) -> float:
 
 
 def own_loss(edit: Callable[[VAE], Any]) -> float:
-    """The first batch's, by the model's own code and no engine."""
+    """The loss of the first batch by the model's own code, without an engine."""
     vae = VAE("burda", SEED)
     edit(vae)
     with torch.no_grad():
@@ -113,7 +113,7 @@ class Scaled(nn.Module):
 
 
 class Literal(nn.Module):
-    """An activation that writes a number down as a tensor."""
+    """An activation that makes a tensor of a number in its code."""
 
     def __init__(self, by: float) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ def two_sigmoids(vae: VAE) -> None:
     vae.encoder[1], vae.encoder[3] = nn.Sigmoid(), nn.Sigmoid()
 
 
-# Models that differ from one another by no name, class of VAE, parameter or size.
+# Models with the same names, class of VAE, parameters and sizes.
 ALIKE: dict[str, Callable[[VAE], Any]] = {
     "plain": lambda vae: None,
     "sigmoid": two_sigmoids,
@@ -145,12 +145,12 @@ ALIKE: dict[str, Callable[[VAE], Any]] = {
 
 
 def test_models_that_look_alike_are_each_trained_by_their_own_code() -> None:
-    # one after the other in a process, so that a graph of one could be taken for another
+    # All in one process, so that the graph of one model could be used for another.
     losses = {name: (first_loss(make(edit)), own_loss(edit)) for name, edit in ALIKE.items()}
     for name, (ours, own) in losses.items():
-        # float32 rounds 540 nats to 3e-5, and the sum over 784 pixels a few times
+        # float32 rounds 540 nats to 3e-5, and the sum over 784 pixels rounds a few times.
         assert abs(ours - own) < 1e-3, (name, ours, own)
-    # All but one pair differ by more, so that a wrong graph would have shown.
+    # All but one pair differ by more than that, so a wrong graph would show.
     distinct = sorted(own for name, (_, own) in losses.items() if name != "shifted alike")
     assert min(b - a for a, b in pairwise(distinct)) > 5e-3
 
@@ -224,14 +224,14 @@ def test_compiled_too_the_tensors_are_those_of_the_engine_that_steps(
     for by in (1.0, -1.0):
         edit = with_layer(nn.Sequential(Shifted(by), Literal(0.5)))
         assert abs(first_loss(make(edit)) - own_loss(edit)) < 1e-3
-    assert len(engines._graphs) == 1
+    assert len(engines.compiled_graphs) == 1
 
 
 # Refusals.
 
 
 class Keeps(nn.Module):
-    """An activation that remembers something from call to call, in one of several ways."""
+    """An activation that keeps something from call to call, in one of several ways."""
 
     buffer: Tensor
 
@@ -369,7 +369,7 @@ def test_bfloat16_is_refused_for_layers_that_do_not_convert_and_taken_by_others(
 
 
 class Halved(VAE):
-    """A model whose logits are not what its decoder's last layer gives."""
+    """A model whose logits are not the output of its decoder's last layer."""
 
     def decode(self, z: Tensor) -> Tensor:
         return 0.5 * self.decoder(z)
@@ -393,5 +393,5 @@ def test_a_decoder_of_ones_own_is_followed_however_large_the_logits_are(
         small = bound(make_vae)
         with monkeypatch.context() as patch:
             patch.setattr("vaez_fast.objective.LARGE", 0)
-            # sums over 784 pixels in another order, of 540 nats in all
+            # Sums over 784 pixels in another order, 540 nats in total.
             torch.testing.assert_close(bound(make_vae), small, rtol=0, atol=2e-3)

@@ -1,4 +1,4 @@
-"""A file of settings, TOML or JSON: those of a run as a person or a run itself wrote them."""
+"""Settings from a TOML or JSON file, which a person or a run wrote."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from ..config import ConfigError
 from ..system.errors import first_line, shown
 from ..system.inputs import read_bytes
 
-SCHEMAS = (1,)  # of records whose settings can be read
+SCHEMAS = (1,)  # of the records that can be read
 HEADER = ("kind", "schema")
 MOST_BYTES = 2**26  # a record with a curve of a quarter of a million points
 
 
 def read_settings(path: Path, command: str) -> dict[str, Any]:
-    """The settings that a file holds for a command, by name, as they stand there.
+    """The unchecked settings for a command in a file, by name.
 
-    The file is TOML if its name ends so, else JSON. It holds the settings themselves, or a record
-    with a table of them under "config", beside which all else is ignored. null means not set, and
-    such settings are left out.
+    The file is TOML if its name ends in .toml, else JSON. It holds either the settings, or a record
+    with a table of them under "config"; the rest of a record is ignored. Settings that are null are
+    left out.
 
     Raises:
-        ConfigError: no such file, one that is too large, not TOML or JSON, a record of another
-            command or of a schema that is not known, or no table of settings.
+        ConfigError: the file is missing, too large, not TOML or JSON, a record of another command
+            or of an unknown schema, or holds no table of settings.
     """
     content = _content(path)
     if not isinstance(content, dict):
@@ -41,7 +41,7 @@ def read_settings(path: Path, command: str) -> dict[str, Any]:
     if kind is None and "config" not in content:
         settings: Any = {name: value for name, value in content.items() if name not in HEADER}
     else:
-        settings = content.get("config", {})  # a record without any is of a command that has none
+        settings = content.get("config", {})  # missing in records of commands without settings
     if not isinstance(settings, dict):
         raise ConfigError(f"config: {path}: config must be a table, got {_kind(settings)}")
     return {name: value for name, value in settings.items() if value is not None}
@@ -50,7 +50,7 @@ def read_settings(path: Path, command: str) -> dict[str, Any]:
 def _content(path: Path) -> Any:
     form = "TOML" if path.suffix == ".toml" else "JSON"
     try:
-        # A pipe will do: `--config <(program)`.
+        # Pipes are allowed: `--config <(program)`.
         text = read_bytes(path, MOST_BYTES, regular=False).decode()
         if form == "TOML":
             return tomllib.loads(text)
@@ -62,7 +62,7 @@ def _content(path: Path) -> Any:
 
 
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # as TOML has it; JSON would take the last silently
+    # As in TOML, a repeated name is an error; Python's JSON reader would take the last value.
     table = dict(pairs)
     if len(table) < len(pairs):
         names = [name for name, _ in pairs]

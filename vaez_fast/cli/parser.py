@@ -1,4 +1,4 @@
-"""How a command's settings come together: its flags, then its --config file, then its defaults."""
+"""A command's settings: its flags, then its --config file, then its defaults."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .config_file import read_settings
 from .kinds import PATH, Kind, no_such
 
 ABSENT = object()
-# Two ways to say one thing: a flag that gives the one also replaces a file's other.
+# Alternatives: a flag for one also replaces the other in a file.
 INSTEAD = {"epochs": "steps", "steps": "epochs"}
 
 
@@ -42,11 +42,11 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(message)
 
     def settings(self, words: Sequence[str]) -> argparse.Namespace:
-        """Every setting, and as `given` the names of those that were not left to their defaults.
+        """Every setting, and as `given` the names of those that were set explicitly.
 
         Raises:
-            ConfigError: an unknown flag, a value that is not of its argument's kind, or a file of
-                settings that cannot be taken; the message names the argument.
+            ConfigError: an unknown flag, a value that is not of its argument's kind, or an invalid
+                file of settings; the message names the argument.
         """
         flags = self._flags(words)
         file = self._file(flags["config"]) if "config" in flags else {}
@@ -63,7 +63,7 @@ class Parser(argparse.ArgumentParser):
             found, extra = self.parse_known_args(words, nothing)
         except argparse.ArgumentError as error:
             name = (error.argument_name or "").split("/")[-1].removeprefix("--").replace("-", "_")
-            # Our kinds begin so; argparse's own messages are no sentences about the argument.
+            # Messages of our kinds continue the sentence; argparse's own messages do not.
             glue = " " if error.message.startswith("must be ") else ": "
             self.error(f"{name}{glue}{error.message}" if name else error.message)
         if extra:

@@ -1,4 +1,4 @@
-"""Settings that several commands have in common."""
+"""Settings that several commands share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DEFAULTS = TrainConfig()
 
 
 def choices(values: Sequence[str]) -> str:
-    """The values that can be had, for a help text."""
+    """The possible values, for a help text."""
     return "|".join(values)
 
 
@@ -57,10 +57,10 @@ def add_model(group: Group) -> None:
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> Group:
-    """The recipe but for its seeds; returns the group."""
+    """The recipe without its seeds; returns the group."""
     d = DEFAULTS
     recipe = parser.add_argument_group("recipe (Adam, 5 % of the steps warm-up, then a cosine)")
-    # Neither has a default here: TrainConfig's holds where neither is given.
+    # No defaults here: TrainConfig's default holds if neither is given.
     recipe.add_argument(
         "--epochs",
         type=INTEGER,
@@ -113,7 +113,7 @@ def add_device(group: Group) -> None:
 
 
 def add_output(parser: argparse.ArgumentParser, what: str) -> Group:
-    """--out DIR and --json; `needed` refuses where the first is missing. Returns the group."""
+    """--out DIR and --json; `needed` requires the first. Returns the group."""
     output = parser.add_argument_group("output")
     output.add_argument("--out", type=PATH, metavar="DIR", help="a folder for the results (needed)")
     add_json(output, what)
@@ -127,10 +127,10 @@ def add_json(group: Group, what: str) -> None:
 
 
 def needed(options: argparse.Namespace, name: str, what: str) -> Any:
-    """A setting that has no default.
+    """The value of a setting that has no default.
 
     Raises:
-        ConfigError: it was given neither on the command line nor in a file.
+        ConfigError: it is given neither on the command line nor in a file.
     """
     value = getattr(options, name)
     if value is None:
@@ -140,7 +140,7 @@ def needed(options: argparse.Namespace, name: str, what: str) -> Any:
 
 
 def train_config(options: argparse.Namespace) -> TrainConfig:
-    """The settings of training among a command's own; those that it lacks have their defaults.
+    """The training settings among a command's settings; missing ones have their defaults.
 
     Raises:
         ConfigError: a value that `TrainConfig` refuses.

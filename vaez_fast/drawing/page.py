@@ -1,7 +1,7 @@
 """A page of headings, texts, tables and figures, as Markdown and as one HTML file.
 
-Texts may hold what a record says, and a record may come from anybody: no tag, link or picture of
-its own gets into a page, and no character that cannot be seen. Their only markup is **bold**.
+Texts may come from a record, and a record may be untrusted. So tags, links and pictures in a text
+have no effect, and invisible characters are shown escaped. The only markup of a text is **bold**.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ th { border-bottom: 2px solid #888; } pre { background: #f4f4f4; padding: .8rem;
   .long { min-width: 13rem; }
 }
 """
-# A figure of 1,120 pixels is shown at 832, and others in proportion: their text is of one size.
+# A figure of 1,120 pixels is shown at 832, others in proportion, so that all text has one size.
 SHOWN = 832 / 1120
-# Of a table's cell, in characters: a number with its interval does not break, a sentence must.
+# Characters of a table cell: a number with its interval must not wrap, a sentence must.
 SHORT, LONG = {"th": 12, "td": 24}, 60
 
 
@@ -90,7 +90,7 @@ def _cell(text: str) -> str:
     return _inert(text).replace("|", "\\|")
 
 
-# A tag's beginning, an entity's, and what would make a link or a picture of brackets.
+# The start of a tag or an entity, and the characters that turn brackets into a link or a picture.
 ALIVE = re.compile(r"[\\<]|&(?=#?\w+;)|(?<=\])[(\[:]")
 
 
@@ -130,7 +130,7 @@ def _html(block: Block, pictures: Mapping[str, bytes]) -> str:
 
 
 def _pixels(png: bytes) -> int:
-    # the width, which every PNG file begins with
+    # A PNG file has its width at bytes 16 to 19.
     return int.from_bytes(png[16:20], "big")
 
 
@@ -149,7 +149,7 @@ def _html_cell(cell: str, tag: str) -> str:
 
 
 def _rich(text: str) -> str:
-    """Escaped, with **bold** as strong text: a verdict's word also names its colour."""
+    """Escaped text, with **bold** as strong text; its word is its class, which gives its colour."""
 
     def strong(match: re.Match[str]) -> str:
         return f'<strong class="{match[1]}">{match[1]}</strong>'

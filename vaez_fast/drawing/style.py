@@ -1,7 +1,7 @@
-"""How every figure of the project looks: sizes, fonts, and one colour for each arm.
+"""The style of every figure of the project: sizes, fonts, and one colour for each arm.
 
-Colours are those of Okabe & Ito 2008, which colour-blind readers can tell apart. matplotlib is
-imported where a figure is made, so that naming a colour needs none.
+Colours are those of Okabe & Ito 2008, which colour-blind readers can tell apart. Only functions
+that draw import matplotlib.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ BLACK, GREY = "#000000", "#767676"
 BLUE, SKY, GREEN, ORANGE = "#0072B2", "#56B4E9", "#009E73", "#E69F00"
 VERMILLION, PURPLE, OLIVE, WINE = "#D55E00", "#CC79A7", "#8C7A00", "#882255"
 
-# By objective and KL; the article's own colours, where it names one.
+# By objective and KL; the article's own colours if it names one.
 ARMS = {
     ("elbo", "total-derivative"): BLUE,
     ("elbo", "analytic"): SKY,
@@ -55,7 +55,7 @@ RC: Any = {
 def colour(arm: str) -> str:
     """The colour of an arm, as #RRGGBB: objective/kl/decoder, or "randn".
 
-    An arm of another β or K, .../beta=4/k=5, is a shade of its colour: darker above 1, lighter
+    An arm with another β or K, .../beta=4/k=5, has a shade of the colour: darker above 1, lighter
     below.
 
     Raises:
@@ -71,7 +71,7 @@ def colour(arm: str) -> str:
 
 
 def linestyle(arm: str) -> str:
-    """The line of an arm: dashed where encoder and decoder learn in tandem, else solid.
+    """The line of an arm: dashed if encoder and decoder are trained simultaneously, else solid.
 
     Raises:
         ValueError: not the name of an arm.
@@ -80,7 +80,7 @@ def linestyle(arm: str) -> str:
 
 
 def _parts(arm: str) -> tuple[str, str, str, dict[str, float]]:
-    # → objective, kl, decoder, and what stands behind them
+    # → objective, kl, decoder, and the settings that follow them
     if arm == "randn":
         return "", "", "randn", {}
     names = arm.split("/")
@@ -106,9 +106,9 @@ def figure(
     height: float = HEIGHT,
     **subplots: Any,
 ) -> Iterator[tuple[Figure, list[Axes]]]:
-    """A figure and its panels, side by side or stacked; draw inside the with, then take its `png`.
+    """A figure and its panels, side by side or stacked; draw and take its `png` inside the `with`.
 
-    It belongs to no display and no global state, so it works on any machine and in any thread.
+    It uses no display and no global state, so it works on any machine and in any thread.
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -125,7 +125,7 @@ def figure(
 
 
 def png(drawn: Figure) -> bytes:
-    """The figure as a PNG file; the same bytes each time."""
+    """The figure as a PNG file, with the same bytes each time."""
     buffer = io.BytesIO()
     drawn.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
     return buffer.getvalue()

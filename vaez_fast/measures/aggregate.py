@@ -1,12 +1,12 @@
 """The aggregate posterior q(z) = 1/N Σ_n q(z|x_n): how far it is from N(0, I), and why.
 
-The rate, which every ELBO reports, is not that distance. Hoffman and Johnson ("ELBO surgery", 2016)
-split it, and Chen et al. ("Isolating sources of disentanglement", 2018, equation 2) further:
+The rate that every ELBO reports is not that distance. Hoffman and Johnson ("ELBO surgery", 2016)
+split the rate, and Chen et al. ("Isolating sources of disentanglement", 2018, equation 2) the KL:
 
     rate = I(z; n) + KL(q(z) ‖ p(z))
     KL(q(z) ‖ p(z)) = KL(q(z) ‖ Π_j q(z_j)) + Σ_j KL(q(z_j) ‖ p(z_j))
 
-the index information, the total correlation and the dimension-wise KL. All are in nats.
+The terms are the index information, the total correlation and the dimension-wise KL, in nats.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from torch import Tensor
 
 from vaez_kernels import mixture_log_prob, normal, uniform
 
-# Elements of the (draws, components, D) block at once, 4 MB on a CPU. An eighth is a quarter faster
-# on idle cores, but on shared ones each operation's threads wait for a time slice: make few.
+# Elements of a (draws, components, D) block, 4 MB on a CPU. An eighth of it is a quarter faster on
+# idle cores. On shared cores the threads of each operation wait for a time slice: few are better.
 BLOCK = {"cpu": 1 << 20, "cuda": 1 << 26}
 DRAWS_AT_ONCE = 16
+# The aggregate posterior of a run is the mixture of this many training images' posteriors.
+AGGREGATE_IMAGES = 20_000
 LOG_2PI = math.log(2.0 * math.pi)
 
 
@@ -50,41 +52,42 @@ class Surgery:
 
 @dataclass(frozen=True)
 class Moments:
-    """Extremes over the D dimensions (or their pairs) of n draws; N(0, I) has 0, 1, 1, 0, 0, 0.
+    """Extremes over the D dimensions (or pairs of them) of n draws; N(0, I) has 0, 1, 1, 0, 0, 0.
 
-    Finite draws of N(0, I) have extremes too: set them beside those of as many `normal` numbers.
+    Finite draws of N(0, I) deviate too: compare with the extremes of as many `normal` numbers.
     """
 
     largest_abs_mean: float
     smallest_variance: float
     largest_variance: float
-    largest_abs_correlation: float  # over pairs of different dimensions; 0 where D = 1
+    largest_abs_correlation: float  # over pairs of different dimensions; 0 if D = 1
     smallest_excess_kurtosis: float
     largest_excess_kurtosis: float
 
 
 def surgery(mu: Tensor, logvar: Tensor, noise: Tensor, num_samples: int) -> Surgery:
-    """Split the rate of N images into what their latents share and what they do not.
+    """Split the rate of N images into index information and marginal KL, and split the latter.
 
-    q(z) is that of these N images: `index_information` can not exceed log N, and where images keep
-    their posteriors apart it sits there, whatever more the latents know; the rest of the rate then
-    counts as `marginal_kl`. A draw's own component is in q(z), as the definition has it.
+    q(z) is the mixture over these N images, so `index_information` cannot exceed log N. If the
+    posteriors of the images do not overlap, it equals log N however much more the latents know, and
+    the rest of the rate counts as `marginal_kl`. A draw's own component is part of q(z), as in the
+    definition.
 
-    N images are themselves a sample of all that could have been. In expectation over them
-    `marginal_kl` is above the KL of all (convexity), and `leave_one_out_marginal_kl`, where q(z)
-    skips the draw's own component, below (Gibbs' inequality; for the index information it is the
+    The N images are a sample themselves. In expectation over them, `marginal_kl` is above the KL
+    of the whole population (convexity). `leave_one_out_marginal_kl`, in which q(z) skips the draw's
+    own component, is below it (Gibbs' inequality; for the index information it is the
     leave-one-out bound of Poole et al., "On variational bounds of mutual information", 2019). The
-    truth lies between; far apart, they say that N is too small.
+    truth lies between the two; if they are far apart, N is too small.
 
-    Draws m = 0, 1, … come from the images in a random order of the noise's key, over and over where
-    num_samples > N; so the standard errors, which take draws as independent, are a little large.
-    `rate − index_information` estimates `marginal_kl` too, better where I sits at log N.
+    Draws m = 0, 1, … go through the images in a random order given by the noise's key, repeatedly
+    if num_samples > N. The standard errors assume independent draws and are therefore slightly too
+    large. `rate − index_information` also estimates `marginal_kl`, better if I is close to log N.
 
     Args:
         mu, logvar: (N, D) float32 of q(z|x_n), N ≥ 2.
-        noise: (2,) int64 from `noise_key(seed, "evaluate", …)`, on mu's device. Sample 0 of it
-            orders the images, sample 1 is eps.
-        num_samples: M ≥ 2 draws. Time grows with M·N·D: one exponential each.
+        noise: (2,) int64 from `noise_key(seed, "evaluate", …)`, on mu's device. Its sample 0 orders
+            the images, its sample 1 is eps.
+        num_samples: M ≥ 2 draws. Time is proportional to M·N·D exponentials.
 
     Raises:
         ValueError: fewer than two images or draws.
@@ -116,14 +119,15 @@ def held_out_marginal_kl(
     noise: Tensor,
     num_samples: int,
 ) -> Estimate:
-    """E[log q(z) − log p(z)] in nats: q(z) of N images, z from the posteriors of H others.
+    """E[log q(z) − log p(z)] in nats: q(z) of N images, z from the posteriors of H other images.
 
-    In expectation a lower bound of the marginal KL of all images, as the leave-one-out estimate is,
-    but for encoders that treat images unlike those they were trained on. It may be negative.
+    Like the leave-one-out estimate, it is in expectation a lower bound of the marginal KL of the
+    whole population, unless the encoder treats held-out images differently from those it was
+    trained on. It may be negative.
 
     Args:
         mu, logvar: (N, D) float32, whose mixture is q(z).
-        held_out_mu, held_out_logvar: (H, D) float32, H ≥ 2, where z is drawn.
+        held_out_mu, held_out_logvar: (H, D) float32, H ≥ 2, from which z is drawn.
         noise, num_samples: as for `surgery`.
     """
     _check_count_of_draws("held_out_marginal_kl", held_out_mu, num_samples)
@@ -139,15 +143,15 @@ def kl_per_dimension(mu: Tensor, logvar: Tensor) -> Tensor:
 
 
 def active_units(mu: Tensor, threshold: float = 0.01) -> int:
-    """How many dimensions have Var_x E[z_j|x] > threshold (Burda et al. 2016, section 5.2)."""
+    """The number of dimensions with Var_x E[z_j|x] > threshold (Burda et al. 2016, section 5.2)."""
     return int((mu.double().var(0, correction=0) > threshold).sum())
 
 
 def sample_kl(z: Tensor) -> float:
-    """KL(N(m, diag v) ‖ N(0, I)) in nats, m and v the mean and variance of n draws z (n, D).
+    """KL(N(m, diag v) ‖ N(0, I)) in nats; m and v are the mean and variance of n draws z (n, D).
 
-    The variance is the biased one (a mean of squares): the fit of maximum likelihood. Even draws of
-    N(0, I) itself have a positive value, `null_sample_kl` on average.
+    The variance is the biased one (a mean of squares), the maximum-likelihood fit. Draws of N(0, I)
+    have a positive value as well: `null_sample_kl` on average.
     """
     z = z.double()
     variance, mean = torch.var_mean(z, 0, correction=0)
@@ -155,9 +159,9 @@ def sample_kl(z: Tensor) -> float:
 
 
 def null_sample_kl(n: float, D: int) -> float:
-    """The expectation of `sample_kl` over n draws of N(0, I_D), exact; D/n to first order.
+    """The exact expectation of `sample_kl` over n draws of N(0, I_D); D/n to first order.
 
-    E[m² + v] = 1, and n·v is chi-squared with n − 1 degrees, whose mean logarithm is
+    E[m² + v] = 1, and n·v is chi-squared with n − 1 degrees of freedom, whose mean logarithm is
     log 2 + digamma((n − 1)/2). ValueError for n < 2.
     """
     if n < 2:
@@ -192,12 +196,11 @@ def _log_gaussian(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
 
 def _log_marginals(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
     # z (M, D); mu, logvar (N, D) → Σ_j log q(z_mj) (M,) float64
-    # Differences are taken before they are squared: the expanded square would cancel most digits
-    # where σ is small.
+    # The expanded square would lose most digits to cancellation where σ is small.
     N, D = mu.shape
     scale = math.sqrt(0.5) * torch.exp(-0.5 * logvar)
-    # −½ log σ² less its largest over n: no exponential overflows. It underflows 13 σ away from
-    # every component, but no draw is so far from its own.
+    # −½ log σ² minus its maximum over n, so that no exponential overflows. It underflows 13 σ away
+    # from every component, but no draw is that far from its own.
     top = (-0.5 * logvar).amax(0)
     below = -0.5 * logvar - top
     constant = float(top.double().sum()) - D * (0.5 * LOG_2PI + math.log(N))
@@ -218,7 +221,7 @@ def _draw(mu: Tensor, logvar: Tensor, noise: Tensor, count: int) -> tuple[Tensor
     # → component (M,) int64, z (M, D)
     order = uniform(noise, 1, len(mu), 1).flatten().argsort(stable=True)
     component = order[torch.arange(count, device=mu.device) % len(mu)]
-    # Sample 1, because uniform and normal numbers of the same sample come from the same words.
+    # Sample 1, because uniform and normal numbers of one sample come from the same words.
     eps = normal(noise, 1, count, mu.shape[1], sample_offset=1)[0]
     return component, mu[component] + torch.exp(0.5 * logvar[component]) * eps
 

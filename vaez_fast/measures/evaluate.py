@@ -11,10 +11,13 @@ from torch import Tensor
 
 from vaez_kernels import importance_estimates, importance_log_likelihood, kl_standard_normal
 
+from ..config import TrainConfig
+from ..data import Dataset, Pixels
 from ..model import VAE
+from ..streams import EVALUATION
 from ..system.world import ALONE, World
 
-# Images encoded at once: what that needs stays below 16 MiB in every model.
+# Images encoded at once; their memory stays below 16 MiB in every model.
 IMAGES_AT_ONCE = 2_000
 
 
@@ -33,30 +36,26 @@ class Metrics:
         return asdict(self)
 
 
+@dataclass(eq=False)
 class Evaluator:
     """Evaluates models on one split.
 
     Memory does not grow with the number of samples. Noise is indexed by image and sample: the first
-    64 samples of 5,000 are the 64, whatever the chunks.
+    64 of 5,000 samples are the same as 64 samples, whatever the chunks.
 
     Args:
         pixels: (N, 784) uint8 on the device, N ≥ 2.
-        pixel_scale: what turns them into x in [0, 1].
+        pixel_scale: the factor that turns them into x in [0, 1].
         noise: (2,) int64 on the device, from `noise_key(seed, "evaluate", …)`.
-        precision: of the decoder's matrix products, as `importance_log_likelihood` takes it.
-        world: who shares the images; every rank must call, and each gets the whole's metrics.
+        precision: of the decoder's matrix products, as for `importance_log_likelihood`.
+        world: the ranks that share the images; all must call, and each gets the whole's metrics.
     """
 
-    def __init__(
-        self,
-        pixels: Tensor,
-        pixel_scale: float,
-        noise: Tensor,
-        precision: str = "auto",
-        world: World = ALONE,
-    ) -> None:
-        self.pixels, self.pixel_scale = pixels, pixel_scale
-        self.noise, self.precision, self.world = noise, precision, world
+    pixels: Tensor
+    pixel_scale: float
+    noise: Tensor
+    precision: str = "auto"
+    world: World = ALONE
 
     @torch.no_grad()
     def __call__(self, vae: VAE, num_samples: int) -> Metrics:
@@ -77,7 +76,7 @@ class Evaluator:
     def log_px_curve(self, vae: VAE, counts: Sequence[int]) -> Tensor:
         """log p(x) in nats, (len(counts), N) float64, for strictly rising numbers of samples.
 
-        One pass over the largest of them, since smaller ones take the first of the same samples.
+        One pass over the largest number: smaller ones use the first of its samples.
         """
         images = []
         for first, x, mu, logvar in self._encoded(vae):
@@ -101,5 +100,13 @@ class Evaluator:
         for first in share[::IMAGES_AT_ONCE]:
             pixels = self.pixels[first : min(first + IMAGES_AT_ONCE, share.stop)]
             x = pixels.float() * self.pixel_scale
-            # Bytes that are 0 and 1 are targets as they are, a quarter of the memory.
+            # Binary uint8 pixels serve as targets directly, with a quarter of the memory.
             yield first, pixels if self.pixel_scale == 1.0 else x, *vae.encode(x)
+
+
+def evaluator(config: TrainConfig, dataset: Dataset, split: str, world: World = ALONE) -> Evaluator:
+    """The evaluation on "validation" or "test" that a run of `config` does, with its noise."""
+    pixels = Pixels(dataset, config.binarize, config.seed)
+    noise = EVALUATION[split].key(config.seed, device=dataset.test.images.device)
+    images = pixels.test if split == "test" else pixels.validation
+    return Evaluator(images, pixels.scale, noise, config.precision, world)

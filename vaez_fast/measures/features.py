@@ -1,8 +1,8 @@
-"""Features of images: a small convolutional network that learned the classes of the training split.
+"""Features of images: a small convolutional network trained to classify the training split.
 
-Distances between sets of images are taken in its penultimate layer. It is trained in seconds on the
-data at hand, so its numbers compare between runs with the same network (see `Training.sha256`), and
-never with the Inception distances of the literature.
+Distances between sets of images are computed in its penultimate layer. It is trained in seconds on
+the data set itself. So distances compare only between runs with the same network (see
+`Training.sha256`), and not with the Inception distances of the literature.
 """
 
 from __future__ import annotations
@@ -18,15 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from vaez_kernels import noise_key
-
 from ..data import Dataset, binarize, binarized, epoch_order
+from ..streams import FEATURE_PIXELS
 from ..system.archives import read_tensors
 from ..system.errors import first_line, shown
 from ..system.files import OutputError, write_atomically
 
 CLASSES = 10
-MOST_BYTES = 2**24  # of a network's file, which has 270 kB
+MOST_BYTES = 2**24  # a network's file has 270 kB
 BATCH = 100
 MAX_IMAGES = 20_000
 # 25 epochs of mnist-5k, 5 of 20,000 images.
@@ -39,7 +38,7 @@ IMAGES_AT_ONCE = 500
 class FeatureNet(nn.Module):
     """Two convolutions and two linear layers; 28 × 28 images of 10 classes.
 
-    `num_features` is the name under which torchmetrics looks for the width.
+    torchmetrics reads the width from `num_features`.
     """
 
     num_features = 64
@@ -68,7 +67,7 @@ class FeatureNet(nn.Module):
     def normalize(self, images: Tensor) -> None:
         """Scale the features to a mean square of 1 over `images`; classes do not change.
 
-        Their size is an accident of training, and a Fréchet distance grows with its square.
+        Their size is arbitrary after training, and a Fréchet distance grows with its square.
         """
         size = self.features(images).double().square().mean().sqrt().float()
         self.scale.div_(size)
@@ -76,7 +75,7 @@ class FeatureNet(nn.Module):
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        """`forward` without gradients, a part of the images at a time."""
+        """`forward` without gradients, in chunks of images."""
         return torch.cat([self(part) for part in images.split(IMAGES_AT_ONCE)])
 
     @torch.no_grad()
@@ -100,15 +99,15 @@ class FeatureNet(nn.Module):
 
 @dataclass(frozen=True)
 class Training:
-    """What there is to record of a feature network."""
+    """The record of a feature network's training."""
 
     data: str
     seed: int
     images: int
     epochs: int
-    accuracy_binary: float  # of the test split, statically binarised
-    accuracy_grey: float  # of the test split, grey levels
-    seconds: float  # of training, without these two
+    accuracy_binary: float  # on the test split, statically binarised
+    accuracy_grey: float  # on the test split, grey levels
+    seconds: float  # of training, without the accuracies
     sha256: str
 
     def as_dict(self) -> dict[str, str | int | float]:
@@ -116,7 +115,7 @@ class Training:
 
 
 def save_features(net: FeatureNet, training: Training, file: Path) -> None:
-    """Write a network and its record to `file`, whole or not at all."""
+    """Write a network and its record to `file`, completely or not at all."""
     buffer = io.BytesIO()
     torch.save({"model": net.state_dict(), "training": training.as_dict()}, buffer)
     write_atomically(file, buffer.getvalue())
@@ -126,7 +125,8 @@ def load_features(file: Path, device: torch.device) -> tuple[FeatureNet, Trainin
     """Read what `save_features` wrote.
 
     Raises:
-        OutputError: an unreadable file, another one, or weights that its record is not of.
+        OutputError: the file cannot be read, is another file, or its weights do not match its
+            record.
     """
     content = read_tensors(file, MOST_BYTES)
     net = FeatureNet().requires_grad_(False)
@@ -147,11 +147,10 @@ def load_features(file: Path, device: torch.device) -> tuple[FeatureNet, Trainin
 
 @torch.enable_grad()
 def train_features(dataset: Dataset, seed: int = 0) -> tuple[FeatureNet, Training]:
-    """Train a network on the training split, at most its first 20,000 images, on their device.
+    """Train a network on at most the first 20,000 images of the training split, on their device.
 
-    Half of every batch are grey levels, the other half are drawn from them, 0 or 1: decoders are
-    looked at both ways, as means and as samples, and the network must know both. Validation and
-    test images have no part in it.
+    Half of every batch is grey levels, the other half binary samples of them, because decoders are
+    scored both by means and by samples. Validation and test images are not used for training.
 
     The same data, seed, machine and number of threads give the same weights to the last bit.
     """
@@ -166,10 +165,7 @@ def train_features(dataset: Dataset, seed: int = 0) -> tuple[FeatureNet, Trainin
     batches = -(-len(images) // BATCH)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * batches)
     for epoch in range(epochs):
-        # Steps below 2³¹ are those of train's own epochs.
-        drawn = binarize(
-            images, "dynamic", noise_key(seed, "binarize", 2**31 + epoch, device=device)
-        )
+        drawn = binarize(images, "dynamic", FEATURE_PIXELS.key(seed, epoch, device=device))
         for rows in epoch_order(seed, epoch, len(images), device).split(BATCH):
             grey, binary = rows[::2], rows[1::2]
             x = torch.cat([images[grey].float() / 255, drawn[binary].float()])

@@ -31,7 +31,7 @@ class Interval:
 
 
 def interval(values: Sequence[float]) -> Interval:
-    """The interval of the values' mean, as if they were independent draws of one normal law.
+    """The interval of the mean of values, which are taken as independent normal draws.
 
     Raises:
         ValueError: fewer than two values.
@@ -48,12 +48,12 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 def paired(first: Sequence[float], second: Sequence[float]) -> Interval:
-    """The interval of first − second, value by value: arms of one seed share data and noise."""
+    """The interval of the differences first − second; arms of one seed share data and noise."""
     return interval([a - b for a, b in zip(first, second, strict=True)])
 
 
 def one_sided_p(values: Sequence[float], target: float) -> float:
-    """p of the t-test whose null says that the values' expectation is at most `target`.
+    """p-value of the t-test with the null that the values' expectation is at most `target`.
 
     Raises:
         ValueError: fewer than two values.

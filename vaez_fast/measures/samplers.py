@@ -1,7 +1,7 @@
-"""Where to draw z from when a decoder generates images: N(0, I), or a law fitted to q(z).
+"""Distributions to draw z from when a decoder generates images: N(0, I), or a fit to q(z).
 
-The corollary of "is z standard normal": where it is not, measure q(z) and sample from that (Ghosh
-et al., "From variational to deterministic autoencoders", 2020, section 4, with mixtures).
+If z is not standard normal, fit q(z) and sample from the fit (Ghosh et al., "From variational to
+deterministic autoencoders", 2020, section 4, with mixtures).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vaez_kernels.checks import check_choice
 from ..names import SAMPLERS as SAMPLERS
 
 MIXTURE_COMPONENTS = 10
-# Expectation-maximisation takes time in proportion to it.
+# The time of expectation-maximisation is proportional to it.
 MIXTURE_FITTED_ON = 5_000
 MIXTURE_SEED = 0
 
@@ -28,10 +28,10 @@ class Sampler(Protocol):
     def draw(self, noise: Tensor, n: int) -> Tensor:
         """z (n, D) float32 on the noise's device.
 
-        All that is random is the stream of `noise`, from `noise_key(seed, "generate", …)`: its
+        The only randomness is the stream of `noise`, from `noise_key(seed, "generate", …)`: its
         normal numbers of sample 0 for the Gaussian part, its uniforms of sample 1 for the choice of
-        a component or image. So row i does not depend on n, and with the same key it has the same
-        base noise in every sampler and model of the same D: images can be compared one by one.
+        a component or image. So row i does not depend on n. With the same key it has the same base
+        noise in every sampler and model of the same D, so images can be compared one by one.
         """
         ...
 
@@ -66,25 +66,25 @@ class Posterior:
     z: Tensor  # (N, D)
 
     def draw(self, noise: Tensor, n: int) -> Tensor:
-        """See `Sampler`: images in random order, none twice before each was drawn once."""
+        """See `Sampler`: images in random order; none repeats before each was drawn once."""
         order = uniform(noise, 1, len(self.z), 1, sample_offset=1).flatten().argsort(stable=True)
         rows = order[torch.arange(n, device=noise.device) % len(self.z)]
         return self.z.to(noise.device)[rows].float()
 
 
 def fit(name: str, z: Tensor) -> Sampler:
-    """A sampler of the law `name`, fitted to draws of q(z) by maximum likelihood.
+    """The sampler `name`, fitted to draws of q(z) by maximum likelihood.
 
     Args:
-        name: one of `SAMPLERS`. "standard-normal" takes only D from z; "posterior" returns its
-            rows; "diagonal" and "full-covariance" are Gaussians of its moments; "mixture" is a
+        name: one of `SAMPLERS`. "standard-normal" takes only D from z; "posterior" returns rows of
+            z; "diagonal" and "full-covariance" are Gaussians with the moments of z; "mixture" is a
             full-covariance mixture of 10 Gaussians by scikit-learn's expectation-maximisation
             (random_state 0) on the first 5,000 rows.
-        z: (N, D) float32, one draw of q(z|x) for each training image, in no order of classes.
+        z: (N, D) float32, one draw of q(z|x) for each training image, not sorted by class.
 
     Raises:
-        ValueError: an unknown name, or fewer rows than the law needs: 2 for a diagonal Gaussian,
-            D + 1 for a full covariance, and as many as components for the mixture.
+        ValueError: an unknown name, or too few rows: a diagonal Gaussian needs 2, a full covariance
+            D + 1, and the mixture as many as it has components.
     """
     check_choice("fit", "name", name, SAMPLERS)
     if z.dim() != 2 or len(z) == 0:
@@ -118,7 +118,7 @@ def _fit_mixture(z: Tensor) -> GaussianMixture:
     points = z[:MIXTURE_FITTED_ON].double().cpu().numpy()
     fitted = Fitted(MIXTURE_COMPONENTS, covariance_type="full", random_state=MIXTURE_SEED)
     with warnings.catch_warnings():
-        # After 100 rounds the likelihood still creeps; the mixture is as good as it gets.
+        # After 100 iterations the likelihood still rises slightly; the mixture is good enough.
         warnings.simplefilter("ignore", ConvergenceWarning)
         fitted.fit(points)
 

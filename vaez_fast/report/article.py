@@ -1,6 +1,6 @@
 """A study's report: report.md with PNG figures, and report.html, one file that opens offline.
 
-Everything is drawn from results.json and the runs beside it; the theory is computed anew.
+Everything is drawn from results.json and the runs beside it; the theory is computed again.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ QUANTITIES = {
 
 
 def files() -> list[str]:
-    """The names of all that `write` writes."""
+    """The names of all files that `write` writes."""
     from ..theory.figures import FIGURES
     from .figures import DRAWINGS
     from .images import GRIDS
@@ -83,16 +83,16 @@ def write(out: Path) -> tuple[Results, list[Verdict]]:
     pictures |= {f"theory-{name}": draw(record) for name, draw in FIGURES.items()}
     with reading(out / "results.json", "article"):
         answers = list(verdicts(results, record))
-        blocks = list(_blocks(results, answers))
+        page = list(blocks(results, answers))
     for name, picture in pictures.items():
         write_atomically(out / name, picture)
-    write_atomically(out / "report.md", markdown(blocks).encode())
-    write_atomically(out / "report.html", html(blocks, pictures).encode())
+    write_atomically(out / "report.md", markdown(page).encode())
+    write_atomically(out / "report.html", html(page, pictures).encode())
     return results, answers
 
 
 def lines(results: Results, answers: list[Verdict]) -> Iterator[str]:
-    """What a terminal shows of `write`'s findings."""
+    """The findings of `write` as lines for a terminal."""
     for verdict in answers:
         yield f"{verdict.verdict:<10} {verdict.claim}"
         yield f"{'':<10} {verdict.measured}"
@@ -106,7 +106,7 @@ def lines(results: Results, answers: list[Verdict]) -> Iterator[str]:
 
 
 def summary(results: Results, answers: list[Verdict]) -> dict[str, Any]:
-    """The same as JSON values: the verdicts, and each arm's mean and 95 % half-width by name."""
+    """The same as JSON values: the verdicts, and the mean and 95 % half-width of each arm."""
     arms = {}
     for arm in arm_names(results):
         found = {name: interval(values(results, arm, read)) for name, read in QUANTITIES.items()}
@@ -120,7 +120,8 @@ def summary(results: Results, answers: list[Verdict]) -> dict[str, Any]:
     }
 
 
-def _blocks(results: Results, answers: list[Verdict]) -> Iterator[Block]:
+def blocks(results: Results, answers: list[Verdict]) -> Iterator[Block]:
+    """The page of the report."""
     config, environment = results["config"], results["environment"]
     beside = results["beside"]
     length = f"{config['epochs']} epochs" if config["epochs"] else f"{config['steps']:,} steps"
@@ -154,8 +155,8 @@ def _blocks(results: Results, answers: list[Verdict]) -> Iterator[Block]:
     )
     yield Figure(
         "rate.png",
-        "The rate is another quantity: the mean KL of each image's posterior, not of what they "
-        "make together. Validation split.",
+        "The rate is another quantity: the mean KL of the images' posteriors, not the KL of "
+        "their mixture. Validation split.",
     )
     yield _arms(results)
     yield Heading(2, "What that does to the decoder")
@@ -173,26 +174,26 @@ def _blocks(results: Results, answers: list[Verdict]) -> Iterator[Block]:
     yield Text(
         "All metrics, means over seeds: Fréchet and kernel distance in features, distance between "
         "label histograms (total variation), and the median distance to the nearest training "
-        "image, which memorised images would have far below real ones."
+        "image, which is far below that of real images if a decoder has memorised."
     )
     yield _image_metrics(results)
     yield Text(f"Which digits the classifier sees in images of {ANALYTIC}, shares of ten classes:")
     yield _label_histogram(results)
-    yield Figure("images-all.png", "Every regime and sampler, seed 0.")
+    yield Figure("images-all.png", "Every arm and sampler, seed 0.")
     yield Heading(2, "Beyond the article")
-    yield Figure("rate-distortion.png", "Every regime as a point (squares: simultaneous).")
+    yield Figure("rate-distortion.png", "Every arm as a point (squares: simultaneous).")
     yield Figure(
         "surgery.png",
         "The rate split into index information, total correlation and dimension-wise KL (Hoffman & "
         "Johnson 2016; Chen et al. 2018), for the aggregate posterior of training images. Index "
-        "information cannot exceed log N, so that where the rate is far above it the rest counts "
-        "as total correlation: of the KL of all images that is an upper bound, and leave-one-out a "
-        "lower one. Far apart, as here, they say that N images are too few to know it.",
+        "information cannot exceed log N. If the rate is far above log N, the rest counts as total "
+        "correlation. So the plug-in marginal KL is an upper bound of the KL of all images, and "
+        "leave-one-out is a lower bound. They are far apart here: N images are too few to know it.",
     )
     yield _surgery_table(results)
     yield Text(
         "Moments of the aggregate posterior over its dimensions, means over seeds. N(0, I) has 0, "
-        f"1, 1, 0, 0, 0; {beside['n']:,} exact draws show what the row of randn shows."
+        f"1, 1, 0, 0, 0; the row of randn shows {beside['n']:,} exact draws of it."
     )
     yield _moments(results)
     yield Figure("kl-per-dimension.png", "Which latents carry the rate: KL by dimension.")
@@ -220,7 +221,7 @@ def _command(results: Results) -> str:
     words += ["--epochs", c["epochs"]] if c["epochs"] else ["--steps", c["steps"]]
     words += ["--batch-size", c["batch_size"], "--lr", f"{c['lr']:g}"]
     words += ["--precision", c["precision"], "--beta", *(f"{beta:g}" for beta in c["betas"])]
-    # Quoted: it is there to be copied into a shell.
+    # Quoted, because users copy it into a shell.
     return shlex.join(str(word) for word in [*words, "--out", "DIR"])
 
 

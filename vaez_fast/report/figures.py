@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Results = dict[str, Any]
 
-# The decay is drawn for encoders: separate stands for simultaneous, whose encoder is the same.
+# The decay is of encoders: "separate" also stands for "simultaneous", which has the same encoder.
 DECAY_ARMS = (
     "elbo/total-derivative/joint",
     "elbo/analytic/joint",
@@ -31,7 +31,7 @@ DECAY_ARMS = (
 
 
 def encoder_of(arm: str) -> str:
-    """An arm's name without its decoder: what the curves of encoders are labelled with."""
+    """An arm's name without its decoder, as a label for encoders' curves."""
     return arm.removesuffix("/separate").removesuffix("/joint")
 
 
@@ -42,7 +42,7 @@ def _band(
     steps = [point["step"] for point in runs[0]["decay"]]
     columns = [[run["decay"][i][quantity] for run in runs] for i in range(len(steps))]
     means = [interval(column) for column in columns]
-    # A log axis has no place for an interval's negative end: the band is of the seeds themselves.
+    # The band spans the seeds: an interval's negative end would not fit on a log axis.
     return steps, [m.mean for m in means], [min(c) for c in columns], [max(c) for c in columns]
 
 
@@ -50,7 +50,7 @@ def _curves(results: Results, arms: Sequence[str], quantity: str, ax: Axes) -> N
     ends = []
     for arm in arms:
         steps, means, low, high = _band(results, arm, quantity)
-        x = np.maximum(steps, 0.5)  # step 0 stands at ½ on the logarithmic axis
+        x = np.maximum(steps, 0.5)  # step 0 is drawn at ½ on the logarithmic axis
         colour = style.colour(arm)
         ax.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
         ax.plot(x, means, color=colour, linestyle=style.linestyle(arm))
@@ -62,7 +62,7 @@ def _curves(results: Results, arms: Sequence[str], quantity: str, ax: Axes) -> N
 
 
 def _label_ends(ax: Axes, ends: list[tuple[float, str, float]]) -> None:
-    # direct labels in a column beside the axes, pushed apart where the curves end together
+    # Labels in a column beside the axes, pushed apart if curves end close together.
     ends.sort()
     bottom, top = ax.get_ylim()
     span = np.log(top / bottom)
@@ -95,7 +95,7 @@ def _label_ends(ax: Axes, ends: list[tuple[float, str, float]]) -> None:
 
 
 def decay(results: Results) -> bytes:
-    """The article's figure: how far z is from N(0, I) while the encoder learns."""
+    """The article's figure: the distance of z from N(0, I) during training of the encoder."""
     beside = results["beside"]
     with style.figure() as (fig, (ax,)):
         _curves(results, DECAY_ARMS, "sample_kl", ax)
@@ -123,7 +123,7 @@ def kl_per_dimension(results: Results) -> bytes:
             kls = np.clip(run["latents"]["kl_per_dimension"], bins[0], bins[-1])
             counts, _ = np.histogram(kls, bins)
             ax.stairs(counts, bins, color=style.colour(arm), linewidth=1.8)
-            # The label stands at the first bar, outside the histogram where there is room.
+            # The label is at the first bar, outside the histogram if there is room.
             first = int(counts.nonzero()[0][0])
             room = first > len(bins) // 4
             ax.text(
@@ -150,7 +150,7 @@ LABEL_AT = {
 
 
 def rate_distortion(results: Results) -> bytes:
-    """Every regime as a point: what z costs and what it buys."""
+    """Every arm as a point of rate and distortion."""
     with style.figure() as (fig, (ax,)):
         arms = list(dict.fromkeys(run["arm"] for run in results["runs"]))
         for arm in arms:
@@ -166,9 +166,9 @@ def rate_distortion(results: Results) -> bytes:
                 markersize=5,
                 linewidth=1.0,
             )
-            if arm.startswith("elbo"):  # the others lie on one point at rate 0
+            if arm.startswith("elbo"):  # the others coincide at rate 0
                 name = arm.removeprefix("elbo/").replace("analytic/joint/beta", "β")
-                # The three estimators end close together: one label to each side.
+                # The three estimators end close together, so their labels go to different sides.
                 dx, dy, align = LABEL_AT.get(arm, (7, 4, "left"))
                 ax.annotate(
                     name.removesuffix("/joint"),
@@ -188,7 +188,7 @@ def rate_distortion(results: Results) -> bytes:
         )  # fmt: skip
         ax.set_xlabel("rate, nats per image")
         ax.set_ylabel("distortion −E log p(x|z), nats per image")
-        ax.set_title("Rate and distortion of every regime, test split")
+        ax.set_title("Rate and distortion of every arm, test split")
         return style.png(fig)
 
 
@@ -222,7 +222,7 @@ def decoder_score(results: Results) -> bytes:
 
 
 def surgery(results: Results) -> bytes:
-    """The rate's parts, for arms that have one."""
+    """The parts of the rate, for arms with a positive rate."""
     parts = (
         ("index_information", "index information I(z; n)", style.BLUE),
         ("total_correlation", "total correlation", style.ORANGE),

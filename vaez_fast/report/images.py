@@ -17,7 +17,7 @@ Images = dict[str, dict[str, np.ndarray]]  # arm → sampler → (count, 784) ui
 
 
 def image_distance(results: Results) -> bytes:
-    """Fréchet distance by arm and sampler, between real images and the mean digit."""
+    """Fréchet distance by arm and sampler, with real images and the mean digit for comparison."""
     arms = ["elbo/total-derivative/joint", "elbo/analytic/joint"]
     arms += [run["arm"] for run in results["runs"] if "beta" in run["arm"] and run["seed"] == 0][:1]
     arms += ["kl/total-derivative/separate", "randn"]
@@ -43,14 +43,14 @@ def image_distance(results: Results) -> bytes:
         ax.set_ylim(-len(arms) + 0.4, 0.9)
         ax.set_yticks([-i for i in range(len(arms))], arms, fontsize=9)
         ax.set_xlabel("Fréchet distance in a classifier's features (log axis; left is better)")
-        ax.set_title("Images by regime and by where z is drawn")
+        ax.set_title("Images by arm and by where z is drawn")
         legend = ax.legend(title="z drawn from", fontsize=9, frameon=False, loc="lower center")
         legend.get_title().set_fontsize(9)
         return style.png(fig)
 
 
 def image_grid(results: Results, images: Images) -> bytes:
-    """Every regime and sampler: means of p(x|z), the same base noise down each column."""
+    """Every arm and sampler: means of p(x|z), with the same base noise down each column."""
     arms, shown = list(images), 4
     with style.figure(len(SAMPLERS), width=7.0, height=0.24 * len(arms) + 0.4) as (fig, axes):
         for ax, name in zip(axes, SAMPLERS, strict=True):

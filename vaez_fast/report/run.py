@@ -23,10 +23,10 @@ COLOURS = {"train": style.SKY, "validation": style.VERMILLION}
 def write(folder: Path) -> Trained:
     """Write report.md, report.html, curve.png and samples.png into a run's folder.
 
-    They need nothing but what is there: neither the data set nor the device of the run.
+    They need only the folder's files, neither the data set nor the device of the run.
 
     Raises:
-        OutputError: no whole run, one that cannot be read, or a file that cannot be written.
+        OutputError: no finished run, one that cannot be read, or a file that cannot be written.
     """
     run = open_run(folder, device="cpu")
     prepare_files(folder, *PICTURES, "report.md", "report.html")
@@ -43,7 +43,7 @@ def write(folder: Path) -> Trained:
 
 
 def curve(points: Sequence[dict[str, Any]]) -> bytes:
-    """The bound, the rate and the distortion of both splits against the step."""
+    """The bound, the rate and the distortion of both splits over the steps."""
     panels = {"elbo": "bound", "rate": "rate", "distortion": "distortion"}
     with style.figure(len(panels), height=3.4) as (fig, axes):
         for ax, (name, title) in zip(axes, panels.items(), strict=True):
@@ -62,10 +62,10 @@ def curve(points: Sequence[dict[str, Any]]) -> bytes:
 
 
 def _is_trained(point: Point, name: str, points: Sequence[Point]) -> bool:
-    """Whether a number of the curve means something: its phase has trained what it is of.
+    """Whether a number of the curve is meaningful: whether its phase trains that term.
 
-    An encoder's phase says nothing of the bound or the distortion. What a phase leaves alone
-    stands as 0 in the training split's points.
+    A phase that trains only the encoder has no meaningful bound or distortion. Terms that a phase
+    does not train are 0 in the points of the training split.
     """
     part = "rate" if name == "rate" else "distortion"
     phase = [p for p in points if p["phase"] == point["phase"] and p["split"] == "train"]
@@ -101,8 +101,8 @@ def _blocks(run: Trained) -> Iterator[Block]:
     )
     yield Figure(
         "curve.png",
-        "The learning curve, one sample an image (for iwae as many as in training), where a phase "
-        "trains what is drawn.",
+        "The learning curve, one sample an image (for iwae as many as in training); terms that a "
+        "phase does not train are left out.",
     )
     yield Figure("samples.png", "Means of p(x|z), z drawn from N(0, I).")
     yield Heading(2, "How it was run")

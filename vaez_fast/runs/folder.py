@@ -1,4 +1,4 @@
-"""A training run's folder: config.json from its start, checkpoint.pt, metrics.json at its end."""
+"""A training run's folder: config.json at the start, checkpoint.pt, metrics.json at the end."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..training import checkpoint as checkpoints
-from ..training.checkpoint import Checkpoint
 from ..config import ConfigError, TrainConfig
+from ..model import VAE
 from ..system.environment import environment
 from ..system.errors import first_line
 from ..system.files import OutputError, prepare_files, read_json, write_json
-from ..model import VAE
+from ..training import checkpoint as checkpoints
+from ..training.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     from ..training.train import Result
@@ -24,7 +24,7 @@ FILES = ("config.json", checkpoints.NAME, "metrics.json")
 
 
 def prepare(folder: Path) -> None:
-    """See, before any work is done, that a run can write its files.
+    """Check, before any work is done, that a run can write its files.
 
     Raises:
         OutputError: it cannot.
@@ -34,10 +34,10 @@ def prepare(folder: Path) -> None:
 
 @contextmanager
 def begun(folder: Path, config: TrainConfig) -> Iterator[None]:
-    """The block in which a new run fills a claimed folder; one that fails at once leaves nothing.
+    """A block in which a new run fills a claimed folder; without a checkpoint it leaves nothing.
 
     Raises:
-        OutputError: it holds a run or a study already, or cannot be written.
+        OutputError: it already holds a run or a study, or cannot be written.
     """
     if (folder / "study.json").exists() or (folder / "results.json").exists():
         raise OutputError(f"out: {folder} holds a study already; name another folder")
@@ -58,17 +58,17 @@ def begun(folder: Path, config: TrainConfig) -> Iterator[None]:
 
 
 def holds_run(folder: Path) -> bool:
-    """Whether the folder holds a run, done or not."""
+    """Whether the folder holds a run, finished or not."""
     return any((folder / name).exists() for name in FILES)
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether the folder holds a run that is done: that is when metrics.json is written."""
+    """Whether the folder holds a finished run: metrics.json is written at the end."""
     return (folder / "metrics.json").exists()
 
 
 def unfinished(folder: Path) -> tuple[TrainConfig, Checkpoint | None]:
-    """The settings of a run that broke off, and its checkpoint, if it came so far.
+    """The settings of an unfinished run, and its checkpoint if there is one.
 
     Raises:
         OutputError: the folder holds no such run, or one that cannot be read.
@@ -109,10 +109,10 @@ def metrics(config: TrainConfig, result: Result) -> dict[str, Any]:
 
 
 def save(folder: Path, config: TrainConfig, result: Result) -> None:
-    """Write metrics.json beside a checkpoint.pt of the model alone: now the run is whole.
+    """Write metrics.json and a checkpoint.pt that holds only the model: the run is then finished.
 
-    Where a checkpoint lies there, it goes last: it is of the run's end and has the same model, and
-    until the metrics are on the disk, a run that cannot write them must be able to go on.
+    An existing checkpoint is replaced last. It has the same model and the state of the run's end,
+    from which the run can resume if metrics.json cannot be written.
     """
     record = metrics(config, result)
     model = {name: p.cpu() for name, p in result.vae.state_dict().items()}
@@ -130,7 +130,7 @@ def load_run(folder: Path) -> tuple[VAE, dict[str, Any]]:
     """The model that a training run kept, on the CPU, and the content of its metrics.json.
 
     Raises:
-        OutputError: the folder holds no whole run, or one that cannot be read.
+        OutputError: the folder holds no finished run, or one that cannot be read.
     """
     for name in ("metrics.json", checkpoints.NAME):
         if not (folder / name).exists():

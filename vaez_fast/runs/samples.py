@@ -1,4 +1,4 @@
-"""What `vaez-fast sample` writes: a picture of the first images, and all of them as numbers."""
+"""The files of `vaez-fast sample`: a picture of the first images, and all images as numbers."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from ..system.files import OutputError, prepare_files, write_atomically
 
 FILES = ("samples.npz", "samples.png")
 SHOWN = 100
-SIDE, GAP, SCALE = 28, 2, 3  # pixels of an image, between two, and of the picture for one of them
+SIDE, GAP, SCALE = 28, 2, 3  # pixels of an image, pixels between images, enlargement
 
 
 def prepare(folder: Path) -> None:
-    """Make the folder, before any work is done for it.
+    """Create the folder before any work is done for it.
 
     Raises:
-        OutputError: it cannot be written, or holds samples already, or a run, whose report has a
-            samples.png of its own.
+        OutputError: it cannot be written, already holds samples, or holds a run, whose report has
+            its own samples.png.
     """
     if (folder / "metrics.json").exists():
         raise OutputError(f"out: {folder} holds a run; name another folder, it may lie in that one")
@@ -63,6 +63,6 @@ def grid(means: np.ndarray, columns: int | None = None) -> bytes:
     page = page.repeat(SCALE, 0).repeat(SCALE, 1)
     buffer = io.BytesIO()
     colours = np.repeat(page[:, :, None], 3, axis=2)
-    nothing: Any = {"Software": None}  # else the version of matplotlib
+    nothing: Any = {"Software": None}  # instead of matplotlib's version
     imsave(buffer, colours, format="png", metadata=nothing)
     return buffer.getvalue()

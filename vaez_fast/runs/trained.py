@@ -1,4 +1,4 @@
-"""A finished training run, opened again: measured on either split, or asked for images."""
+"""A finished training run: evaluated again on either split, or used to generate images."""
 
 from __future__ import annotations
 
@@ -10,32 +10,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vaez_kernels import noise_key, rsample
+from vaez_kernels import rsample
 
-from ..measures.aggregate import active_units, null_sample_kl, sample_kl
 from ..config import ConfigError, TrainConfig, check_backend, choose_device, choose_precision
-from ..data import PIXELS, Dataset, binarized, load, pixel_scale
-from ..system.errors import printable
-from ..measures.evaluate import Evaluator, Metrics
-from ..system.files import OutputError
-from ..study.measure import AGGREGATE_IMAGES, CODES, DRAW, FINAL
-from ..model import VAE
-from ..system.progress import Progress
-from .folder import load_run
-from ..training.loop import evaluator
+from ..data import PIXELS, Dataset, Pixels, load
+from ..measures.aggregate import AGGREGATE_IMAGES, active_units, null_sample_kl, sample_kl
+from ..measures.evaluate import Evaluator, Metrics, evaluator
 from ..measures.samplers import fit
+from ..model import VAE
+from ..streams import GENERATED_Z, LAW_OF_Z, TRAINING_CODES
+from ..system.errors import printable
+from ..system.files import OutputError
+from ..system.progress import Progress
 from ..system.world import ALONE, World
+from .folder import load_run
 
-# Rows of one product: always as many, because a product of other rows may round them otherwise.
+# Rows of one product: always the same number, because another number may round differently.
 DECODED_AT_ONCE = 256
 SHOWN_AT_ONCE = 50
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A run's model on its device, and its settings as they hold now.
+    """A run's model on its device, and its current settings.
 
-    `config` is the record's, with the device, the precision and the data's folder of the day.
+    `config` is the record's, with the device, the precision and the data folder that are used now.
     """
 
     folder: Path
@@ -55,19 +54,19 @@ class Trained:
         """The run's data set, on its device.
 
         Raises:
-            DataError: it is not at hand.
+            DataError: it is missing, damaged or cannot be downloaded.
         """
         return load(self.config.data, self.config.data_root).to(self.config.device)
 
 
 @dataclass(frozen=True)
 class Law:
-    """How far z is from N(0, I) over the n images of a split, one z each."""
+    """How far z is from N(0, I) over the n images of a split, one z per image."""
 
     n: int
     latent: int  # D
     sample_kl: float  # nats, of a diagonal Gaussian fitted to the n z
-    null_sample_kl: float  # what the same fit finds in n draws of N(0, I)
+    null_sample_kl: float  # expectation of the same fit to n draws of N(0, I)
     active_units: int  # of D
 
 
@@ -78,10 +77,10 @@ def open_run(
     device: str = "auto",
     precision: str | None = None,
 ) -> Trained:
-    """Open a run's folder; what is None stays as the run had it.
+    """Open a run's folder; settings that are None stay as the run had them.
 
     Raises:
-        OutputError: the folder holds no whole run, or one that cannot be read.
+        OutputError: the folder holds no finished run, or one that cannot be read.
         ConfigError: a device that is not here, an unknown precision, or a backend that cannot run.
     """
     chosen = choose_device(device)
@@ -104,13 +103,13 @@ def open_run(
 
 
 class _ShownEvaluator(Evaluator):
-    """One that shows how far it is; each image's numbers are what they are without."""
+    """An evaluator with a progress bar; the numbers of each image are the same as without."""
 
     progress: Progress
 
     def _encoded(self, vae: VAE) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
         for first, *encoded in super()._encoded(vae):
-            # Encoded together as in training, then a few at a time: 5,000 samples take a while.
+            # Encoded together as in training, then in small parts, since 5,000 samples take long.
             parts = zip(*(tensor.split(SHOWN_AT_ONCE) for tensor in encoded), strict=True)
             for i, (x, mu, logvar) in enumerate(parts):
                 yield first + i * SHOWN_AT_ONCE, x, mu, logvar
@@ -126,10 +125,10 @@ def evaluate(
     show_progress: bool = False,
     world: World = ALONE,
 ) -> Metrics:
-    """Evaluate a run on "validation" or "test" from the noise of training's own evaluation.
+    """Evaluate a run on "validation" or "test" with the noise of training's own evaluation.
 
-    The test split with as many samples, the same precision and device gives the numbers of the
-    run's metrics.json, to the last digit. Of several ranks each evaluates its share of the images.
+    The test split with the same number of samples, precision and device gives the numbers of the
+    run's metrics.json to the last digit. Each of several ranks evaluates its share of the images.
     """
     own = evaluator(run.config, images, split, world)
     shown = _ShownEvaluator(own.pixels, own.pixel_scale, own.noise, own.precision, world)
@@ -141,39 +140,34 @@ def evaluate(
 
 @torch.no_grad()
 def law_of_z(run: Trained, images: Dataset, split: str) -> Law:
-    """What the study measures of z's law (`vaez_fast.study.measure`), on a split of the run's images."""
-    mu, logvar = run.vae.encode(_pixels(run, images, split))
-    z = rsample(mu, logvar, noise_key(run.config.seed, "evaluate", FINAL, device=mu.device))[0]
+    """The law of z as the study measures it (`vaez_fast.study.measure`), on a split."""
+    mu, logvar = run.vae.encode(Pixels(images, run.config.binarize).x(split))
+    z = rsample(mu, logvar, LAW_OF_Z.key(run.config.seed, device=mu.device))[0]
     n, latent = z.shape
     return Law(n, latent, sample_kl(z), null_sample_kl(n, latent), active_units(mu))
 
 
-def _pixels(run: Trained, images: Dataset, split: str) -> Tensor:
-    how = run.config.binarize
-    return binarized(images, split, how).float() * pixel_scale(how)
-
-
 @torch.no_grad()
 def draw(run: Trained, sampler: str, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Draw z from a law of `vaez_fast.measures.samplers`, and decode it.
+    """Draw z from a sampler of `vaez_fast.measures.samplers`, and decode it.
 
-    Fitted laws are fitted to one z for each of the first 20,000 training images, as in the study.
-    Row i does not depend on `count`; it has the same base noise under every sampler.
+    Samplers are fitted to one z for each of the first 20,000 training images, as in the study.
+    Row i does not depend on `count` and has the same base noise under every sampler.
 
     Returns:
         z (count, D) and the means of the pixels (count, 784), float32 on the CPU.
 
     Raises:
-        DataError: the training images are needed and not at hand.
-        ConfigError: the law cannot be fitted to this run's z.
+        DataError: the sampler needs the training images, and they cannot be loaded.
+        ConfigError: the sampler cannot be fitted to this run's z.
     """
     device = run.config.device
-    means = torch.empty(count, PIXELS)  # first: where memory is short, it is so at once
-    noise = noise_key(seed, "generate", DRAW, device=device)
+    means = torch.empty(count, PIXELS)  # allocated first, to fail at once if memory is short
+    noise = GENERATED_Z.key(seed, device=device)
     codes = torch.zeros(1, run.vae.architecture.latent, device=device)
     if sampler != "standard-normal":
-        x = _pixels(run, run.images(), "train")[:AGGREGATE_IMAGES]
-        key = noise_key(run.config.seed, "evaluate", CODES, device=device)
+        x = Pixels(run.images(), run.config.binarize).x("train")[:AGGREGATE_IMAGES]
+        key = TRAINING_CODES.key(run.config.seed, device=device)
         codes = rsample(*run.vae.encode(x), key)[0]
     try:
         law = fit(sampler, codes)

@@ -1,4 +1,4 @@
-"""What a study can be told, and its arms."""
+"""The settings of a study, and its arms."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ MOST_SEEDS = 1000
 
 @dataclass(frozen=True)
 class StudyConfig:
-    """Every setting of a study. `base` is what its arms share; its seed and arm are not used.
+    """Every setting of a study. The arms share `base`, except its arm and seed, which are not used.
 
     Raises:
-        ConfigError: no seed, or a value that `TrainConfig` refuses.
+        ConfigError: fewer than two seeds, too many, repeated betas, or what `TrainConfig` refuses.
     """
 
     base: TrainConfig
@@ -34,7 +34,7 @@ class StudyConfig:
             raise ConfigError(f"betas must differ from each other and from 1, got {self.betas}")
 
     def arms(self) -> list[TrainConfig]:
-        """Every arm at seed 0: the article's frameworks, its code's defect, and the β sweep."""
+        """Every arm at seed 0: the article's frameworks, its code as published, and the β sweep."""
         base = replace(
             self.base, objective="elbo", kl="analytic", decoder="joint", beta=1.0, num_samples=1
         )
@@ -49,12 +49,12 @@ class StudyConfig:
         return [*joint, *apart, replace(base, decoder="randn"), published, *sweep]
 
     def runs(self) -> list[TrainConfig]:
-        """Every arm of a seed before the next seed: an interrupted study has whole pairs."""
+        """All arms of a seed before the next seed, so that an interrupted study has whole pairs."""
         return [replace(arm, seed=seed) for seed in range(self.seeds) for arm in self.arms()]
 
     def as_dict(self) -> dict[str, Any]:
         shared = asdict(self.base)
         of_arms = ("objective", "kl", "decoder", "beta", "num_samples", "seed")
-        for name in (*of_arms, "data_root", "test_samples"):  # the last is what it always is here
+        for name in (*of_arms, "data_root", "test_samples"):  # the last is fixed here
             del shared[name]
         return {**shared, "seeds": self.seeds, "betas": list(self.betas)}

@@ -1,4 +1,4 @@
-"""What the study measures of a run: the decay of z's distance from N(0, I), the end, the images."""
+"""What the study measures of a run: the decay of z's distance from N(0, I), latents and images."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vaez_kernels import noise_key, rsample, uniform
+from vaez_kernels import rsample, uniform
 
+from .. import streams
 from ..config import TrainConfig
-from ..data import Dataset, binarized, pixel_scale
+from ..data import SPLITS, Dataset, Pixels
 from ..measures.aggregate import (
+    AGGREGATE_IMAGES,
     Estimate,
     active_units,
     held_out_marginal_kl,
@@ -33,32 +35,28 @@ from ..measures.samplers import SAMPLERS, fit
 from ..model import VAE
 from ..training.train import steps_of, train
 
-# Images whose posteriors make the aggregate one, and draws of it: 20,000 × 400 × 128 exponentials
-# are three seconds of one core.
-AGGREGATE_IMAGES, AGGREGATE_DRAWS = 20_000, 400
+# The surgery's 20,000 × 400 × 128 exponentials take one core three seconds.
+AGGREGATE_DRAWS = 400
 GENERATED, SHOWN = 1_000, 12
 NEAREST_AMONG = 10_000
-# Samples at which log p(x) is looked at once, on so many test images.
+# The numbers of samples and test images for the curve of log p(x).
 K_CURVE, K_CURVE_IMAGES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000), 500
-# Steps of the "evaluate" noise beside train's own two, and of "generate".
-DECAY, FINAL, AGGREGATE, HELD_OUT, CODES = 100, 10, 11, 12, 13
-DRAW, PIXEL, CEILING = 0, 1, 2
 
-# Epochs between looks at the validation ELBO, which chooses the joint arms' state.
+# Epochs from one validation pass to the next; the validation ELBO selects the joint arms' state.
 LOOK_EVERY = 5
 
 Record = dict[str, Any]
 
 
 class Measure:
-    """Trains arms on one data set and measures them all alike.
+    """Trains arms on one data set and measures all of them in the same way.
 
     Args:
-        base: what the arms share.
+        base: the settings that the arms share.
         dataset: the images.
-        device: where it all runs.
-        classifier_file: keeps the network in whose features images are compared, so that a study
-            that goes on later, or elsewhere, compares them in the same ones.
+        device: the device of training and measuring.
+        classifier_file: stores the network whose features compare images, so that a study that is
+            continued later, or on another machine, uses the same features.
     """
 
     def __init__(
@@ -67,12 +65,9 @@ class Measure:
         self.base, self.dataset, self.device = base, dataset.to(device), device
         self.classifier_file = classifier_file
         self.steps = steps_of(base, dataset)
-        scale = pixel_scale(base.binarize)
-        self.train_x, self.validation_x, self.test_x = (
-            binarized(self.dataset, split, base.binarize).float() * scale
-            for split in ("train", "validation", "test")
-        )
-        # As many generated as real ones: distances in features depend on how many there are.
+        self.pixels = Pixels(self.dataset, base.binarize)
+        self.train_x, self.validation_x, self.test_x = (self.pixels.x(split) for split in SPLITS)
+        # As many generated as real images, because feature distances depend on their number.
         self.generated = min(GENERATED, len(self.test_x), len(self.validation_x))
 
     @cached_property
@@ -119,23 +114,21 @@ class Measure:
 
     @torch.no_grad()
     def _distance(self, vae: VAE, seed: int, index: int) -> Record:
-        # on the validation split, one z an image, from fresh noise at each look
+        # On the validation split, one z per image, with new noise at each observation.
         mu, logvar = vae.encode(self.validation_x)
-        noise = noise_key(seed, "evaluate", DECAY + index, device=self.device)
-        z = rsample(mu, logvar, noise)[0]
+        z = rsample(mu, logvar, streams.DECAY.key(seed, index, device=self.device))[0]
         rate = float(kl_per_dimension(mu, logvar).sum())
         return {"sample_kl": sample_kl(z), "rate": rate}
 
     @torch.no_grad()
     def _latents(self, vae: VAE, seed: int) -> Record:
-        def key(step: int) -> Tensor:
-            return noise_key(seed, "evaluate", step, device=self.device)
-
         mu, logvar = vae.encode(self.test_x)
-        z = rsample(mu, logvar, key(FINAL))[0]
+        z = rsample(mu, logvar, streams.LAW_OF_Z.key(seed, device=self.device))[0]
         own = vae.encode(self.train_x[:AGGREGATE_IMAGES])
-        parts = surgery(*own, key(AGGREGATE), AGGREGATE_DRAWS)
-        held_out = held_out_marginal_kl(*own, mu, logvar, key(HELD_OUT), AGGREGATE_DRAWS)
+        noise = streams.SURGERY.key(seed, device=self.device)
+        parts = surgery(*own, noise, AGGREGATE_DRAWS)
+        noise = streams.HELD_OUT_KL.key(seed, device=self.device)
+        held_out = held_out_marginal_kl(*own, mu, logvar, noise, AGGREGATE_DRAWS)
         return {
             "n": len(z),
             "sample_kl": sample_kl(z),
@@ -151,16 +144,17 @@ class Measure:
 
     @torch.no_grad()
     def _images(self, vae: VAE, seed: int) -> tuple[dict[str, np.ndarray], Record]:
-        def key(purpose: str, step: int) -> Tensor:
-            return noise_key(seed, purpose, step, device=self.device)
+        def key(use: streams.Use) -> Tensor:
+            return use.key(seed, device=self.device)
 
         net, _ = self.classifier
-        codes = rsample(*vae.encode(self.train_x[:AGGREGATE_IMAGES]), key("evaluate", CODES))[0]
-        pixels = uniform(key("generate", PIXEL), 1, self.generated, self.test_x.shape[1])[0]
+        posteriors = vae.encode(self.train_x[:AGGREGATE_IMAGES])
+        codes = rsample(*posteriors, key(streams.TRAINING_CODES))[0]
+        pixels = uniform(key(streams.GENERATED_PIXELS), 1, self.generated, self.test_x.shape[1])[0]
         test, train = self._spread(self.test_x), self.train_x[:NEAREST_AMONG]
         shown, scores = {}, {}
         for name in SAMPLERS:
-            z = fit(name, codes).draw(key("generate", DRAW), self.generated)
+            z = fit(name, codes).draw(key(streams.GENERATED_Z), self.generated)
             means = torch.sigmoid(vae.decode(z))
             shown[name] = (255 * means[:SHOWN]).round().to(torch.uint8).cpu().numpy()
             # Grey data are compared with means, binary data with binary samples.
@@ -169,25 +163,24 @@ class Measure:
         return shown, scores
 
     def _k_curve(self, vae: VAE, seed: int) -> Record:
-        scale = pixel_scale(self.base.binarize)
-        pixels = binarized(self.dataset, "test", self.base.binarize)[:K_CURVE_IMAGES]
-        noise = noise_key(seed, "evaluate", FINAL, device=self.device)
+        pixels, scale = self.pixels.test[:K_CURVE_IMAGES], self.pixels.scale
+        noise = streams.K_CURVE.key(seed, device=self.device)
         curve = Evaluator(pixels, scale, noise, self.base.precision).log_px_curve(vae, K_CURVE)
         return {"images": len(pixels), "k": list(K_CURVE), "log_px": curve.mean(1).tolist()}
 
     def _spread(self, images: Tensor) -> Tensor:
-        # as many images as are generated, from all over the split: its first need not be typical
+        # As many images as are generated, from the whole split: the first need not be typical.
         return images[:: len(images) // self.generated][: self.generated]
 
     def beside(self) -> Record:
-        """What the arms' numbers are set beside: floors, ceilings and nulls, of no arm."""
+        """References for the arms' numbers that belong to no arm: floors, ceilings and nulls."""
         net, training = self.classifier
-        noise = noise_key(0, "generate", CEILING, device=self.device)
+        noise = streams.MEAN_IMAGE_PIXELS.key(0, device=self.device)
         real = self._spread(self.validation_x)
         train_x = self.train_x[:NEAREST_AMONG]
         grey = self.base.binarize == "none"
         bounds = floors(real, self._spread(self.test_x), train_x, net, None if grey else noise)
-        # Each pixel's frequency in the training split, half a count added, scored on the test one.
+        # Pixel frequencies of the training split, half a count added, scored on the test split.
         count = len(self.train_x)
         frequency = (self.train_x.double().sum(0) + 0.5) / (count + 1)
         x = self.test_x.double()

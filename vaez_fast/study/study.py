@@ -1,10 +1,10 @@
-"""The study of the article: every arm on many seeds; a finished run is kept in its own file."""
+"""The study of the article: every arm on many seeds; each finished run has its own file."""
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -33,25 +33,25 @@ from .config import StudyConfig as StudyConfig
 from .measure import Measure
 
 KIND, SCHEMA = "vaez-fast article", 1
-IMAGES_MOST_BYTES = 2**23  # of a run's grids, which have 47 kB
+IMAGES_MOST_BYTES = 2**23  # a run's grids have 47 kB
 OBSERVATIONS = 24  # of the decay, evenly spaced in the logarithm of the step
 
 
 def run_study(
     config: StudyConfig, out: Path, *, show_progress: bool = False, world: World = ALONE
 ) -> None:
-    """Run what `out` does not hold yet; of several ranks each takes its share of the runs.
+    """Do the runs that `out` does not hold yet; several ranks share them.
 
     Files: study.json (the settings), runs/ARM-seedS.json and .npz (images) for each finished run,
-    results.json (all of them, and what they are set beside).
+    results.json (all runs, with the references of `Measure.beside`).
 
     Raises:
         OutputError: `out` cannot be written, holds a study of other settings, or another process
             is at work in it.
-        ConfigError, DataError, TrainingError: as `train`.
-        RankError: another rank is gone; what was finished is kept.
+        ConfigError, DataError, TrainingError: as for `load` and `train`.
+        RankError: another rank is gone; finished runs are kept.
     """
-    # The other ranks write under the first one's claim.
+    # The other ranks write under the first rank's claim.
     with claimed(out) if world.rank == 0 else nullcontext():
         _run_study(config, out, show_progress and world.rank == 0, world)
 
@@ -68,10 +68,10 @@ def _run_study(config: StudyConfig, out: Path, show_progress: bool, world: World
     if world.rank == 0:
         prepare_folder(out / "runs")
         write_json(out / "study.json", settings)
-    # The others read the file of the one that the first trains.
+    # The first rank trains the classifier, the others read its file.
     world.first_then_others(lambda: measure.classifier)
     todo = [run for run in config.runs() if not _is_finished(out, run)]
-    world.wait()  # nobody has finished one before all have looked
+    world.wait()  # no rank finishes a run before all have made their lists
     todo = todo[world.rank :: world.size]
     with Progress(len(todo), "article", show=show_progress) as progress:
         for run in todo:
@@ -110,7 +110,7 @@ def _check_claim(out: Path, settings: dict[str, Any]) -> None:
     if path.exists():
         held = read_json(path)
         different = [name for name in settings if held.get(name) != settings[name]]
-        # More seeds are a continuation; everything else is another study.
+        # More seeds continue a study; any other change makes another study.
         more = isinstance(held.get("seeds"), int) and held["seeds"] <= settings["seeds"]
         if [name for name in different if name != "seeds"] or not more:
             said = ", ".join(f"{name} {held.get(name)!r}" for name in different)
@@ -119,7 +119,7 @@ def _check_claim(out: Path, settings: dict[str, Any]) -> None:
 
 def _check_places(config: StudyConfig, out: Path) -> None:
     written = [out / "study.json", out / "results.json"]
-    # Of the rest, what is there is read; behind a link to nowhere nothing is.
+    # Files that exist are read and not written. A broken link counts as missing.
     if not (out / "features.pt").exists():
         written.append(out / "features.pt")
     for run in config.runs():
@@ -144,13 +144,13 @@ def _check_finite(record: dict[str, Any], run: TrainConfig) -> None:
 
 
 def _files(out: Path, run: TrainConfig) -> tuple[Path, Path]:
-    # of its record and its images; the record goes last: with it the run is whole
+    # The record is written last: with it the run is finished.
     name = f"{slug(run.arm)}-seed{run.seed}"
     return out / "runs" / f"{name}.json", out / "runs" / f"{name}.npz"
 
 
 def slug(arm: str) -> str:
-    """An arm's name as a part of file names."""
+    """An arm's name for use in file names."""
     return arm.replace("/", "_").replace("=", "")
 
 
@@ -158,7 +158,7 @@ def images_of(out: Path, arm: str, seed: int) -> dict[str, np.ndarray]:
     """Image grids of a run by sampler, (count, 784) uint8 grey levels.
 
     Raises:
-        OutputError: no such run, or an unreadable file.
+        OutputError: there is no such run, or its file cannot be read.
     """
     path = out / "runs" / f"{slug(arm)}-seed{seed}.npz"
     try:
@@ -175,11 +175,6 @@ def images_of(out: Path, arm: str, seed: int) -> dict[str, np.ndarray]:
         ) from None
 
 
-def seeds_of(results: dict[str, Any], arm: str) -> Iterator[dict[str, Any]]:
-    """The runs of an arm, by seed."""
-    return (run for run in results["runs"] if run["arm"] == arm)
-
-
 def arm_names(results: dict[str, Any]) -> Sequence[str]:
-    """The arms of a study's results, in the order in which they were run."""
+    """The arms of a study's results, in the order of `StudyConfig.arms`."""
     return list(dict.fromkeys(run["arm"] for run in results["runs"]))

@@ -1,4 +1,4 @@
-"""The article's claims, each answered by a number of the study and one sentence of why."""
+"""The article's claims, each answered by a number of the study and a sentence that explains it."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import numpy as np
 from ..measures.intervals import Interval, interval, paired
 from ..theory.sampling import fit_kl_sd
 
-# The article's frameworks; "current method" is the first.
+# The article's frameworks; the first is its "current method".
 CURRENT, ANALYTIC = "elbo/total-derivative/joint", "elbo/analytic/joint"
 SEPARATE, SIMULTANEOUS = "kl/total-derivative/separate", "kl/total-derivative/simultaneous"
 RANDN = "randn"
 
 CONFIRMED, REFUTED, UNCLEAR = "confirmed", "refuted", "unclear"
-# "Slightly" better, and "equal": up to so many nats of decoder score an image.
+# "Slightly" better and "equal" mean up to this many nats of decoder score per image.
 SLIGHT, EQUAL = 10.0, 1.0
-# A rate or total correlation below so many nats counts as none.
+# A rate or total correlation below this many nats counts as zero.
 AT_ZERO = 0.1
 
 Results = dict[str, Any]
@@ -35,7 +35,7 @@ class Verdict:
 
 
 def values(results: Results, arm: str, read: Callable[[Results], float]) -> list[float]:
-    """A number of each seed's run of `arm`."""
+    """A number from each run of `arm`, one per seed."""
     return [read(run) for run in results["runs"] if run["arm"] == arm]
 
 
@@ -92,14 +92,14 @@ def frechet(sampler: str) -> Callable[[Results], float]:
 
 
 def below(difference: Interval) -> str:
-    """Whether the first of a paired difference is the smaller: its interval must leave zero out."""
+    """Whether the first of a pair is smaller; the interval of the difference must exclude zero."""
     if difference.high < 0:
         return CONFIRMED
     return REFUTED if difference.low > 0 else UNCLEAR
 
 
 def verdicts(results: Results, theory: Results) -> Iterator[Verdict]:
-    """The table that opens the report; `theory` is the record of `vaez_fast.theory.record`."""
+    """The report's first table; `theory` is the record of `vaez_fast.theory.record`."""
     yield _minimum(results, theory)
     yield _whole_elbo(results)
     yield _diagonal_alone(results)
@@ -175,7 +175,7 @@ def _diagonal_alone(results: Results) -> Verdict:
 
 
 def _diagonal_elbo(results: Results) -> Verdict:
-    # Not by total correlation: of N images it is an upper bound that rate − log N inflates.
+    # Not by total correlation: for N images it is an upper bound that rate − log N inflates.
     better = _full_against_diagonal(results, ANALYTIC)
     margin = float(results["beside"]["images"]["floor"]["frechet"])
     correlation = interval(values(results, ANALYTIC, moment("largest_abs_correlation")))
@@ -222,7 +222,7 @@ def _encoder_only(results: Results) -> Verdict:
 def _than_randn(results: Results) -> Verdict:
     beside = results["beside"]
     n, null = beside["n"], beside["null_sample_kl"]
-    # What one sample of exact normals differs from the next by: less cannot be told from nothing.
+    # The spread between samples of exact normals; smaller differences cannot be told from zero.
     spread = float(fit_kl_sd(np.array([float(n)]), beside["latent"])[0])
     difference = paired(values(results, SEPARATE, sample_kl), values(results, RANDN, sample_kl))
     closer, no_closer = difference.high < -spread, difference.low > -spread
@@ -273,7 +273,7 @@ def _simultaneous(results: Results) -> Verdict:
         f"decoder scores {(-difference.mean):+.3f} ± {difference.half:.3f} nats apart",
         CONFIRMED if same and close else REFUTED if apart or not same else UNCLEAR,
         "The encoder never hears of the decoder, and the decoder ends on the same encoder.",
-        "The decoder that learnt in tandem is another one.",
+        "The decoder that was trained simultaneously is another one.",
     )
 
 

@@ -1,8 +1,8 @@
-"""Archives of arrays, of torch.save and of numpy, read as if an enemy had made them.
+"""Safe reading of untrusted archives that torch.save and numpy wrote.
 
-Both are zip files. Before anything is unpacked the archive's directory must say that it fits, and
-what comes out must be what it said. Neither loader is given the file itself: two readers of one zip
-file may find two archives in it, and what was checked is what must be loaded.
+Both are zip files. Before anything is unpacked, the sizes in the archive's directory must fit the
+limit; afterwards, the content must have those sizes. The loaders get the checked content and not
+the file, because two zip readers may see two different archives in one file.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from .errors import first_line, shown
 from .files import OutputError
 from .inputs import read_bytes
 
-# What torch.save makes of tensors in dictionaries; all else that torch.load would call, such as
-# bytearray(8 * 2**30), is refused.
+# The calls in the pickle of tensors in dictionaries. torch.load would also call others, such as
+# bytearray(8 * 2**30); these are refused.
 CALLED = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2"}
 NPY_HEADER = np.lib.format.read_array_header_1_0, np.lib.format.read_array_header_2_0
 
 
 def read_tensors(path: Path, most: int) -> Any:
-    """The content of a file that torch.save wrote; tensors come to the CPU.
+    """The content of a file that torch.save wrote, with tensors on the CPU.
 
-    It may hold tensors and plain values alone: loading it runs no code. PyTorch would not notice
-    flipped bits of a tensor, the archive's checksums tell.
+    The file may hold only tensors and plain values: loading it runs no code. The archive's
+    checksums find flipped bits of a tensor, which PyTorch would not notice.
 
     Args:
         path: the file.
-        most: bytes that it may have, which torch.save does not compress.
+        most: the largest size in bytes; torch.save does not compress.
 
     Raises:
-        OutputError: no such file, a damaged one, a larger one, or one that holds something else.
+        OutputError: the file is missing, damaged or too large, or holds something else.
     """
-    import torch  # not for the readers of images
+    import torch  # readers of arrays do not need it
 
     try:
         entries = _entries(read_bytes(path, most), most, {zipfile.ZIP_STORED})
@@ -63,17 +63,18 @@ def read_tensors(path: Path, most: int) -> Any:
 
 
 def read_arrays(path: Path, most: int) -> dict[str, np.ndarray]:
-    """The arrays that np.savez or np.savez_compressed wrote, by name; none of Python's objects.
+    """The arrays that np.savez or np.savez_compressed wrote, by name; no arrays of Python objects.
 
     Args:
         path: the file.
-        most: bytes that all of them may have when they are unpacked.
+        most: the largest size of all arrays together in bytes, unpacked.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError, zipfile.BadZipFile and others: a damaged or larger one, or another.
+        ValueError, zipfile.BadZipFile and others: it is damaged, too large or another file.
     """
-    methods = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}  # others reserve memory as they are told
+    # Other methods allocate as much memory as the file asks for.
+    methods = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
     entries = _entries(read_bytes(path, most), most, methods)
     return {name.removesuffix(".npy"): _array(name, content) for name, content in entries.items()}
 
@@ -118,7 +119,7 @@ def _array(name: str, content: bytes) -> np.ndarray:
     file = io.BytesIO(content)
     major, minor = np.lib.format.read_magic(file)
     if (major, minor) not in ((1, 0), (2, 0)):
-        raise ValueError(f"{shown(name)} is of a version of numpy's that arrays of numbers are not")
+        raise ValueError(f"{shown(name)} is of a version of .npy that arrays of numbers never have")
     shape, _, dtype = NPY_HEADER[major - 1](file)
     held = len(content) - file.tell()
     if dtype.hasobject:

@@ -1,8 +1,9 @@
-"""Where a number was measured."""
+"""The software and the machine on which a number was measured."""
 
 from __future__ import annotations
 
 import logging
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -11,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-# What the last digits of a result depend on, beside the code and its settings.
+# The last digits of a result depend on these, besides the code and its settings.
 SAME_DIGITS = ("torch", "triton", "device", "cpu", "cpu_id", "threads")
 
 
 def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
     """Versions, device, processor, threads and git state, as JSON values.
 
-    `revision` and `dirty` are None where the package does not run from a git checkout of its own.
+    `revision` and `dirty` are None if the package does not run from its own git checkout.
     """
     import torch
 
@@ -29,7 +30,7 @@ def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
     revision, dirty = git_state(Path(__file__).parents[2])
     return {
         "python": platform.python_version(),
-        "torch": str(torch.__version__),  # else a class of torch's own
+        "torch": str(torch.__version__),  # a str subclass
         "triton": triton.__version__ if triton is not None else None,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
         "cpu": cpu,
@@ -41,19 +42,26 @@ def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
 
 
 def expect_no_gpu() -> None:
-    """Keep torch from logging that a CUDA toolkit is installed and no GPU, when it compiles."""
+    """Keep torch from logging, when it compiles, that a CUDA toolkit is installed but no GPU."""
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
 
 def cpu_name() -> str:
-    """The processor's model name, or as much as the platform tells."""
+    """The processor's model name, or what the platform module says instead."""
     return _cpu_fields().get("model name") or platform.processor() or platform.machine()
 
 
-def cpu_id() -> str | None:
-    """The processor's vendor, family, model and stepping, which its name may not tell; x86 Linux.
+def usable_cores() -> int | None:
+    """How many cores this process may run on, if the system tells, else how many there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
 
-    Cloud machines call processors of several generations by one name, and these round differently.
+
+def cpu_id() -> str | None:
+    """The processor's vendor, family, model and stepping, on x86 Linux.
+
+    Cloud machines give processors of several generations one name, and these round differently.
     """
     fields = _cpu_fields()
     names = ("vendor_id", "cpu family", "model", "stepping")
@@ -61,7 +69,7 @@ def cpu_id() -> str | None:
 
 
 def _cpu_fields() -> dict[str, str]:
-    # what Linux says of the first processor; nothing elsewhere
+    # Linux's description of the first processor; empty on other systems
     fields: dict[str, str] = {}
     info = Path("/proc/cpuinfo")
     for line in info.read_text().splitlines() if info.exists() else ():
@@ -71,7 +79,7 @@ def _cpu_fields() -> dict[str, str]:
 
 
 def git_state(root: Path) -> tuple[str | None, bool | None]:
-    """The commit of the checkout whose top is `root`, and whether files differ from it."""
+    """The commit of the checkout at `root`, and whether files differ from it."""
 
     def git(*args: str) -> str:
         command = ["git", "-C", str(root), *args]

@@ -1,14 +1,29 @@
-"""What kind of failure an exception is, and what a message shows of it."""
+"""Errors that a user can correct, and how messages show errors and values."""
 
 from __future__ import annotations
 
 LONGEST_SHOWN = 100  # characters
 
 
+class UserError(Exception):
+    """An error that the user can correct: a command prints its one line and exits.
+
+    `exit_status` is the status with which the command exits.
+    """
+
+    exit_status = 1
+
+
+class ConfigError(UserError, ValueError):
+    """An invalid setting; the message names the setting and what was expected."""
+
+    exit_status = 2
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` says that memory ran out, on a CUDA device or on the host.
 
-    The host's allocator raises a plain RuntimeError, which only its words tell from others.
+    The host's allocator raises a plain RuntimeError, so its message has to be searched.
     """
     import torch  # not for `vaez-fast --help`
 
@@ -21,13 +36,13 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says, in a line: a KeyError's words are the key alone."""
+    """The first line of an exception's message; a KeyError's message is only the key."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return f"it lacks {lines[0]}" if isinstance(error, KeyError) else lines[0]
 
 
 def shown(value: object) -> str:
-    """A value as a message shows it: the start of one that is long."""
+    """A value as a message shows it, cut off if it is long."""
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # an integer of more than 4,300 digits; deep nesting
@@ -36,11 +51,11 @@ def shown(value: object) -> str:
 
 
 def printable(text: object) -> str:
-    """A text as a terminal or a page may have it: every character can be seen.
+    """A text that is safe to print: every character is visible.
 
-    A path or a record can hold escape sequences, which a terminal obeys, line breaks, marks that
-    turn the direction of writing, and bytes that are no text: they are shown as in a string of
-    Python's, `\\x1b`. Letters of every language stay.
+    A path or a record can hold terminal escape sequences, line breaks, marks that change the
+    writing direction, and bytes that are not text. These are shown as in a Python string,
+    `\\x1b`. Letters of every language stay.
     """
     return "".join(
         one if one.isprintable() else one.encode("unicode_escape").decode() for one in str(text)

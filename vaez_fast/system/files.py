@@ -1,9 +1,8 @@
-"""Output folders and files: claimed by one run at a time, written whole or not at all.
+"""Output folders and files: claimed by one run at a time, written completely or not at all.
 
-What is written takes the place of a regular file or of nothing. A device, a pipe, a folder or a
-symbolic link in that place is refused: a link in a folder that came from elsewhere could send a
-report over any file of its reader's, and who wants the file behind a link can name that file.
-Folders may be links.
+A file may be new or replace a regular file. A device, a pipe, a folder or a symbolic link in its
+place is refused: through a link, a folder that came from elsewhere could make a report overwrite
+any of the user's files. To write the file behind a link, name that file. Folders may be links.
 """
 
 from __future__ import annotations
@@ -20,29 +19,29 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from .errors import first_line
+from .errors import UserError, first_line
 from .inputs import kind_of, read_bytes
 
 LOCK = ".vaez-fast.lock"
-# A file that is not whole yet. Nobody can plant a link at a name that cannot be guessed.
+# A file that is being written. The random name keeps others from planting a link there.
 UNFINISHED = re.compile(r"\.vaez-fast-[0-9a-f]{16}\.unfinished")
 
 
-class OutputError(RuntimeError):
-    """A file or folder of results that cannot be written or read, or holds something already."""
+class OutputError(UserError, RuntimeError):
+    """A result file or folder cannot be written or read, or already holds something."""
 
 
 def prepare_folder(path: Path) -> None:
-    """Make the folder, before any work is done for it.
+    """Create the folder before any work is done for it.
 
     Raises:
-        OutputError: it cannot be made or written.
+        OutputError: it cannot be created or written to.
     """
     _make_writable(path, f"out: cannot write in {path}")
 
 
 def prepare_file(path: Path) -> None:
-    """Make the folder of a file that is to be written, before any work is done for it.
+    """Create the folder of an output file before any work is done for it.
 
     Raises:
         OutputError: the file could not be written.
@@ -52,7 +51,7 @@ def prepare_file(path: Path) -> None:
 
 
 def prepare_files(folder: Path, *names: str) -> None:
-    """Make the folder of files that are to be written, before any work is done for them.
+    """Create the folder of output files before any work is done for them.
 
     Raises:
         OutputError: one of them could not be written.
@@ -63,7 +62,7 @@ def prepare_files(folder: Path, *names: str) -> None:
 
 
 def check_place(path: Path) -> None:
-    """See that a file can be written there: in the place of a regular file, or of nothing.
+    """Check that `path` is free or holds a regular file, so that a file can be written there.
 
     Raises:
         OutputError: something else is there.
@@ -91,10 +90,10 @@ def _make_writable(folder: Path, failed: str) -> None:
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """The block in which this process alone writes in a folder, which is made if need be.
+    """A block in which only this process writes in the folder; creates the folder if needed.
 
-    The lock is the kernel's and ends with the process, however that ends. Files that a killed
-    process left half written are removed: regular files with a name that `UNFINISHED` describes.
+    The operating system releases the lock when the process ends, however it ends. Unfinished files
+    of a killed process are removed: regular files whose name matches `UNFINISHED`.
 
     Raises:
         OutputError: the folder cannot be written, or another run is at work in it.
@@ -115,12 +114,12 @@ def claimed(folder: Path) -> Iterator[None]:
             _remove_unfinished(place)
         yield
     finally:
-        # While it is still held: nobody waits for a lock, and filelock looks whether the file that
-        # it has locked still has its name.
+        # Deleted while still locked: nobody waits for the lock, and filelock checks that the file
+        # it locked still has its name.
         with suppress(OSError):
             (folder / LOCK).unlink(missing_ok=True)
         lock.release()
-        if made:  # and nothing put into it
+        if made:  # rmdir fails if it is not empty
             with suppress(OSError):
                 folder.rmdir()
 
@@ -132,13 +131,13 @@ def _remove_unfinished(folder: Path) -> None:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all, also after a crash.
+    """Write a file completely or not at all, even if the machine crashes.
 
-    Its mode is what the umask says.
+    Its mode follows the umask.
 
     Raises:
         OutputError: the file could not be written (a full disk, a lost permission), or something
-            that is no regular file is in its place.
+            other than a regular file is in its place.
     """
     check_place(path)
     temporary = path.with_name(f".vaez-fast-{secrets.token_hex(8)}.unfinished")
@@ -151,7 +150,7 @@ def write_atomically(path: Path, content: bytes) -> None:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         except BaseException:
-            # A file system that refused the write may refuse this, too: the first reason counts.
+            # A file system that refused the write may refuse this too; report the first error.
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise
@@ -161,15 +160,14 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def _create(path: Path) -> int:
-    # Windows has no links to follow here, and would turn line breaks into two characters.
+    # Windows lacks O_NOFOLLOW, and without O_BINARY it would convert line breaks.
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
     flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     return os.open(path, flags, 0o666)
 
 
 def _sync_folder(folder: Path) -> None:
-    # The new name itself reaches the disk, where folders can be told so: Windows has no such call,
-    # and some network file systems refuse it.
+    # Makes the new name durable. Windows has no such call, and some network file systems refuse it.
     if os.name == "posix":
         with suppress(OSError):
             handle = os.open(folder, os.O_RDONLY)
@@ -192,7 +190,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The content of a record.
 
     Raises:
-        OutputError: no file, not a JSON object, or a number in it that is not finite.
+        OutputError: there is no file, it is not a JSON object, or a number is not finite.
     """
     try:
         text = read_bytes(path).decode()
@@ -207,7 +205,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _finite(text: str) -> float:
-    # Python's JSON has NaN and Infinity, which `write_json` refuses
+    # Python's JSON reader accepts NaN and Infinity, which `write_json` refuses.
     if not math.isfinite(value := float(text)):
         raise ValueError(f"{text} is no finite number")
     return value
@@ -215,10 +213,10 @@ def _finite(text: str) -> float:
 
 @contextmanager
 def reading(path: Path, writer: str) -> Iterator[None]:
-    """The block that looks up what `writer` puts into a record.
+    """A block that reads values of a record that `writer` wrote.
 
     Raises:
-        OutputError: the record lacks something, or holds another kind of value there.
+        OutputError: a value is missing or of another kind.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Files that anybody may have made: read only if they are of a kind and a size that can be."""
+"""Untrusted input files: read only if their kind and size are acceptable."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import stat
 from pathlib import Path
 
-MOST_BYTES = 2**29  # of a record or of settings: a curve of two million points
+MOST_BYTES = 2**29  # a record with a curve of two million points
 PART = 2**20
 
 KINDS = {
@@ -21,29 +21,29 @@ KINDS = {
 
 
 def kind_of(mode: int) -> str:
-    """What something other than a regular file is, by its st_mode."""
+    """The name of a kind of file other than a regular one, by its st_mode."""
     return KINDS.get(stat.S_IFMT(mode), "no file")
 
 
 def read_bytes(path: Path, most: int = MOST_BYTES, *, regular: bool = True) -> bytes:
-    """The content of a file; of one that has more than `most` bytes no more is read.
+    """The content of a file of at most `most` bytes; reading stops when a file is larger.
 
     Args:
-        path: the file; a link to one is followed.
-        most: bytes that it may have.
-        regular: whether devices and pipes are refused, which may have no end or no writer.
+        path: the file; links are followed.
+        most: the largest size in bytes.
+        regular: whether to refuse devices and pipes, which may have no end or no writer.
 
     Raises:
         OSError: it cannot be read, is too large or of another kind; its strerror says which.
     """
-    # Without it a pipe that nobody writes into would be waited for.
+    # Without O_NONBLOCK, opening a pipe without a writer would block.
     at_once = getattr(os, "O_NONBLOCK", 0) if regular else 0
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | at_once)) as file:
         about = os.fstat(file.fileno())
         if regular and not stat.S_ISREG(about.st_mode):
             raise OSError(errno.EINVAL, f"it is {kind_of(about.st_mode)}, expected a regular file")
         parts, size = [], 0
-        # What a file says of its size is no promise: it may grow, and a device says 0.
+        # st_size is not reliable: a file may grow, and a device reports 0.
         while max(size, about.st_size) <= most and (part := file.read(PART)):
             parts.append(part)
             size += len(part)

@@ -1,4 +1,4 @@
-"""What a command says on stderr, a line at a time, and where the standard streams are closed."""
+"""The messages of a command on stderr, and closed standard streams."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ STREAMS = ("stdin", "stdout", "stderr")  # by descriptor
 
 
 def say(command: str, text: str) -> None:
-    """Print one line. Where stderr is gone, as a terminal that was closed, the line is lost."""
-    line = printable(" ".join(text.split()))  # one, also where a path holds a line break
+    """Print one line to stderr. If stderr is gone (a closed terminal), the line is lost."""
+    line = printable(" ".join(text.split()))  # a path may hold a line break
     with suppress(OSError):
         print(f"{f'vaez-fast {command}'.strip()}: {line}", file=sys.stderr, flush=True)
 
 
 def open_closed_streams() -> frozenset[str]:
-    """Put the null device where a standard stream is closed; returns the names of those.
+    """Replace closed standard streams by the null device; returns their names.
 
-    Otherwise a file that is opened later gets the stream's descriptor, and messages land in it.
+    Otherwise a file opened later would get the stream's descriptor, and messages would go there.
     """
     closed = set()
     for descriptor, name in enumerate(STREAMS):
@@ -39,5 +39,5 @@ def open_closed_streams() -> frozenset[str]:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that cannot print σ or ² goes on
+            stream.reconfigure(errors="replace")  # for terminals that cannot print σ or ²
     return frozenset(closed)

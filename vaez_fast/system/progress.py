@@ -1,4 +1,4 @@
-"""A progress bar on a terminal; silence elsewhere, and where tqdm is not installed."""
+"""A progress bar on a terminal; silent elsewhere and if tqdm is not installed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .errors import printable
 
 
 class Progress:
-    """Counts steps; shows steps/s, time left and a note, when `show` and stderr is a terminal."""
+    """Counts steps; shows steps/s, time left and a note if `show` and stderr is a terminal."""
 
     def __init__(self, total: int, label: str, *, show: bool, unit: str = "step") -> None:
         self._bar: Any = None
@@ -46,14 +46,14 @@ class Progress:
 
 @contextmanager
 def waiting(what: str, *, show: bool) -> Iterator[None]:
-    """The block whose time nobody can foretell: its name is shown where a bar would be."""
+    """A block of unknown duration: its name is shown in place of a progress bar."""
     show = show and sys.stderr.isatty()
     if show:
-        with suppress(OSError):  # the terminal was closed, and the run goes on
+        with suppress(OSError):  # the terminal was closed; the run continues
             print(f"{what} …", end="", file=sys.stderr, flush=True)
     try:
         yield
     finally:
         if show:
             with suppress(OSError):
-                print("\r\033[K", end="", file=sys.stderr, flush=True)  # what follows begins a line
+                print("\r\033[K", end="", file=sys.stderr, flush=True)  # clears the line

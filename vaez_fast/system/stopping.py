@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGHUP: a run ends after the step that it is in, with a checkpoint."""
+"""SIGINT, SIGTERM and SIGHUP: a run ends after the current step, with a checkpoint."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from types import FrameType, TracebackType
 from typing import Any
 
 PATIENT_SECONDS = 2.0
-# How long a signal may go unheard where the main thread waits for other ranks: while nothing can be
-# torn, and while a step is under way, after which the run would end with a checkpoint.
+# How long a signal may stay unhandled while the main thread waits for other ranks: outside a step,
+# and during one, after which the run would end with a checkpoint.
 DEAF_SECONDS, DEAF_SECONDS_HELD = 0.5, 10.0
 SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
@@ -25,9 +25,9 @@ KEPT = "what was finished is kept"
 
 
 class Stopped(BaseException):
-    """The run was told to stop, and did; like KeyboardInterrupt no `except Exception` takes it.
+    """A signal stopped the run. Like KeyboardInterrupt, `except Exception` does not catch it.
 
-    `exit_status` is the shell's for that signal.
+    `exit_status` is the one that shells report for that signal.
     """
 
     def __init__(self, signal_number: int) -> None:
@@ -36,11 +36,11 @@ class Stopped(BaseException):
 
 
 class Signals:
-    """Takes note of the signals inside a `with`; `received` is the first of them, or 0.
+    """Handles the signals inside a `with`; `received` is the first of them, or 0.
 
-    Between `hold` and `release` they are only noted, elsewhere they raise `Stopped` at once: where
-    no step is under way nothing can be torn. A signal that the process was started to ignore, as
-    nohup does with SIGHUP, stays ignored. In threads other than the main one, where Python allows
+    Between `hold` and `release` a signal is only recorded. Elsewhere it raises `Stopped` at once,
+    because no step can be interrupted there. Signals that the process was started to ignore, as
+    nohup does with SIGHUP, stay ignored. In threads other than the main one, where Python allows
     no handlers, the block does nothing.
     """
 
@@ -49,7 +49,7 @@ class Signals:
         self._received_at = 0.0
         self._held = False
         self._before: dict[int, Any] = {}
-        self._unheard: socket.socket | None = None  # the numbers of signals that came
+        self._unheard: socket.socket | None = None  # numbers of signals that arrived
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
@@ -65,28 +65,28 @@ class Signals:
         trace: TracebackType | None,
     ) -> None:
         for number, handler in self._before.items():
-            if signal.getsignal(number) == self._note:  # a rank that failed listens no more
+            if signal.getsignal(number) == self._note:  # a failed rank ignores signals
                 signal.signal(number, handler)
             outer = getattr(handler, "__self__", None)
-            if isinstance(outer, Signals) and not outer.received:  # it need not be told again
+            if isinstance(outer, Signals) and not outer.received:  # outer blocks see it too
                 outer.received, outer._received_at = self.received, self._received_at
 
     def hold(self) -> None:
-        """From here on a signal is only noted."""
+        """From here on, signals are only recorded."""
         self._held = True
 
     def release(self) -> None:
-        """From here on a signal raises again; one that was noted and not obeyed, at once."""
+        """From here on, signals raise `Stopped` again; a recorded signal raises it now."""
         self._held = False
         if self.received:
             raise Stopped(self.received)
 
     @contextmanager
     def heard_in_waits(self, end: Callable[[Stopped], None]) -> Iterator[None]:
-        """The block in which `end` is called where a signal does not get through to Python.
+        """A block in which `end` is called if Python's handlers do not get to run.
 
-        The main thread runs no handler while it waits for other ranks, which PyTorch does in C++.
-        Another thread, which then calls `end`, sees that nobody has taken note of the signal.
+        The main thread runs no handler while it waits for other ranks, because PyTorch waits in
+        C++. Another thread notices that a signal was not handled, and calls `end`.
         """
         if not self._before:
             yield
@@ -117,7 +117,7 @@ class Signals:
                 waited = time.monotonic() - since
                 if waited < PATIENT_SECONDS:
                     first = len(numbers)
-                # A second signal, later: see `_note`.
+                # A second signal after a while: see `_note`.
                 urgent = not self._held or len(numbers) > first or self._is_impatient(since)
                 if waited > (DEAF_SECONDS if urgent else DEAF_SECONDS_HELD):
                     end(Stopped(self.received or numbers[0]))
@@ -136,8 +136,8 @@ class Signals:
 
     def _note(self, number: int, _: FrameType | None) -> None:
         self._forget_unheard()
-        # torchrun passes a terminal's Ctrl-C on to ranks that have had it: once is enough. Later
-        # it is a person who will not wait for a long step, or for a rank that hangs.
+        # torchrun forwards Ctrl-C to ranks that already received it from the terminal: ignore the
+        # copy. A later one is from a person who does not want to wait for a step or a hanging rank.
         if self.received:
             if number == signal.SIGINT and self._is_impatient(time.monotonic()):
                 raise KeyboardInterrupt
@@ -148,7 +148,7 @@ class Signals:
 
 
 def _numbers_in(unheard: socket.socket) -> list[int] | None:
-    """Of our signals, those that nobody has heard; None where no more can come."""
+    """The unhandled ones among our signals; None if no more can arrive."""
     try:
         numbers = unheard.recv(4096, socket.MSG_PEEK)
     except BlockingIOError:

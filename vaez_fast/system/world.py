@@ -1,4 +1,4 @@
-"""The processes that share a run, as torchrun starts them; alone, this one."""
+"""The processes that share a run: those that torchrun started, or this one alone."""
 
 from __future__ import annotations
 
@@ -16,23 +16,22 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
-from ..config import ConfigError
-from .errors import first_line, shown
+from .errors import ConfigError, UserError, first_line, shown
 from .stopping import Signals, Stopped
 
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
 
-# torch.distributed is imported where ranks are: there are builds of PyTorch without it.
+# torch.distributed is imported only where there are ranks: some builds of PyTorch lack it.
 
-# A rank that died closes its connections at once; this is for one that hangs. Between two meetings
-# ranks compile, which takes a minute and a half from cold caches on a busy core.
+# How long to wait for a rank that hangs; a rank that died closes its connections at once. Between
+# two collectives ranks compile, which takes a minute and a half with cold caches on a busy core.
 SECONDS = 600.0
-LONG_SECONDS = 7 * 24 * 3600.0  # where a rank that has done its share waits for the others'
+LONG_SECONDS = 7 * 24 * 3600.0  # if a rank that finished its share waits for the others
 MOST_SECONDS = 30 * 24 * 3600
 VARIABLE = "VAEZ_RANK_PATIENCE"
 
-STORE_SECONDS = 5.0  # for an answer of the store
+STORE_SECONDS = 5.0  # for a reply of the store
 WAIT_SECONDS, POLL_SECONDS = 1.0, 0.05
 
 _Loaded = TypeVar("_Loaded")
@@ -40,19 +39,19 @@ _Loaded = TypeVar("_Loaded")
 
 @dataclass(frozen=True)
 class World:
-    """Ranks that hold the same weights, each computing its share of every batch's rows."""
+    """Ranks with the same weights; each computes its share of the rows of every batch."""
 
     rank: int = 0
     size: int = 1
     store: Store | None = None
-    _claimed: set[str] = field(default_factory=set)  # what this rank was the first to do
+    _claimed: set[str] = field(default_factory=set)  # where this rank was the first
 
     def share(self, count: int) -> range:
-        """This rank's rows of `count`: contiguous, in the order of ranks, sizes differ by one."""
+        """This rank's rows of `count`: contiguous, in rank order; sizes differ by at most 1."""
         return range(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over ranks of a tensor of one shape; may be traced into a compiled graph.
+        """The sum of a tensor over the ranks; may be traced into a compiled graph.
 
         Raises:
             RuntimeError: a rank is gone.
@@ -67,7 +66,7 @@ class World:
         return collectives.all_reduce(tensor, "sum", everyone)
 
     def gather(self, rows: Tensor, count: int) -> Tensor:
-        """All ranks' shares of `count` columns, (…, len(share)) each, in order: (…, count)."""
+        """Concatenates the shares (…, len(share)) of all ranks, in order: (…, count)."""
         if self.size == 1:
             return rows
         everyone = rows.new_zeros(*rows.shape[:-1], count)
@@ -75,15 +74,15 @@ class World:
         return self.sum(everyone).clone()  # the clone waits for the sum
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag of any rank is set; every rank must ask. On the host: no GPU waits."""
+        """Whether any rank's flag is set; all ranks must call. On the host, so no GPU waits."""
         return flag if self.size == 1 else bool(self.sum(torch.tensor([float(flag)])).item())
 
     def wait(self) -> None:
-        """Return when every rank has come here."""
+        """Return when every rank has called this."""
         self.any(False)
 
     def first_then_others(self, load: Callable[[], _Loaded]) -> _Loaded:
-        """`load()` on the first rank and then on the others, who find what it downloaded."""
+        """`load()` on the first rank, then on the others, which find what the first downloaded."""
         if self.rank > 0:
             self.wait()
         loaded = load()
@@ -92,22 +91,22 @@ class World:
         return loaded
 
     def first_to_speak(self) -> bool:
-        """Whether this rank is the first to have something to say about the end of the run."""
+        """Whether this rank is the first to report how the run ended."""
         if self.store is None or "speak" in self._claimed:
             return True
-        # In a thread, for the store may be at a rank that hangs, or be waited for in this one.
+        # In a thread, because the rank with the store may hang, or another wait may use the store.
         first: list[bool] = []
         asking = threading.Thread(target=_ask_for_words, args=(self.store, first), daemon=True)
         asking.start()
         asking.join(STORE_SECONDS)
         if first == [False]:
             return False
-        self._claimed.add("speak")  # also where nobody answers: better twice than never
+        self._claimed.add("speak")  # also without a reply: better two reports than none
         return True
 
 
 ALONE = World()
-_world = ALONE  # that this process has joined
+_world = ALONE  # the world that this process has joined
 
 
 def _ask_for_words(store: Store, first: list[bool]) -> None:
@@ -116,9 +115,9 @@ def _ask_for_words(store: Store, first: list[bool]) -> None:
 
 
 def may_speak() -> bool:
-    """Whether this process is to say what has failed; where it is not, another rank has.
+    """Whether this process should report a failure; if not, another rank has reported it.
 
-    Ranks that have not met yet agree through torchrun's store. Where there is none, each speaks.
+    Ranks that have not joined yet agree through torchrun's store. Without a store, each reports.
     """
     global _world
     if _world.store is None and _has_agent():
@@ -130,12 +129,12 @@ def may_speak() -> bool:
     return _world.first_to_speak()
 
 
-class RankError(RuntimeError):
+class RankError(UserError, RuntimeError):
     """Another rank is gone, or does not answer."""
 
 
 def is_rank_failure(error: BaseException) -> bool:
-    """Whether `error` says that another rank is gone: gloo raises plain RuntimeErrors."""
+    """Whether `error` says that another rank is gone; gloo raises plain RuntimeErrors."""
     import torch.distributed as dist
 
     if type(error) is RuntimeError:
@@ -144,17 +143,17 @@ def is_rank_failure(error: BaseException) -> bool:
 
 
 def loss_of(error: BaseException) -> str:
-    """What has become of the other rank, as an error says for which `is_rank_failure` holds."""
+    """What happened to the other rank, according to an error that `is_rank_failure` accepts."""
     if "timed out" in str(error).lower() or "timeout" in str(error).lower():
         return f"another rank did not answer in time ({VARIABLE})"
     return "another rank is gone"
 
 
 def patience(otherwise: float = SECONDS) -> timedelta:
-    """How long a rank waits for another that is alive: the environment's word, or `otherwise`.
+    """How long a rank waits for another: the environment variable's value, or `otherwise`.
 
     Raises:
-        ConfigError: the variable is no positive number of seconds.
+        ConfigError: the variable is not a positive number of seconds.
     """
     try:
         seconds = float(os.environ.get(VARIABLE) or otherwise)
@@ -180,10 +179,10 @@ def _number(name: str, default: str) -> int:
 
 
 def own_device(device: torch.device) -> torch.device:
-    """The device of this rank: of the GPUs of a machine, each of its ranks has one.
+    """The device of this rank: each rank of a machine has its own GPU.
 
     Raises:
-        ConfigError: one GPU was named, and there are several ranks.
+        ConfigError: a single GPU was named, and there are several ranks.
     """
     if device.type != "cuda" or not started_by_torchrun():
         return device
@@ -193,7 +192,7 @@ def own_device(device: torch.device) -> torch.device:
 
 
 def _listen_no_more() -> None:
-    # torchrun ends all ranks when one has failed, and must not cut short what that one says.
+    # torchrun stops all ranks when one has failed; the failed rank must finish its message first.
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
@@ -205,20 +204,20 @@ def joined(
     last_words: Callable[[Stopped], None] | None = None,
     otherwise: float = SECONDS,
 ) -> Iterator[World]:
-    """The world of a process that torchrun started: gloo for CPU tensors, NCCL for CUDA's.
+    """The world of a process that torchrun started: gloo for CPU tensors, NCCL for CUDA tensors.
 
-    Of the errors of all ranks one is raised; the other ranks exit silently, with status 1.
+    If ranks fail, only one of them raises its error; the others exit silently with status 1.
 
     Args:
-        signals: those that end the process also where it waits for other ranks.
-        last_words: says that it was stopped there.
-        otherwise: seconds for which a rank that has joined waits for another that is alive, where
-            the environment says nothing.
+        signals: signals that end the process even while it waits for other ranks.
+        last_words: reports that a signal stopped the process while it waited.
+        otherwise: seconds to wait for another rank after joining, if the environment variable is
+            not set.
 
     Raises:
-        RankError: another rank is gone, does not come or does not answer, or torchrun's variables
+        RankError: another rank is gone, does not join or does not answer, or torchrun's variables
             are not set.
-        ConfigError: the environment's patience is no number of seconds.
+        ConfigError: the environment variable is not a number of seconds.
     """
     global _world
     if not started_by_torchrun():
@@ -243,7 +242,7 @@ def joined(
         world = _world = World(rank, size, store)
         try:
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-            # The prefix keeps our counter apart from the group's own keys.
+            # The prefix separates the group's keys from our counters.
             group_store = PrefixStore("group", store)
             dist.init_process_group(
                 backend, store=group_store, rank=rank, world_size=size, timeout=longest
@@ -262,9 +261,9 @@ def joined(
 
 
 def _meet(patience: timedelta) -> tuple[Store, int, int]:
-    """The store of all ranks, this one's rank and their number, once all have come.
+    """The store of all ranks, this process's rank and the number of ranks, once all have joined.
 
-    It waits in Python, where signals are heard: PyTorch would wait in C++.
+    It waits in Python, where signals are handled; PyTorch would wait in C++.
     """
     import torch.distributed as dist
 
@@ -294,7 +293,7 @@ def _meet(patience: timedelta) -> tuple[Store, int, int]:
 
 
 def _reach(host: str, port: int, deadline: float) -> None:
-    # PyTorch would try it, too, but print a page of C++ for each time that nobody is there.
+    # PyTorch would retry too, but print a page of C++ for every failed attempt.
     while True:
         try:
             socket.create_connection((host, port), WAIT_SECONDS).close()
@@ -315,5 +314,5 @@ def _rendezvous(timeout: timedelta) -> Iterator[tuple[Store, int, int]]:
 
 
 def _has_agent() -> bool:
-    # torchrun's own process then holds the store, and no rank does.
+    # The store is then in torchrun's own process and not in a rank.
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"

@@ -1,4 +1,4 @@
-"""The figures of the theory, each drawn from its part of the record alone."""
+"""The figures of the theory, each drawn from its part of the record."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KL_LEVELS = (0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0)
 
 
 def derivatives(record: Record) -> bytes:
-    """F and G with their only zeros."""
+    """F and G, each with its only zero."""
     part = record["derivatives"]
     with style.figure(2, sharey=True) as (figure, (left, right)):
         for ax, x, y, zero, name in (
@@ -42,7 +42,7 @@ def derivatives(record: Record) -> bytes:
 
 
 def surface(record: Record) -> bytes:
-    """The KL over the plane, with its minimum and the curvatures there."""
+    """The KL over the plane, with its minimum and its curvatures there."""
     part = record["surface"]
     with style.figure() as (figure, (ax,)):
         _contours(ax, part, filled=True)
@@ -147,7 +147,8 @@ def monte_carlo_kl(record: Record) -> bytes:
             off = [part["off"][k] for k in chosen]
             half = [part["half_interval"][k] for k in chosen]
             ax.errorbar(x, off, half, fmt="o", color=colour, markersize=5, capsize=3)
-            _say(ax, -0.3, 0.028 - 0.0032 * i, f"mu = {mu:g}", colour)
+            place = {"transform": ax.transAxes, "va": "top"}
+            _say(ax, 0.03, 0.97 - 0.055 * i, f"mu = {mu:g}", colour, **place)
         ax.set_xticks(range(len(sigmas)), [f"{s:g}" for s in sigmas])
         ax.grid(False, axis="x")
         ax.set(xlabel="sigma", ylabel="Monte Carlo − analytic KL (nats)")
@@ -188,7 +189,7 @@ def estimators(record: Record) -> bytes:
 
 
 def published_code(record: Record) -> bytes:
-    """The published code's KL and how fast it moves sigma, against the true ones."""
+    """The published code's KL and the speed at which it moves sigma, against the true ones."""
     part = record["published_code"]
     coded = style.colour("kl/as-published/separate")
     true = style.colour("kl/analytic/separate")
@@ -212,7 +213,7 @@ def published_code(record: Record) -> bytes:
 
 
 def null(record: Record) -> bytes:
-    """The KL that a fit finds in exactly standard normal draws."""
+    """The KL of a fit to exactly standard normal draws."""
     part = record["null"]
     n, mean, sd = (np.array(part[name]) for name in ("n", "expected", "sd"))
     with style.figure() as (figure, (ax,)):

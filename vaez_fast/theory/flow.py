@@ -1,8 +1,8 @@
-"""The KL term of one latent dimension as a function of (mu, sigma), and what descends it.
+"""The KL term of one latent dimension as a function of (mu, sigma), and its gradient flow.
 
 q = N(mu, sigma²), p = N(0, 1), KL(q‖p) = ½(mu² + sigma² − 1 − ln sigma²) nats (Kingma & Welling
-2014, appendix B). Everything is NumPy in float64. Time t is that of the flow x' = −∇KL: gradient
-descent with learning rate η passes η of it a step.
+2014, appendix B). Everything is NumPy in float64. Time t is that of the flow x' = −∇KL: a step of
+gradient descent with learning rate η advances t by η.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float64]
 Field = Callable[[Array], Array]
 
-# All around the minimum, and on both of its axes.
+# On all sides of the minimum, and on both axes through it.
 STARTS = (
     *((-2.5, 0.2), (-2.5, 1.0), (-2.5, 2.5), (-1.2, 0.2), (-1.2, 2.5), (0.0, 0.2)),
     *((0.0, 2.5), (1.2, 0.2), (1.2, 2.5), (2.5, 0.2), (2.5, 1.0), (2.5, 2.5)),
@@ -27,7 +27,7 @@ LATENTS = 128  # of the article's model (altosaar's)
 
 
 def kl(mu: Array, sigma: Array) -> Array:
-    """KL(N(mu, sigma²) ‖ N(0, 1)) in nats; log1p keeps digits where sigma → 1."""
+    """KL(N(mu, sigma²) ‖ N(0, 1)) in nats; log1p keeps digits as sigma → 1."""
     excess = (sigma - 1.0) * (sigma + 1.0)
     return 0.5 * (mu * mu + excess - np.log1p(excess))
 
@@ -43,9 +43,9 @@ def hessian(x: Array) -> Array:
 
 
 def as_published(mu: Array, sigma: Array) -> Array:
-    """½(sigma − 1 + mu² − ln sigma): what the article's code computes (natank1/VAE_Loss, gauss_kl).
+    """½(sigma − 1 + mu² − ln sigma): the KL of the article's code (natank1/VAE_Loss, gauss_kl).
 
-    Its standard deviation stands where the variance belongs, so this is KL(N(mu, sigma) ‖ N(0, 1)).
+    It has the standard deviation in place of the variance, so this is KL(N(mu, sigma) ‖ N(0, 1)).
     """
     return 0.5 * (sigma - 1.0 + mu * mu - np.log(sigma))
 
@@ -93,7 +93,7 @@ def rk4(field: Field, start: Array, step: float, steps: int) -> Array:
 
 
 def zeros(f: Callable[[Array], Array], grid: Array) -> list[float]:
-    """Every zero where `f` changes sign between neighbours on the grid, by bisection to 1e-12."""
+    """Every zero at which `f` changes sign between grid points, by bisection to 1e-12."""
     signs = np.sign(f(grid))
     found = grid[signs == 0].tolist()
     for i in np.flatnonzero(signs[:-1] * signs[1:] < 0):
@@ -112,7 +112,7 @@ def jacobian(field: Field, at: Array, h: float = 1e-5) -> Array:
     return np.stack([(field(at + s) - field(at - s)) / (2.0 * h) for s in shifts], 1)
 
 
-# The parts of the record, each one figure's numbers.
+# The parts of the record, each with the numbers of one figure.
 
 
 def in_mu(mu: Array) -> Array:
@@ -126,7 +126,7 @@ def in_sigma(sigma: Array) -> Array:
 
 
 def derivatives() -> dict[str, Any]:
-    """F and G, their zeros, and that there are no others: both increase everywhere."""
+    """F and G with their zeros, which are the only ones because both increase everywhere."""
     wide_mu, wide_sigma = np.linspace(-1e3, 1e3, 100_000), np.logspace(-3.0, 3.0, 100_000)
     mu, sigma = np.linspace(-3.0, 3.0, 121), np.linspace(0.2, 3.0, 141)
     return {
@@ -193,7 +193,7 @@ def flows() -> dict[str, Any]:
 
 def _eigenvalues(field: Field, at: Array) -> list[float]:
     matrix = jacobian(field, at)
-    assert np.allclose(matrix, matrix.T)  # a gradient flow: symmetric, so no complex eigenvalue
+    assert np.allclose(matrix, matrix.T)  # a gradient flow: symmetric, so real eigenvalues
     return [round(float(x), 6) for x in np.linalg.eigvalsh(0.5 * (matrix + matrix.T))]
 
 

@@ -1,9 +1,9 @@
-"""Why the KL's gradient flow never spirals, and what momentum does to it.
+"""Why the KL's gradient flow never spirals, and how momentum makes it spiral.
 
-A gradient flow's Jacobian is −∇²KL: symmetric, so its eigenvalues are real, and here mu and sigma
-each approach their end from one side. x'' = −friction·x' − ∇KL has the roots of λ² + friction·λ +
-h = 0 for each curvature h: complex where friction < 2√h. Only with such momentum, or with steps
-that are too long, does a path turn around the minimum.
+The Jacobian of a gradient flow is −∇²KL. It is symmetric, so its eigenvalues are real, and here mu
+and sigma each approach their limit from one side. x'' = −friction·x' − ∇KL has the roots of
+λ² + friction·λ + h = 0 for each curvature h; they are complex if friction < 2√h. A path turns
+around the minimum only with such momentum, or with steps that are too long.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ OPTIMISERS: tuple[tuple[str, dict[str, Any]], ...] = (
 def heavy_ball(friction: float) -> Field:
     """x'' = −friction·x' − ∇KL, the limit of momentum; the state is (mu, sigma, mu', sigma').
 
-    SGD with learning rate η and momentum β has friction (1 − β)/√η, and passes √η of time a step
+    SGD with learning rate η and momentum β has friction (1 − β)/√η, and a step advances time by √η
     (Polyak 1964).
     """
 
@@ -60,7 +60,7 @@ def pairs(values: Any) -> list[list[float]]:
 
 
 def spiral() -> dict[str, Any]:
-    """The flow and the heavy ball from one start: only the second passes the minimum's axes."""
+    """The flow and the heavy ball from one start: only the ball crosses the minimum's axes."""
     start, step, steps, kept = np.array(START), 2e-3, 12_000, 20
     smooth = rk4(flow, start, step, steps)
     ball = rk4(heavy_ball(FRICTION), np.concatenate((start, np.zeros(2))), step, steps)
@@ -86,7 +86,7 @@ def spiral() -> dict[str, Any]:
 
 
 def optimisers() -> list[dict[str, Any]]:
-    """How far past mu = 0 and sigma = 1 torch's optimisers go, from START with exact gradients."""
+    """How far torch's optimisers overshoot mu = 0 and sigma = 1 from START, by exact gradients."""
     rows = []
     for name, settings in OPTIMISERS:
         x = torch.tensor(START, dtype=torch.float64, requires_grad=True)

@@ -1,7 +1,7 @@
-"""The theory behind the study, as numbers and figures: what the KL term does to one (mu, sigma).
+"""The theory behind the study as numbers and figures: the KL term of one (mu, sigma).
 
 Each claim is computed twice, by formula and by simulation or integration, and the record says how
-far the two are apart. `write` makes theory.json and its figures; `table` prints what it found.
+far apart the two are. `write` makes theory.json and its figures; `table` prints the findings.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from . import momentum as theory_momentum
 from . import sampling as theory_sampling
 
 KIND, SCHEMA = "vaez-fast theory", 1
-DIGITS = 7  # significant; the bits beyond them differ between machines
+DIGITS = 7  # significant digits; further ones differ between machines
 
 
 def compute() -> dict[str, Any]:
@@ -42,9 +42,9 @@ def write(out: Path) -> dict[str, Any]:
     """Compute everything, write the figures and then theory.json into `out`; returns the record.
 
     Raises:
-        OutputError: `out` cannot be written, or holds a theory.json that is not this function's.
+        OutputError: `out` cannot be written, or holds another kind of theory.json.
     """
-    from .figures import FIGURES  # matplotlib, only where something is drawn
+    from .figures import FIGURES  # imports matplotlib
 
     path = out / "theory.json"
     prepare_files(out, path.name, *FIGURES)
@@ -53,12 +53,12 @@ def write(out: Path) -> dict[str, Any]:
     record = compute()
     for name, draw in FIGURES.items():
         write_atomically(out / name, draw(record))
-    write_atomically(path, _json(record).encode())  # last: the mark of a whole folder
+    write_atomically(path, _json(record).encode())  # last: it marks a complete folder
     return record
 
 
 def table(record: dict[str, Any]) -> Iterator[str]:
-    """The record's findings, a claim a line, each with its agreement."""
+    """The record's findings, one claim per line, each with its agreement."""
     yield "KL(N(mu, sigma²) ‖ N(0, 1)), nats per latent dimension"
     part = record["derivatives"]
     low, high = part["searched"]["sigma"]
@@ -153,7 +153,7 @@ def _rounded(value: Any) -> Any:
 
 
 def _json(record: dict[str, Any]) -> str:
-    """A line for each part: thousands of numbers, one a line, would be a diff of their own."""
+    """One line per part: with one line per number, diffs would be thousands of lines."""
     lines = (f"{json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in record.items())
     return "{\n" + ",\n".join(lines) + "\n}\n"
 

@@ -1,4 +1,4 @@
-"""What sampling does to the KL of one latent dimension: its estimators, and its null.
+"""The KL of one latent dimension from samples: its estimators, and its null distribution.
 
 With z = mu + sigma·eps, S = 1 and d = sigma − 1/sigma, one draw of log q(z) − log p(z) is
 −ln sigma + ½(z² − eps²), and its gradients are
@@ -9,12 +9,12 @@ With z = mu + sigma·eps, S = 1 and d = sigma − 1/sigma, one draw of log q(z) 
 | total derivative      | z             | sigma²   | z·eps − 1/sigma            | mu² + 2·sigma²  |
 | sticking the landing  | mu + d·eps    | d²       | (mu + d·eps)·eps           | mu² + 2·d²      |
 
-(eps, eps² − 1 are uncorrelated, with variances 1 and 2). So in both coordinates sticking the
-landing (Roeder et al. 2017) varies less exactly where d² < sigma², that is sigma > 1/√2, whatever
-mu is; below, its variance grows as 1/sigma². With respect to logvar every gradient in sigma is
-multiplied by sigma/2, so no ratio changes. This is the KL alone: in the ELBO the likelihood's own
-path derivative joins, and sticking the landing has no variance where q is the exact posterior. The
-draws are those of the project's ops, in float32.
+(eps and eps² − 1 are uncorrelated, with variances 1 and 2). So in both coordinates sticking the
+landing (Roeder et al. 2017) varies less exactly if d² < sigma², that is sigma > 1/√2, for every mu;
+below, its variance grows as 1/sigma². In logvar, every gradient in sigma is multiplied by sigma/2,
+so no ratio changes. This holds for the KL alone: the ELBO adds the likelihood's path derivative,
+and sticking the landing has no variance if q is the exact posterior. The draws are those of the
+project's ops, in float32.
 """
 
 from __future__ import annotations
@@ -25,16 +25,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from vaez_kernels import kl_standard_normal_mc, noise_key, normal, use_backend
+from vaez_kernels import kl_standard_normal_mc, normal, use_backend
 
 from ..measures.aggregate import null_sample_kl
+from ..streams import KL_GRADIENT, MONTE_CARLO_KL, NULL_FITS
 from .flow import LATENTS, PLANE_MU, PLANE_SIGMA, Array, gradient, kl
 
 SEED = 0
-# Steps of the stream: no two experiments share numbers.
-KL_STEP, GRADIENT_STEP, NULL_STEP = 1, 2, 3
 ESTIMATORS = ("total-derivative", "sticking-the-landing")
-EQUAL_SIGMA = 1.0 / math.sqrt(2.0)  # where both estimators' gradients vary alike
+EQUAL_SIGMA = 1.0 / math.sqrt(2.0)  # both estimators' gradients have the same variance
 
 KL_DRAWS = 1 << 17
 KL_MUS, KL_SIGMAS = (0.0, 0.5, 1.0, 2.0), (0.25, 0.5, 1.0, 2.0)
@@ -43,7 +42,7 @@ GRADIENT_POINTS = (
     *((0.0, 1.0), (1.0, 0.5), (0.0, 0.5), (2.0, 1.0)),
     *((0.0, 2.0), (0.5, 0.25), (0.0, EQUAL_SIGMA), (2.0, EQUAL_SIGMA)),
 )
-FITS = {32: 400, 128: 400, 512: 200, 2048: 100, 8192: 50}  # draws in a fit: how many fits
+FITS = {32: 400, 128: 400, 512: 200, 2048: 100, 8192: 50}  # draws per fit: number of fits
 WITHIN_95 = 1.959963984540054
 
 
@@ -53,17 +52,17 @@ def kl_variance(mu: Array, sigma: Array) -> Array:
 
 
 def gradient_variance(mu: Array, sigma: Array, estimator: str) -> Array:
-    """(2, ...): variances of one draw of dKL/dmu and dKL/dsigma, as derived above."""
+    """(2, ...): variances of one draw of dKL/dmu and dKL/dsigma, from the table above."""
     slope = sigma if estimator == "total-derivative" else sigma - 1.0 / sigma
     return np.stack((slope**2 + 0.0 * mu, mu * mu + 2.0 * slope**2))
 
 
 def monte_carlo_kl() -> dict[str, Any]:
-    """`kl_standard_normal_mc`, one draw a row, against the analytic KL at every point."""
+    """`kl_standard_normal_mc`, one draw per row, against the analytic KL at every point."""
     mu, sigma = (x.ravel() for x in np.meshgrid(KL_MUS, KL_SIGMAS, indexing="ij"))
     rows = [torch.from_numpy(np.repeat(x, KL_DRAWS))[:, None].float() for x in (mu, sigma)]
     with use_backend("torch"):
-        noise = noise_key(SEED, "evaluate", KL_STEP)
+        noise = MONTE_CARLO_KL.key(SEED)
         drawn = kl_standard_normal_mc(rows[0], 2.0 * rows[1].log(), noise)
     values = drawn.double().numpy().reshape(-1, KL_DRAWS)
     analytic, variance = kl(mu, sigma), kl_variance(mu, sigma)
@@ -87,7 +86,7 @@ def monte_carlo_kl() -> dict[str, Any]:
 
 
 def estimators() -> dict[str, Any]:
-    """Variances of the gradients that the op returns, against the formulas, and their ratio."""
+    """Variances of the op's gradients against the formulas, and the ratio of the estimators'."""
     mu, sigma = np.array(GRADIENT_POINTS).T
     expected = gradient(np.stack((mu, sigma)))
     points: list[dict[str, Any]] = []
@@ -125,34 +124,34 @@ def estimators() -> dict[str, Any]:
 
 
 def measured_gradients(mu: Array, sigma: Array, estimator: str) -> Array:
-    """(2, draws, points): dKL/dmu and dKL/dsigma of single draws, differentiated by the op."""
+    """(2, draws, points): dKL/dmu and dKL/dsigma of single draws, by the op's backward pass."""
     shape = (GRADIENT_DRAWS, len(mu))
     leaves = [torch.from_numpy(x).float().repeat(shape[0], 1) for x in (mu, 2.0 * np.log(sigma))]
     for leaf in leaves:
         leaf.requires_grad_()
     with use_backend("torch"):
-        noise = noise_key(SEED, "evaluate", GRADIENT_STEP)
+        noise = KL_GRADIENT.key(SEED)
         value = kl_standard_normal_mc(leaves[0], leaves[1], noise, estimator=estimator)
         grads = torch.autograd.grad(value.sum(), leaves)
     in_mu, in_logvar = (g.double().numpy() for g in grads)
     return np.stack((in_mu, in_logvar * (2.0 / sigma)))
 
 
-# The null: what a fit finds where z is standard normal.
+# The null: the KL of a fit if z is standard normal.
 
 
 def fit_kl_mean(n: Array, latents: int = LATENTS) -> Array:
     """E KL(fit ‖ N(0, I)) in nats, of a diagonal Gaussian fitted to n draws of N(0, I).
 
-    The fit is that of maximum likelihood: m ~ N(0, 1/n), n·v ~ χ² of n − 1 degrees. With E m² =
-    1/n, E v = 1 − 1/n and E ln v = ψ((n − 1)/2) + ln(2/n), the sum ½(m² + v − 1 − ln v) is
-    ½(ln(n/2) − ψ((n − 1)/2)) a dimension, exactly: 1/n and terms of order 1/n².
+    The fit is by maximum likelihood: m ~ N(0, 1/n), n·v ~ χ² with n − 1 degrees of freedom. With
+    E m² = 1/n, E v = 1 − 1/n and E ln v = ψ((n − 1)/2) + ln(2/n), the sum ½(m² + v − 1 − ln v) is
+    exactly ½(ln(n/2) − ψ((n − 1)/2)) per dimension: 1/n plus terms of order 1/n².
     """
     return np.array([null_sample_kl(count, latents) for count in n.tolist()])
 
 
 def fit_kl_sd(n: Array, latents: int = LATENTS) -> Array:
-    """Standard deviation of that KL in nats, exactly.
+    """The exact standard deviation of that KL in nats.
 
     Var m² = 2/n² and, for v, Var v = 2(n − 1)/n², Var ln v = ψ′((n − 1)/2), Cov(v, ln v) = 2/n;
     m and v are independent.
@@ -162,9 +161,9 @@ def fit_kl_sd(n: Array, latents: int = LATENTS) -> Array:
     return np.sqrt(0.25 * latents * variance)
 
 
-def fitted_kls(n: int, fits: int, step: int) -> Array:
+def fitted_kls(n: int, fits: int, index: int) -> Array:
     """(fits,) nats: the KL of a Gaussian fitted to n draws of the stream, `fits` times."""
-    noise, at_once = noise_key(SEED, "evaluate", step), max(1, (1 << 22) // (n * LATENTS))
+    noise, at_once = NULL_FITS.key(SEED, index), max(1, (1 << 22) // (n * LATENTS))
     kls = []
     for first in range(0, fits, at_once):
         count = min(at_once, fits - first)
@@ -177,11 +176,11 @@ def fitted_kls(n: int, fits: int, step: int) -> Array:
 
 
 def null() -> dict[str, Any]:
-    """The fit's KL by formula over a range of n, and simulated."""
+    """The fit's KL over a range of n, by formula and simulated."""
     n = np.logspace(math.log10(16.0), math.log10(60_000.0), 60)
     simulated = []
-    for step, (draws, fits) in enumerate(FITS.items(), NULL_STEP):
-        kls = fitted_kls(draws, fits, step)
+    for index, (draws, fits) in enumerate(FITS.items()):
+        kls = fitted_kls(draws, fits, index)
         at = np.array([float(draws)])
         mean, sd = float(fit_kl_mean(at)[0]), float(fit_kl_sd(at)[0])
         simulated.append(

@@ -1,4 +1,4 @@
-"""The training images on the device, and the order in which an epoch visits them."""
+"""The training images on the device, and the order of their use in an epoch."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from ..system.world import ALONE, World
 
 
 class Batches:
-    """Batches of B images; each step finds its own by its number, without the host.
+    """Batches of B images. The step's number selects its batch on the device, without the host.
 
     A new epoch writes into the same tensors, because a captured CUDA graph reads those.
 
     Args:
         images: (N, 784) uint8 on the device, N ≥ B.
         batch_size: B, of all ranks together.
-        world: who shares each batch; this rank takes its share of the rows.
+        world: the ranks that share each batch; this rank takes its share of the rows.
     """
 
     def __init__(self, images: Tensor, batch_size: int, world: World = ALONE) -> None:
@@ -28,11 +28,11 @@ class Batches:
 
     @property
     def per_epoch(self) -> int:
-        """Whole batches in an epoch; the images left over wait for another permutation."""
+        """Whole batches in an epoch; the remaining images are left out until another epoch."""
         return len(self.images) // self.batch_size
 
     def begin_epoch(self, order: Tensor, images: Tensor | None = None) -> None:
-        """Visit the images in `order`, a permutation (N,) int64; or other images of that shape."""
+        """Use the images in `order`, a permutation (N,) int64; `images` replaces them if given."""
         self.order.copy_(order)
         if images is not None:
             self.images.copy_(images)

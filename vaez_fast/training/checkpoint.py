@@ -1,4 +1,4 @@
-"""checkpoint.pt: the model that a run keeps and, until it is done, all that it goes on from."""
+"""checkpoint.pt: a run's best model and, until the run is done, the state to resume from."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from ..system.stopping import Signals
 
 KIND, SCHEMA = "vaez-fast checkpoint", 2
 NAME = "checkpoint.pt"
-MOST_BYTES = 2**28  # altosaar's 12 MB, and a curve of three million points
+MOST_BYTES = 2**28  # altosaar's 12 MB and a curve of three million points
 
 
 @dataclass
 class Checkpoint:
-    """What the file holds, as tensors on the CPU and plain values: loading it runs no code."""
+    """The content of the file: tensors on the CPU and plain values, so loading it runs no code."""
 
     config: dict[str, Any]  # every setting as run
-    environment: dict[str, Any]  # where it was written, and by how many ranks
+    environment: dict[str, Any]  # where it was written and by how many ranks
     step: int  # of the model
     model: dict[str, Tensor]  # the best state so far, float32
-    training: dict[str, Any] | None = None  # see `checkpoint_of`; None in a run that is done
+    training: dict[str, Any] | None = None  # see `RunState`; None if the run is done
 
 
 @dataclass
 class Keeping:
-    """Where a run keeps its checkpoint, how often, from which it goes on, and who may stop it."""
+    """Where and how often a run writes checkpoints, where it resumes, and which signals stop it."""
 
     folder: Path
     seconds: float = CHECKPOINT_SECONDS
@@ -54,7 +54,7 @@ class Keeping:
         """Replace the file.
 
         Raises:
-            OutputError: it cannot be written; the one before is still there.
+            OutputError: it cannot be written; the previous file is still there.
         """
         try:
             write(self.path, checkpoint)
@@ -63,9 +63,9 @@ class Keeping:
         self._kept_at = time.monotonic()
 
     def last(self) -> str:
-        """The end of a message about a run that broke off; it looks at the file: any rank may ask.
+        """The end of a message about an interrupted run: where its last checkpoint is.
 
-        There, and not in memory, stands what was kept, by whichever rank.
+        It reads the file, because another rank may have written it.
         """
         try:
             training = read(self.path).training
@@ -80,7 +80,7 @@ class Keeping:
 
 
 def write(path: Path, checkpoint: Checkpoint) -> None:
-    """Write the file, whole or not at all.
+    """Write the file, completely or not at all.
 
     Raises:
         OutputError: it cannot be written.
@@ -91,12 +91,12 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def read(path: Path) -> Checkpoint:
-    """Read a checkpoint; tensors come to the CPU.
+    """Read a checkpoint; its tensors are on the CPU.
 
-    Files of schema 1, which hold a model alone, are read, too.
+    Files of schema 1, which hold only a model, can be read too.
 
     Raises:
-        OutputError: no such file, a damaged one, or not a checkpoint of ours.
+        OutputError: the file is missing, damaged or not a checkpoint of ours.
     """
     return _checked(path, read_tensors(path, MOST_BYTES))
 

@@ -1,4 +1,4 @@
-"""One training step as one compiled graph: batch, loss, backward and optimiser."""
+"""A training step as one compiled graph: batch, loss, backward and optimiser."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from vaez_kernels import noise_key
 from vaez_kernels.backend import uses_triton
 
 from ..model import VAE
 from ..objective import Objective
+from ..streams import TRAINING
 from .batches import Batches
 from .graph import compile_graph, identity, lift_constants, trace
 from .optimizer import Optimizer
@@ -25,12 +25,12 @@ from .trainable import check_fixed, check_parameters, check_same, same_attribute
 class State:
     """All that a step advances, in place and on the device."""
 
-    noise: Tensor  # (2,) int64: key, and the step that is to come
-    # (3,) float32: rate and distortion, summed over images since they were read; and the number of
-    # steps since the start after which they were finite
+    noise: Tensor  # (2,) int64: key and next step
+    # (3,) float32: rate and distortion, summed over images since the last read, and the number of
+    # steps since the start after which these sums were finite
     totals: Tensor
-    weights: list[Tensor]  # the parameters that are trained, float32
-    copies: list[Tensor]  # of the matrices in the products' dtype; empty for float32
+    weights: list[Tensor]  # the trained parameters, float32
+    copies: list[Tensor]  # the matrices in the products' dtype; empty for float32
     moments: list[list[Tensor]]  # the optimiser's, for each weight
 
     def tensors(self) -> list[Tensor]:
@@ -38,7 +38,7 @@ class State:
         return [self.noise, self.totals, *self.weights, *self.copies, *moments]
 
     def over(self, tensors: list[Tensor]) -> State:
-        """The same fields made of other tensors, in the order of `tensors()`."""
+        """A state of other tensors, given in the order of `tensors()`."""
         rest = iter(tensors)
         return State(
             next(rest),
@@ -50,52 +50,52 @@ class State:
 
 
 def _with_copies(weights: list[Tensor], copies: list[Tensor]) -> list[tuple[Tensor, Tensor | None]]:
-    # each weight with its copy in the products' dtype: the matrices have one, if there are any
+    # Pairs each weight with its copy in the products' dtype, or None; only matrices have copies.
     remaining = iter(copies)
     return [(w, next(remaining) if copies and w.dim() == 2 else None) for w in weights]
 
 
 def _stored_for_products(p: Tensor) -> Tensor:
-    # A matrix (out, in) is laid out as (in, out), as products with a batch read it on either side:
-    # those of a step take 1.88 ms so, 2.06 as nn.Linear has it (bfloat16, batch 128, two cores).
+    # A matrix (out, in) is stored as (in, out), the layout that forward and backward products read:
+    # the products of a step take 1.88 ms, and 2.06 in nn.Linear's layout (bfloat16, batch 128, two
+    # cores).
     p = p.detach()
     return p.t().clone(memory_format=torch.contiguous_format).t() if p.dim() == 2 else p.clone()
 
 
 def _restore(name: str, state: Tensor, saved: Any) -> None:
-    # copy_ alone would convert and broadcast
+    # copy_ alone would convert and broadcast.
     if not isinstance(saved, Tensor) or (saved.shape, saved.dtype) != (state.shape, state.dtype):
         raise ValueError(f"its {name} is not {state.dtype} of shape {tuple(state.shape)}")
     state.copy_(saved)
 
 
-# The same arm is trained from many seeds, and compiled once. Tracing tells what is the same: it
-# takes 0.2 s of the 10 that compiling does.
-_graphs: dict[object, Callable[..., None]] = {}
+# An arm is trained from many seeds, but compiled once. Tracing finds equal steps and takes 0.2 s,
+# compiling 10 s.
+compiled_graphs: dict[object, Callable[..., None]] = {}
 
 
 class Engine:
     """Trains one objective, a whole step at a time; nothing is read back from the device.
 
     Args:
-        objective: the model, how its loss is computed, and which half of it is trained; its
-            parameters are the start.
-        batches: the images, on the device where all of it will live, and the ranks that share them:
-            each computes its rows, and one sum over ranks, of gradients and losses, makes them all
+        objective: the model with its initial weights, the loss, and which half is trained.
+        batches: the images, on the device where everything will be, and the ranks that share them.
+            Each rank computes its rows. One sum over ranks of gradients and losses makes all ranks
             take the same step.
         optimizer: the update rule.
-        learning_rates: (T,) float64, one for each step; there are no more steps than T.
+        learning_rates: (T,) float64, one for each step; at most T steps can be taken.
         kl_weights: (T,) float64, the rate's weight at each step; the objective's β by default.
         seed: fixes the training noise.
         precision: dtype of the matrix products (float32 or bfloat16); weights, moments and all
             reductions are float32.
-        pixel_scale: what turns the uint8 pixels into x in [0, 1].
-        encoder: the engine that trains the encoder, where this one trains the decoder on its z: its
-            weights are read as they stand at each step.
+        pixel_scale: the factor that turns the uint8 pixels into x in [0, 1].
+        encoder: the engine that trains the encoder, if this one trains the decoder on its z; each
+            step reads the encoder's current weights.
 
     Raises:
-        ValueError: a step would not train the model as its own code says (`trainable`). The model
-            is as it was.
+        ValueError: a compiled step would train the model differently from the model's own code
+            (see `trainable`). The model is unchanged.
     """
 
     def __init__(
@@ -121,7 +121,8 @@ class Engine:
             if name.split(".")[1] in objective.trains  # "vae.encoder.0.weight"
         ]
         self.names = [name for name, _ in trained]
-        # What the loss reads and the step leaves alone: buffers, and another engine's encoder.
+        # Tensors that the loss reads and the step does not change: buffers and another engine's
+        # encoder.
         fixed = {name: b.detach().to(device) for name, b in objective.named_buffers()}
         if encoder is not None:
             fixed |= dict(zip(encoder.names, encoder.for_products(), strict=True))
@@ -132,11 +133,11 @@ class Engine:
         table = optimizer.table(learning_rates)
         self.schedule = torch.cat((kl_weights[:, None].float(), table), 1).to(device)
         weights = [_stored_for_products(p.to(device)) for _, p in trained]
-        # Matrices are kept in the products' dtype beside the float32 weights, and written by the
-        # optimiser, instead of being converted in every step.
+        # The optimiser also writes a copy of the matrices in the products' dtype, so that no step
+        # has to convert the float32 weights.
         matrices = [w for w in weights if w.dim() == 2] if precision != torch.float32 else []
         self.state = State(
-            noise=noise_key(seed, "train", device=device),
+            noise=TRAINING.key(seed, device=device),
             totals=torch.zeros(3, device=device),
             weights=weights,
             copies=[w.to(precision) for w in matrices],
@@ -147,12 +148,12 @@ class Engine:
         self._run = self._compile()
 
     def for_products(self) -> list[Tensor]:
-        """The trained parameters as matrix products read them: those in the products' dtype."""
+        """The trained parameters that matrix products read: the copies, if there are any."""
         pairs = _with_copies(self.state.weights, self.state.copies)
         return [w if copy is None else copy for w, copy in pairs]
 
     def update(self, *tensors: Tensor) -> None:
-        """What is compiled: a step on `arguments()`, or on others like them."""
+        """The function that is compiled: one step on `arguments()` or on tensors like them."""
         images, order, schedule = tensors[:3]
         fixed = tensors[3 : len(self._inputs)]
         state = self.state.over(list(tensors[len(self._inputs) :]))
@@ -181,7 +182,7 @@ class Engine:
     def _over_ranks(
         self, gradients: Sequence[Tensor], sums: Tensor
     ) -> tuple[Sequence[Tensor], Tensor]:
-        # One flat sum: ranks then hold the same weights and the same losses, bit for bit.
+        # One flat sum keeps weights and losses equal on all ranks, bit for bit.
         if self.batches.world.size == 1:
             return gradients, sums
         flat = torch.cat([sums, *(g.float().flatten() for g in gradients)])
@@ -204,7 +205,7 @@ class Engine:
     def _compile(self) -> Callable[..., None]:
         with same_attributes(self.objective):
             graph = trace(self.update, *self._arguments)
-        # What a model reads and has not registered: tensors that are plain attributes or literals.
+        # Tensors that a model reads but has not registered: plain attributes or literals.
         constants = lift_constants(graph)
         arguments = [*self._arguments, *constants]
         buffers = {f"vae.{name}" for name, _ in self.objective.vae.named_buffers()}
@@ -213,42 +214,42 @@ class Engine:
         fixed += [(f"a tensor of shape {tuple(c.shape)}", c) for c in constants]
         if fixed:
             check_fixed(graph, arguments, fixed)
-        # Our ops choose their backend when the graph is compiled.
+        # The ops choose their backend when the graph is compiled.
         key = (identity(graph, arguments), uses_triton(self.state.totals))
-        if key not in _graphs:
+        if key not in compiled_graphs:
             run = compile_graph(graph, *arguments, device=self.batches.images.device)
-            # Compiles on CUDA, too, what is compiled at the first run; the step lands on a copy.
+            # A step on copies of the state: on CUDA some kernels are compiled at the first run.
             run(*self._inputs, *(t.clone() for t in self.state.tensors()), *constants)
-            _graphs[key] = run
+            compiled_graphs[key] = run
         self._constants = constants
-        return _graphs[key]
+        return compiled_graphs[key]
 
     def step(self) -> None:
         """Advance by one batch."""
         self._run(*self._arguments, *self._constants)
 
     def take_totals(self, steps: int) -> tuple[float, float]:
-        """Mean rate and distortion, nats, over the `steps` since the last call (waits for them)."""
+        """Mean rate and distortion in nats over the `steps` since the last call; waits for them."""
         totals = self.read_totals(steps)
         self.clear_totals()
         return totals
 
     def read_totals(self, steps: int) -> tuple[float, float]:
-        """What `take_totals` gives; the next call will count the same steps again."""
+        """As `take_totals`, but the next call counts the same steps again."""
         images = steps * self.batches.batch_size
         rate, distortion = (self.state.totals[:2] / images).tolist()
         return rate, distortion
 
     def clear_totals(self) -> None:
-        """Count from here on."""
+        """Start to count again."""
         self.state.totals[:2].zero_()
 
     def finite_steps(self) -> int:
-        """How many of the steps taken were before the first loss that is not finite."""
+        """The number of steps before the first loss that is not finite."""
         return int(self.state.totals[2])
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a step advances, on the CPU; what is left out follows from it."""
+        """All that a step advances, on the CPU; the copies follow from the weights."""
         state = self.state
         moments = [[m.cpu() for m in of_weight] for of_weight in state.moments]
         return {
@@ -259,10 +260,10 @@ class Engine:
         }
 
     def load_state_dict(self, saved: dict[str, Any], step: int) -> None:
-        """Go on from what `state_dict` gave when `step` steps were done.
+        """Load what `state_dict` returned after `step` steps.
 
         Raises:
-            KeyError, RuntimeError, TypeError, ValueError: it is that of another engine.
+            KeyError, RuntimeError, TypeError, ValueError: it is from another engine.
         """
         state = self.state
         for part in (saved, saved.get("weights"), saved.get("moments")):
@@ -282,7 +283,7 @@ class Engine:
                 copy.copy_(w)
 
     def write_to(self, vae: VAE) -> None:
-        """Copy the trained float32 weights into a model; what is not trained stays as it is."""
+        """Copy the trained float32 weights into a model; its other weights do not change."""
         weights = zip(self.names, self.state.weights, strict=True)
         named = {name.removeprefix("vae."): w for name, w in weights}
         vae.load_state_dict(named, strict=False)

@@ -20,11 +20,11 @@ _Result = TypeVar("_Result")
 def trace(function: Callable[..., Any], *tensors: Tensor) -> GraphModule:
     """The operators that `function` runs for tensors of exactly these shapes, as one graph.
 
-    It is traced below autograd, so a function that differentiates and updates in place becomes one
-    graph, too. A tensor that the function reads without being given it is an attribute of the
-    graph: see `lift_constants`.
+    Tracing happens below autograd, so a function that differentiates and updates in place becomes
+    one graph too. Tensors that the function reads but does not get as arguments become attributes
+    of the graph: see `lift_constants`.
     """
-    # The lambda, because make_fx miscounts the arguments of a bound method.
+    # A lambda, because make_fx miscounts the arguments of a bound method.
     traced = make_fx(
         lambda *inputs: function(*inputs), tracing_mode="fake", _allow_non_fake_inputs=True
     )
@@ -34,7 +34,7 @@ def trace(function: Callable[..., Any], *tensors: Tensor) -> GraphModule:
 def lift_constants(graph: GraphModule) -> list[Tensor]:
     """Make the tensors that are attributes of `graph` its last arguments, and return them.
 
-    The graph then depends on their shapes and dtypes alone, and serves others of the same kind.
+    The graph then depends only on their shapes and dtypes, and works for other tensors like them.
     """
     reads = [node for node in graph.graph.nodes if node.op == "get_attr"]
     constants: dict[str, Tensor] = {}
@@ -58,12 +58,12 @@ def lift_constants(graph: GraphModule) -> list[Tensor]:
 
 
 def identity(graph: GraphModule, tensors: Sequence[Tensor]) -> Hashable:
-    """Equal for two graphs if they compute the same from tensors of the same kind.
+    """A key that is equal for two graphs if they compute the same from tensors of the same kind.
 
-    A graph that holds more than operators, numbers and graphs of these is equal to no other.
+    A graph that holds more than operators, numbers and subgraphs of these equals no other graph.
 
     Args:
-        graph: without constants (`lift_constants`).
+        graph: one without constants (see `lift_constants`).
         tensors: its arguments.
     """
     kinds = tuple((tuple(t.shape), t.stride(), t.dtype, t.device) for t in tensors)
@@ -79,10 +79,10 @@ def identity(graph: GraphModule, tensors: Sequence[Tensor]) -> Hashable:
 def compile_graph(graph: GraphModule, *tensors: Tensor, device: torch.device) -> Callable[..., Any]:
     """`graph`, compiled for tensors of exactly these shapes, dtypes and layouts.
 
-    Nothing looks at the arguments of a call: the caller vouches for them. (torch.compile looks at
-    each of a training step's 50, for 0.3 ms of a 2.8 ms step.) Where nothing can compile it, a CPU
-    without a C++ compiler or a GPU without triton, or where compiling fails, the graph runs as it
-    is.
+    Calls skip argument guards; the caller must pass tensors of the traced shapes and dtypes.
+    (torch.compile checks each of a training step's 50 arguments: 0.3 ms of a 2.8 ms step.) The
+    graph runs uncompiled on a CPU without a C++ compiler, on a GPU without triton, and if compiling
+    fails.
     """
 
     def work() -> Callable[..., Any]:
@@ -94,7 +94,7 @@ def compile_graph(graph: GraphModule, *tensors: Tensor, device: torch.device) ->
 
 def _isolated_on(device: torch.device, work: Callable[[], _Result]) -> _Result:
     def on_device() -> _Result:
-        # A fresh thread would work on the first GPU.
+        # A new thread starts with the first GPU as its current device.
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
             return work()
 

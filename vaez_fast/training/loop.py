@@ -1,4 +1,4 @@
-"""A run's loop: steps, epochs, looks at the validation split, checkpoints."""
+"""A run's loop: steps, epochs, validation passes, checkpoints."""
 
 from __future__ import annotations
 
@@ -10,81 +10,36 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from vaez_kernels import noise_key
-
-from ..config import TrainConfig
-from ..data import Dataset, binarized, epoch_order, pixel_scale
-from ..measures.evaluate import Evaluator
+from ..data import Pixels, epoch_order
+from ..measures.evaluate import evaluator
 from ..model import VAE
 from ..system.progress import Progress
 from ..system.stopping import Stopped
-from ..system.world import RankError, World, is_rank_failure, loss_of
-from .batches import Batches
-from .checkpoint import Keeping
+from ..system.world import RankError, is_rank_failure, loss_of
 from .phases import STEPS_PER_REPLAY, Phase
-from .resume import checkpoint_of
+from .state import RunState
+from .state import TrainingError as TrainingError
 
 SHOW_EVERY = 64  # steps
-EVALUATION_STEP = {"validation": 0, "test": 1}  # of the "evaluate" noise
 
-Observe = Callable[[str, int, VAE], None]  # phase, steps done in it, the model as it stands
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message says at which step and why."""
+Observe = Callable[[str, int, VAE], None]  # phase, steps done in it, the current model
 
 
-class Run:
-    """The loop over the batches of all phases, and what it leaves: the curve, the best state.
+class Run(RunState):
+    """The loop over the batches of all phases."""
 
-    Args:
-        config: every setting as run.
-        dataset: on the device.
-        vae: the initial weights; then, at each look, those of that moment.
-        batches: of the training split.
-        phases: what is stepped, each for `steps` steps.
-        world: who shares the batches.
-        keeping: where checkpoints go, if anywhere.
-        look_every: epochs from one look at the validation split to the next; the last has one.
-    """
-
-    def __init__(
-        self,
-        config: TrainConfig,
-        dataset: Dataset,
-        vae: VAE,
-        batches: Batches,
-        phases: list[Phase],
-        steps: int,
-        world: World,
-        keeping: Keeping | None,
-        look_every: int,
-    ) -> None:
-        self.config, self.dataset, self.vae = config, dataset, vae
-        self.batches, self.phases, self.steps = batches, phases, steps
-        self.world, self.keeping, self.look_every = world, keeping, look_every
-        self._validate = evaluator(config, dataset, "validation", world)
-        self.images = dataset.fingerprint() if keeping is not None else ""
-        self.curve: list[dict[str, Any]] = []
-        self.best: dict[str, Tensor] = {}
-        self.best_bound, self.best_step = -math.inf, 0
-        self.ended = 0  # the steps of all epochs that are over, with their last look
-        self.train_seconds = self.eval_seconds = 0.0
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._evaluate = evaluator(self.config, self.dataset, "validation", self.world)
         self._clock = time.perf_counter()
 
-    @property
-    def done(self) -> int:
-        """Steps, in all phases."""
-        return sum(phase.done for phase in self.phases)
-
     def train(self, progress: Progress, observe: Observe | None, at: frozenset[int]) -> None:
-        """From where the run is to the end of its last phase; a last checkpoint is of that end.
+        """Train from the current step to the end of the last phase, and write a last checkpoint.
 
         Raises:
             TrainingError: the loss is not finite, or another rank is gone.
-            Stopped: a signal came; the checkpoint is of the step that was done then.
+            Stopped: a signal came; the checkpoint has the step that was done then.
         """
         progress.advance(self.done)
         if self.keeping is not None:
@@ -110,7 +65,8 @@ class Run:
             self.write(phase)
             observe(phase.name, 0, self.vae)
         epochs = -(-self.steps // per_epoch)
-        # A rank that was lost in an epoch's last look left all of its steps done, and it not ended.
+        # If a rank died during the last validation of an epoch, the checkpoint has all steps of
+        # that epoch, but the epoch is not marked as ended.
         for epoch in range(max(0, self.ended - before) // per_epoch, epochs):
             first = epoch * per_epoch
             last = min(first + per_epoch, self.steps)
@@ -140,9 +96,9 @@ class Run:
             raise self.not_finite(f"rate {rate}, distortion {distortion}")
         curve = [self._point(phase, "train", rate, distortion)]
         if (epoch + 1) % self.look_every == 0 or phase.done == self.steps:
-            curve.append(self._look(phase))
+            curve.append(self._validation_pass(phase))
             progress.note(f"{self.config.arm}: held-out bound {curve[1]['elbo']:.2f}")
-        # Only now: another rank may be lost until here, and the epoch's end must then come again.
+        # Only now: until here another rank may die, and the end of the epoch is then repeated.
         for engine in phase.engines:
             engine.clear_totals()
         self.curve += curve
@@ -150,7 +106,7 @@ class Run:
 
     @contextmanager
     def _off_the_clock(self) -> Iterator[None]:
-        """The block whose time is not training's; the device is waited for before it."""
+        """A block whose time does not count as training; first waits for the device."""
         if self.batches.images.device.type == "cuda":
             torch.cuda.synchronize()
         self.train_seconds += time.perf_counter() - self._clock
@@ -169,18 +125,13 @@ class Run:
         images, seed = self.batches.images, self.config.seed
         drawn = None
         if self.config.binarize == "dynamic":
-            drawn = binarized(self.dataset, "train", "dynamic", seed=seed, epoch=epoch)
+            drawn = Pixels(self.dataset, "dynamic", seed).train(epoch)
         self.batches.begin_epoch(epoch_order(seed, epoch, len(images), images.device), drawn)
 
-    def write(self, phase: Phase) -> None:
-        """Bring the model to where the phase's engines are."""
-        for engine in phase.engines:
-            engine.write_to(self.vae)
-
-    def _look(self, phase: Phase) -> dict[str, Any]:
+    def _validation_pass(self, phase: Phase) -> dict[str, Any]:
         clock = time.perf_counter()
         self.write(phase)
-        rate, distortion = self.look_at_validation()
+        rate, distortion = self.validate()
         self.eval_seconds += time.perf_counter() - clock
         bound = -(self.config.beta * rate + distortion)
         if not math.isfinite(bound):
@@ -190,12 +141,12 @@ class Run:
             self.best = {name: p.detach().clone() for name, p in self.vae.state_dict().items()}
         return self._point(phase, "validation", rate, distortion)
 
-    def look_at_validation(self) -> tuple[float, float]:
-        """Rate and distortion of the model as it stands, by the definition of its training's."""
+    def validate(self) -> tuple[float, float]:
+        """Rate and distortion of the model on the validation split, defined as in training."""
         if self.config.objective != "iwae":
-            held_out = self._validate(self.vae, 1)
+            held_out = self._evaluate(self.vae, 1)
             return held_out.rate, held_out.distortion
-        held_out = self._validate(self.vae, self.config.num_samples)
+        held_out = self._evaluate(self.vae, self.config.num_samples)
         return -held_out.log_px - held_out.distortion, held_out.distortion
 
     def _point(self, phase: Phase, split: str, rate: float, distortion: float) -> dict[str, Any]:
@@ -209,19 +160,8 @@ class Run:
             "distortion": distortion,
         }
 
-    def not_finite(self, what: str) -> TrainingError:
-        """What to raise where `what` is not finite: the first step of it, and what is left."""
-        phase = [phase for phase in self.phases if phase.done][-1]
-        finite = min(engine.finite_steps() for engine in phase.engines)
-        step = self.done - phase.done + min(finite + 1, phase.done)
-        last = f"; {self.keeping.last()}" if self.keeping is not None else ""
-        return TrainingError(
-            f"the loss of {self.config.arm} is not finite at step {step} ({what}); "
-            f"a smaller lr than {self.config.lr} may help{last}"
-        )
-
     def _told_to_stop(self) -> bool:
-        # several ranks agree on it at a pause
+        # Several ranks agree on it at a pause instead.
         return self.keeping is not None and self.world.size == 1 and self._signal() > 0
 
     def _signal(self) -> int:
@@ -235,13 +175,13 @@ class Run:
             with self._off_the_clock():
                 self._keep()
         if stopped:
-            self.world.wait()  # for the checkpoint, of which any rank may then speak
+            self.world.wait()  # for the checkpoint: the message of any rank may name it
             raise Stopped(self._signal() or signal.SIGTERM)
 
     def _keep(self) -> None:
-        """Write a checkpoint; one rank is enough, for all are in the same state."""
+        """Write a checkpoint; one rank is enough, because all are in the same state."""
         if self.keeping is not None and self.world.rank == 0:
-            self.keeping.keep(checkpoint_of(self))
+            self.keeping.keep(self.checkpoint())
 
     @contextmanager
     def _kept_if_a_rank_fails(self) -> Iterator[None]:
@@ -250,7 +190,7 @@ class Run:
         except RuntimeError as error:
             if not is_rank_failure(error):
                 raise
-            # Any survivor will do: nobody knows whether the first rank is one.
+            # Any survivor writes the checkpoint, because the first rank may be the one that died.
             if not self.world.first_to_speak():
                 raise RankError(loss_of(error)) from None
             last = ""
@@ -258,13 +198,6 @@ class Run:
                 # On CUDA the host is ahead of the device, where sums may have failed since.
                 torn = any(phase.torn for phase in self.phases)
                 if not torn and self.batches.images.device.type == "cpu":
-                    self.keeping.keep(checkpoint_of(self))
+                    self.keeping.keep(self.checkpoint())
                 last = f"; {self.keeping.last()}"
             raise TrainingError(f"{loss_of(error)} after step {self.done}{last}") from None
-
-
-def evaluator(config: TrainConfig, dataset: Dataset, split: str, world: World) -> Evaluator:
-    """What measures a run's model on a split, from the noise that belongs to it."""
-    pixels = binarized(dataset, split, config.binarize, seed=config.seed)
-    noise = noise_key(config.seed, "evaluate", EVALUATION_STEP[split], device=pixels.device)
-    return Evaluator(pixels, pixel_scale(config.binarize), noise, config.precision, world)

@@ -1,8 +1,8 @@
 """Update rules and learning rates, written to be part of a compiled step.
 
-What a step needs of the learning rate and of the step's number comes as one row of a table, because
-inductor repeats scalar arithmetic inside the loop over the weights, where two pow and a cos cost
-more than the update (0.8 against 0.2 ms for 200,000 weights).
+The learning rate and the bias corrections are precomputed, one table row per step. Inductor would
+repeat their scalar arithmetic inside the loop over the weights, where two pow and a cos cost more
+than the update (0.8 against 0.2 ms for 200,000 weights).
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# The share of all steps over which the learning rate rises. At full rate from the first step 100
-# of the encoder's first 256 units die, against 20, and log p(x) of static MNIST ends at −96.8
-# instead of −94.9 (reports/README.md, "Warm-up").
+# The fraction of all steps over which the learning rate rises. Without this warm-up, 100 of the
+# encoder's first 256 units die instead of 20, and log p(x) of static MNIST ends at −96.8 instead of
+# −94.9 (reports/README.md, "Warm-up").
 WARMUP = 0.05
 
 
 def rise(t: Tensor, steps: float) -> Tensor:
-    """From 0 at t = 0 to 1 at t = `steps`, then 1."""
+    """Rises linearly from 0 at t = 0 to 1 at t = `steps`, then stays 1."""
     return (t / max(1.0, steps)).clamp(max=1)
 
 
 def warmup_cosine(lr: float, steps: int) -> Tensor:
-    """(steps,) float64: rates that rise linearly to `lr` and follow a cosine to zero."""
+    """(steps,) float64: rates that rise linearly to `lr`, then fall to zero along a cosine."""
     t = torch.arange(steps, dtype=torch.float64)
     return lr * rise(t + 1, WARMUP * steps) * 0.5 * (1 + torch.cos(math.pi * t / steps))
 

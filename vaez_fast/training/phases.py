@@ -1,4 +1,4 @@
-"""How an arm of the study is trained: its phases, and the engines that each of them steps."""
+"""The phases in which an arm is trained, and the engines of each phase."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from .batches import Batches
 from .engine import Engine
 from .optimizer import Adam, warmup_cosine
 
-# Steps in one replay of a CUDA graph: enough that the launch of the graph is lost in its run.
+# Steps in one replay of a CUDA graph: enough to make its launch overhead negligible.
 STEPS_PER_REPLAY = 32
 
 
 class Phase:
-    """Engines that see the same batches, each stepped once a batch, in this order.
+    """Engines that train on the same batches; each takes one step per batch, in this order.
 
-    `done` counts the batches that all of them were stepped on, `torn` says whether a step broke off
-    between two of them.
+    `done` counts the batches on which all engines have stepped; `torn` says whether a step failed
+    between two engines.
     """
 
     def __init__(self, name: str, engines: list[Engine]) -> None:
@@ -33,12 +33,13 @@ class Phase:
         self._replay: Callable[[], None] | None = None
 
     def advance(self, steps: int, stop: Callable[[], bool] = lambda: False) -> int:
-        """Train on the next `steps` batches, unless told to stop; returns on how many.
+        """Train on up to `steps` batches; returns on how many.
 
-        `stop` is asked before every step, on CUDA before each replay.
+        It ends early if `stop()` is true, which is checked before each step, on CUDA before each
+        replay.
         """
         before = self.done
-        # Whether NCCL's sums can be captured nobody has tried: several ranks step one by one.
+        # Several ranks take single steps: capturing NCCL's sums is untested.
         if self.batches.images.device.type == "cuda" and self.batches.world.size == 1:
             while self.done + STEPS_PER_REPLAY <= before + steps and not stop():
                 self._replay_steps()
@@ -55,8 +56,8 @@ class Phase:
 
     def _replay_steps(self) -> None:
         if self._replay is None:
-            # The engines ran when they were compiled; capturing runs nothing, and so no step is
-            # taken twice.
+            # The engines already ran when they were compiled, so no warm-up is needed. Capturing
+            # executes nothing: no step is taken twice.
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
                 for _ in range(STEPS_PER_REPLAY):
@@ -76,9 +77,9 @@ def phases(
 ) -> list[Phase]:
     """The phases of `config`'s arm, from the weights of `vae`.
 
-    The step of an encoder that the KL alone trains is one and the same graph, whether its decoder
-    is trained afterwards or in tandem: the same seed gives the same encoder, bit for bit. Each
-    phase sees the same batches in the same order, and each engine the same noise.
+    An encoder that the KL alone trains has the same graph whether its decoder is trained afterwards
+    or simultaneously, so the same seed gives the same encoder, bit for bit. All phases use the same
+    batches in the same order, and all engines the same noise.
     """
     make = partial(
         Engine,
@@ -106,10 +107,10 @@ def phases(
 
 @torch.no_grad()
 def forget_x(vae: VAE) -> None:
-    """Make q(z|x) = N(0, I) for every x: what "no encoder" is, as an encoder."""
+    """Make q(z|x) = N(0, I) for every x, which stands for "no encoder"."""
     last = vae.encoder[-1]
     assert isinstance(last, Linear)
     last.weight.zero_()
     last.bias.zero_()
     if vae.architecture.scale == "softplus":
-        last.bias[vae.architecture.latent :] = math.log(math.e - 1)  # softplus of it is 1
+        last.bias[vae.architecture.latent :] = math.log(math.e - 1)  # softplus(·) = 1

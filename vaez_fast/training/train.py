@@ -1,4 +1,4 @@
-"""Training a VAE and choosing its best state by the validation bound."""
+"""Trains a VAE and keeps the state with the best validation bound."""
 
 from __future__ import annotations
 
@@ -12,19 +12,18 @@ from typing import Any
 import torch
 
 from ..config import ConfigError, TrainConfig, choose_device, choose_precision
-from ..data import Dataset, binarized, pixel_scale
-from ..measures.evaluate import Metrics
+from ..data import Dataset, Pixels
+from ..measures.evaluate import Metrics, evaluator
 from ..model import VAE
 from ..system.errors import is_out_of_memory
 from ..system.progress import Progress, waiting
 from ..system.world import ALONE, World
 from .batches import Batches
 from .checkpoint import Keeping
-from .loop import Observe, Run, TrainingError, evaluator
+from .loop import Observe, Run, TrainingError
 from .phases import phases
-from .resume import go_on_from
 
-# The learning rates of all steps lie in memory, some 40 bytes each.
+# The schedule of all steps is in memory, some 40 bytes per step.
 MOST_STEPS = 10**8
 
 __all__ = ["Observe", "Result", "TrainingError", "steps_of", "train"]
@@ -32,7 +31,7 @@ __all__ = ["Observe", "Result", "TrainingError", "steps_of", "train"]
 
 @dataclass
 class Result:
-    """What a run leaves: the best state and all that was measured."""
+    """The result of a run: the best state and all that was measured."""
 
     vae: VAE  # the state with the best validation bound, float32
     best_step: int
@@ -41,7 +40,7 @@ class Result:
     batch_size: int
     precision: str  # of the matrix products, as run
     device: str
-    train_seconds: float  # the loop alone
+    train_seconds: float  # the steps alone
     compile_seconds: float
     eval_seconds: float
     curve: list[dict[str, Any]] = field(default_factory=list)
@@ -88,31 +87,31 @@ def train(
     world: World = ALONE,
     keeping: Keeping | None = None,
 ) -> Result:
-    """Run `config` on `dataset` from start to end, or from a checkpoint on.
+    """Run `config` on `dataset` from the start or from a checkpoint to the end.
 
-    Where a bound on log p(x) is trained on, the state kept is the one with the best bound on the
-    validation split of those that were looked at (the ELBO of one sample an image, the rate
-    weighted by β; or the importance-weighted bound with training's samples); elsewhere the last.
+    If a bound on log p(x) is trained, the state kept is the one with the best bound among the
+    validation passes: the ELBO of one sample per image with the rate weighted by β, or the
+    importance-weighted bound with training's number of samples. Otherwise the last state is kept.
     The test split is read once, after that choice. The same config on the same machine gives the
-    same numbers to the last digit, however often the run was stopped and resumed; with other ranks
-    the sums over a batch are taken in another order, of the same noise.
+    same numbers to the last digit, however often the run was stopped and resumed. Another number
+    of ranks uses the same noise, but sums over a batch in another order.
 
     Args:
         config: what to run; its length is that of each phase.
         dataset: the images.
         show_progress: draw a bar, if stderr is a terminal.
-        look_every: epochs from one look at the validation split to the next; the last has one.
-        observe: called after so many steps of each phase as `observe_at` lists (0: before them),
-            with a model that it must not change; its time is not counted.
-        world: who shares the run; every rank must call, and each gets the result.
-        keeping: where checkpoints go, and the one to go on from; without it nothing is written.
+        look_every: epochs from one validation pass to the next; the last epoch always has one.
+        observe: called in each phase after the numbers of steps in `observe_at` (0: before the
+            first), with a model that it must not change; its time is not counted.
+        world: the ranks that share the run; all must call, and each gets the result.
+        keeping: where checkpoints go and which one to resume; without it nothing is written.
 
     Raises:
-        ConfigError: a batch larger than the training split, fewer rows in it than ranks, or a
-            device that is not here.
+        ConfigError: a batch is larger than the training split or has fewer rows than there are
+            ranks, or the device is not here.
         TrainingError: the loss is not finite, memory ran out, or another rank is gone.
-        OutputError: a checkpoint that cannot be written, or is not this run's.
-        Stopped: a signal that `keeping` listens to; the checkpoint is written.
+        OutputError: a checkpoint cannot be written, or belongs to another run.
+        Stopped: a signal that `keeping` handles; the checkpoint is written.
     """
     device = choose_device(config.device)
     if device.index is not None:  # "cuda" alone is the current one, and set_device refuses it
@@ -131,21 +130,21 @@ def train(
         with waiting("compiling", show=show):
             dataset = dataset.to(config.device)
             vae = VAE(config.model, config.seed).to(config.device)
-            images = binarized(dataset, "train", config.binarize, seed=config.seed)
-            batches = Batches(images, config.batch_size, world)
+            pixels = Pixels(dataset, config.binarize, config.seed)
+            batches = Batches(pixels.train(), config.batch_size, world)
             plan = phases(
                 config,
                 vae,
                 batches,
                 steps=steps,
                 precision=getattr(torch, config.precision),
-                pixel_scale=pixel_scale(config.binarize),
+                pixel_scale=pixels.scale,
             )
             run = Run(config, dataset, vae, batches, plan, steps, world, keeping, look_every)
-            run.look_at_validation()
-            run.begin_epoch(0)  # its noise, too, is compiled at the first draw
+            run.validate()
+            run.begin_epoch(0)  # compiles the noise of the order and of the pixels
             if keeping is not None and keeping.resumed is not None:
-                go_on_from(run, keeping.resumed)
+                run.go_on_from(keeping.resumed)
         compile_seconds = time.perf_counter() - clock
 
         with Progress(steps * len(plan), "training", show=show) as progress:

@@ -1,4 +1,4 @@
-"""Which models a compiled step trains as their own code would; the others are refused."""
+"""Checks that a compiled step trains a model exactly as the model's own code says."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ HALVES = ("encoder", "decoder")
 
 
 def check_parameters(objective: nn.Module, precision: torch.dtype) -> None:
-    """Of an objective, whose parameters are named "vae.encoder.0.weight".
+    """Check the parameters of an objective, which have names like "vae.encoder.0.weight".
 
     Raises:
-        ValueError: a parameter is of no half of the model, frozen, or not float32; or a matrix in
-            bfloat16 belongs to a layer that does not convert what it is given.
+        ValueError: a parameter is outside both halves of the model, frozen, or not float32; or a
+            bfloat16 matrix belongs to a layer that does not convert its input.
     """
     for at, module in objective.named_modules():
         for own, p in module.named_parameters(at, recurse=False):
@@ -42,10 +42,10 @@ def check_parameters(objective: nn.Module, precision: torch.dtype) -> None:
 
 @contextmanager
 def same_attributes(model: nn.Module) -> Iterator[None]:
-    """Refuse code that sets or changes a module's attributes: a compiled step would not.
+    """Refuse a block that sets or changes a module's attributes: a compiled step would not.
 
     Raises:
-        ValueError: the block did; the attributes are set back.
+        ValueError: the block did so; the attributes are restored.
     """
     before = [(path, module, dict(vars(module))) for path, module in model.named_modules()]
     tensors = [
@@ -75,15 +75,15 @@ def same_attributes(model: nn.Module) -> Iterator[None]:
 def check_fixed(
     graph: GraphModule, tensors: Sequence[Tensor], fixed: Sequence[tuple[str, Tensor]]
 ) -> None:
-    """Run a traced step on copies of its arguments, and look at those that it should only read.
+    """Run a traced step on copies of its arguments, and check those that it should only read.
 
     Args:
         graph: the step, not yet compiled.
         tensors: its arguments.
-        fixed: names and tensors of those among the arguments that no checkpoint would hold.
+        fixed: names and tensors of the arguments that a checkpoint does not hold.
 
     Raises:
-        ValueError: the step changes one of them.
+        ValueError: the step changes one of the fixed tensors.
     """
     copies = [t.clone(memory_format=torch.preserve_format) for t in tensors]
     copy_of = {id(t): copy for t, copy in zip(tensors, copies, strict=True)}
@@ -92,7 +92,7 @@ def check_fixed(
     changed = []
     for name, t in fixed:
         copy = copy_of[id(t)]
-        # Batch normalisation does not count as a change what it writes: hence the bytes.
+        # Batch normalisation writes without increasing the version, so bytes are compared too.
         if copy._version != versions[id(t)] or not _same_bytes(copy, t):
             changed.append(name)
     if changed:
@@ -103,7 +103,7 @@ def check_fixed(
 
 
 def check_same(given: dict[str, Tensor], left: dict[str, Tensor]) -> None:
-    """After `functional_call`, which returns in `left` what the model's forward put in place."""
+    """Check that the forward replaced no tensor of `given`; `functional_call` returns `left`."""
     changed = [name for name, tensor in given.items() if left[name] is not tensor]
     if changed:
         raise ValueError(
@@ -112,7 +112,7 @@ def check_same(given: dict[str, Tensor], left: dict[str, Tensor]) -> None:
 
 
 def _same_bytes(a: Tensor, b: Tensor) -> bool:
-    # Not torch.equal alone: NaN is NaN here.
+    # Bytes, so that NaN equals NaN.
     bytes_of_a, bytes_of_b = (t.contiguous().flatten().view(torch.uint8) for t in (a, b))
     return torch.equal(bytes_of_a, bytes_of_b)
 

@@ -1,70 +1,25 @@
-"""From noise to log-weight in one kernel: importance sampling that never leaves the chip.
+"""Importance sampling in one kernel, from noise to log-weight, without intermediates in memory.
 
-A program draws a tile of an image's latents, passes it through two hidden layers and the pixels,
-and sums the weights p(x, z)/q(z|x): three numbers for a tile of samples are all that reach memory.
-The layers' weights come from the L2 cache.
+A program draws a tile of an image's latents, computes two hidden layers and the pixels, and sums
+the weights p(x, z)/q(z|x). It writes only three numbers for a tile of samples to memory. The
+layers' weights come from the L2 cache.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
 import torch
 from torch import Tensor
 
-from ..backend import TRITON_VERSION, jit, tl
-from ..bernoulli import log1p_unit_jit, readable
-from ..launch import architecture
-from ..linear_bernoulli import dot_jit
-from ..noise import normal_jit
+from ..backend import jit, tl
+from ..bernoulli.kernel import readable
+from ..launch import DECODER_TILES, ProductTile, architecture, start_kernel, with_tile
+from ..noise.kernel import normal_jit
+from ..scalar import dot_jit, log1p_unit_jit
 from .perceptron import Perceptron
+from .twin import Samples, Streaming
 
-
-class Tile(NamedTuple):
-    """What a program holds at once."""
-
-    samples: int
-    hidden: int  # units of the first layer, which go into the second as soon as they are there
-    pixels: int
-    num_warps: int
-
-
-# By architecture, precision, and whether the second layer has more than 256 units. Chosen from
-# offline builds (tests/kernels/importance/test_offline_importance.py) with triton 3.6 and 3.8:
-# nothing spills. Where none fits, there is none.
-TILES: dict[str, dict[tuple[str, bool], Tile]] = {
-    "sm_80": {
-        ("bfloat16", False): Tile(32, 32, 64, 8),
-        ("bfloat16", True): Tile(64, 64, 64, 8),
-        ("tf32", False): Tile(32, 32, 32, 8),
-        ("tf32", True): Tile(32, 32, 32, 8),
-    },
-    "sm_90": {
-        ("bfloat16", False): Tile(128, 64, 64, 8),
-        ("bfloat16", True): Tile(64, 32, 64, 8),
-        ("tf32", False): Tile(64, 32, 32, 8),
-        ("tf32", True): Tile(32, 32, 32, 8),
-    },
-    "sm_100": {
-        ("bfloat16", False): Tile(64, 64, 64, 8),
-        ("bfloat16", True): Tile(32, 32, 64, 8),
-        ("tf32", False): Tile(64, 32, 32, 8),
-        ("tf32", True): Tile(32, 16, 32, 8),
-    },
-    "gfx942": {
-        ("bfloat16", False): Tile(64, 32, 64, 8),
-        ("bfloat16", True): Tile(64, 32, 64, 8),
-    },
-}
-# Four of the tiles above spill with triton 3.6, whose compilers need more registers. These do not.
-TILES_BEFORE_3_8: dict[str, dict[tuple[str, bool], Tile]] = {
-    "sm_80": {("bfloat16", True): Tile(64, 16, 64, 8), ("tf32", False): Tile(32, 16, 32, 8)},
-    "sm_90": {("bfloat16", False): Tile(128, 32, 64, 8)},
-    "gfx942": {("bfloat16", False): Tile(64, 16, 64, 8)},
-}
-if TRITON_VERSION < (3, 8):
-    for _gpu, _tiles in TILES_BEFORE_3_8.items():
-        TILES[_gpu].update(_tiles)
+# Samples of one launch at most; the sums of its tiles stay below 4 KiB per image.
+SAMPLES_PER_LAUNCH = 1 << 13
 
 
 @jit
@@ -77,7 +32,7 @@ def activation_jit(a, TANH: tl.constexpr):  # type: ignore[no-untyped-def]
 @jit
 def layer_jit(  # type: ignore[no-untyped-def]
     weight_ptr, inputs, outputs, N_IN: tl.constexpr, N_OUT: tl.constexpr, BFLOAT16: tl.constexpr
-):  # → that block of the transposed weight (inputs, outputs), zero beyond its edges
+):  # → a block of the transposed weight (inputs, outputs), zero beyond the weight's edges
     at = weight_ptr + outputs[None, :].to(tl.int64) * N_IN + inputs[:, None]
     mask = (inputs < N_IN)[:, None] & (outputs < N_OUT)[None, :]
     weight = tl.load(at, mask=mask, other=0.0)
@@ -96,9 +51,9 @@ def decoder_kernel(  # type: ignore[no-untyped-def]
     bias2_ptr,
     weight3_ptr,  # (P, H2)
     bias3_ptr,
-    largest_ptr,  # (tiles, B) float32: of a tile's samples the largest log p(x, z)/q(z|x),
-    total_ptr,  # (tiles, B) float32: Σ p(x, z)/q(z|x) in units of it,
-    log_prob_ptr,  # (tiles, B) float32: and Σ log p(x|z)
+    largest_ptr,  # (tiles, B) float32: the largest log p(x, z)/q(z|x) of a tile's samples
+    total_ptr,  # (tiles, B) float32: Σ p(x, z)/q(z|x), divided by the largest
+    log_prob_ptr,  # (tiles, B) float32: Σ log p(x|z)
     n_images,
     num_samples,
     row_offset,
@@ -121,7 +76,7 @@ def decoder_kernel(  # type: ignore[no-untyped-def]
     image = tl.program_id(0).to(tl.int64)
     samples = tl.program_id(1).to(tl.int64) * BLOCK_S + tl.arange(0, BLOCK_S)
     d = tl.arange(0, WIDTH_D)
-    # Beyond the edge mu = logvar = 0, hence z = eps and no term of the log-ratio.
+    # Beyond the edge mu = logvar = 0, hence z = eps, and the term of the log-ratio is 0.
     mu = tl.load(mu_ptr + image * D + d, mask=d < D, other=0.0)
     logvar = tl.load(logvar_ptr + image * D + d, mask=d < D, other=0.0)
     quad = (image + row_offset) * QUADS + tl.arange(0, WIDTH_D // 4)
@@ -173,68 +128,63 @@ def decoder_kernel(  # type: ignore[no-untyped-def]
     tl.store(log_prob_ptr + at, tl.sum(tl.where(live, log_prob, 0.0), 0))
 
 
-def tile_for(decoder: Perceptron, device: torch.device, precision: str) -> Tile | None:
-    """The tile of a decoder, or None where the kernel does not take it."""
+def tile_for(decoder: Perceptron, device: torch.device, precision: str) -> ProductTile | None:
+    """The tile for a decoder, or None if the kernel does not support the decoder."""
     if len(decoder.weights) != 3:
         return None
     latents, hidden = decoder.weights[0].shape[1], len(decoder.weights[1])
     if (hidden <= 256 and latents <= 128) or (hidden <= 512 and latents <= 16):
-        # In the interpreter, "cpu": anything fits, and small tiles take the least time.
+        # "cpu" is the interpreter: any tile fits there, and small ones take the least time.
         name = architecture(device).replace("cpu", "sm_80")
-        return TILES.get(name, {}).get((precision, hidden > 256))
+        return DECODER_TILES.get(name, {}).get((precision, hidden > 256))
     return None
 
 
-def launch_decoder(
-    kernel: Any,
-    decoder: Perceptron,
-    mu: Tensor,
-    logvar: Tensor,
-    x: Tensor,
-    noise: Tensor,
-    num_samples: int,
-    row_offset: int,
-    sample_offset: int,
-    precision: str,
-) -> tuple[Tensor, Tensor]:
-    """mu, logvar (B, D), x (B, P) → log Σ_s p(x, z_s)/q(z_s|x) and Σ_s log p(x|z_s), each (B,)."""
-    images, latents = mu.shape
-    tile = tile_for(decoder, mu.device, precision)
-    assert tile is not None, "ask tile_for first"
-    tiles = -(-num_samples // tile.samples)
-    largest, total, log_probs = mu.new_empty((3, tiles, images), dtype=torch.float32)
-    x = readable(x)
+def run_kernel(of: Samples, decoder: Perceptron, precision: str, streaming: Streaming) -> None:
+    """Add all samples of a decoder for which `tile_for` returns a tile."""
+    for first in range(0, of.num_samples, SAMPLES_PER_LAUNCH):
+        count = min(SAMPLES_PER_LAUNCH, of.num_samples - first)
+        part = of._replace(num_samples=count, sample_offset=of.sample_offset + first)
+        streaming.add(slice(None), launch_decoder(part, decoder, precision))
+
+
+def launch_decoder(of: Samples, decoder: Perceptron, precision: str) -> tuple[Tensor, Tensor]:
+    """log Σ_s p(x, z_s)/q(z_s|x) and Σ_s log p(x|z_s), each (B,)."""
+    images, latents = of.mu.shape
+    usual = tile_for(decoder, of.mu.device, precision)
+    assert usual is not None, "ask tile_for first"
+    x = readable(of.x)
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-    if images > 0:
-        kernel[(images, tiles)](
-            mu.float().contiguous(),
-            logvar.float().contiguous(),
-            noise.contiguous(),
-            x,
-            *decoder.tensors(dtype),
-            largest,
-            total,
-            log_probs,
-            images,
-            num_samples,
-            row_offset,
-            sample_offset,
-            D=latents,
-            H1=len(decoder.weights[0]),
-            H2=len(decoder.weights[1]),
-            P=len(decoder.weights[2]),
-            X_STRIDE=x.stride(0),
-            TANH=decoder.activation == "tanh",
-            BFLOAT16=precision == "bfloat16",
-            PRECISION="tf32" if precision == "tf32" else "ieee",
-            WIDTH_D=_power_of_two(latents),
-            WIDTH_H2=_power_of_two(len(decoder.weights[1])),
-            BLOCK_S=tile.samples,
-            BLOCK_H=tile.hidden,
-            BLOCK_P=tile.pixels,
-            num_warps=tile.num_warps,
-        )
-    return torch.logsumexp(largest + total.log(), 0), log_probs.sum(0)
+    inputs = (
+        *(of.mu.float().contiguous(), of.logvar.float().contiguous()),
+        *(of.noise.contiguous(), x, *decoder.tensors(dtype)),
+    )
+    h1, h2, pixels = (len(weight) for weight in decoder.weights)
+    constants = {
+        "D": latents,
+        "H1": h1,
+        "H2": h2,
+        "P": pixels,
+        "X_STRIDE": x.stride(0),
+        "TANH": decoder.activation == "tanh",
+        "BFLOAT16": precision == "bfloat16",
+        "PRECISION": "tf32" if precision == "tf32" else "ieee",
+        "WIDTH_D": _power_of_two(latents),
+        "WIDTH_H2": _power_of_two(h2),
+    }
+
+    def run(tile: ProductTile) -> Tensor:
+        tiles = -(-of.num_samples // tile.rows)
+        sums = of.mu.new_empty((3, tiles, images), dtype=torch.float32)
+        if images > 0:
+            sizes = (images, of.num_samples, of.row_offset, of.sample_offset)
+            block = {"BLOCK_S": tile.rows, "BLOCK_H": tile.hidden, "BLOCK_P": tile.pixels}
+            args = (*inputs, *sums, *sizes)
+            start_kernel(decoder_kernel, (images, tiles), args, constants | block, tile.num_warps)
+        return sums
+
+    largest, total, log_prob = with_tile("decoder", tuple(constants.items()), inputs, usual, run)
+    return torch.logsumexp(largest + total.log(), 0), log_prob.sum(0)
 
 
 def _power_of_two(size: int) -> int:

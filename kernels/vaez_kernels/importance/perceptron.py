@@ -1,4 +1,4 @@
-"""A decoder seen as layers, where it is a multilayer perceptron: what fused code can take apart."""
+"""The layers of a decoder that is a multilayer perceptron, for fused code."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Perceptron(NamedTuple):
 def taken_apart(decoder: Any) -> Perceptron | None:
     """The layers of `nn.Sequential(Linear, ReLU | Tanh, Linear, …, Linear)`; None for all else.
 
-    A subclass of nn.Linear counts where it says `is_affine = True`, itself: its forward is x Wᵀ +
-    b. Layers
-    with hooks or parametrizations compute something else, and so does any other module.
+    A subclass of nn.Linear is accepted if it sets `is_affine = True` itself, to state that its
+    forward is x Wᵀ + b. Layers with hooks or parametrizations may compute something else, and so
+    may any other module.
     """
     if type(decoder) is not nn.Sequential or any(map(_has_hooks, (decoder, *decoder))):
         return None
@@ -52,7 +52,7 @@ def taken_apart(decoder: Any) -> Perceptron | None:
 
 
 def _is_affine(module: nn.Linear) -> bool:
-    # Of the class itself: a subclass of such a class may compute something else again.
+    # The attribute of the class itself: a subclass that inherits it may compute something else.
     known = type(module) is nn.Linear or vars(type(module)).get("is_affine", False)
     return known and "forward" not in vars(module)
 

@@ -1,7 +1,7 @@
-"""A pytest plugin that makes rows of bench_noise end badly, each in a way of its own.
+"""A pytest plugin that breaks two rows of bench_noise.
 
-The first size's torch.randn kills its process; the second's `normal` fails, and with it the device
-stops answering.
+torch.randn of the smaller size kills the process. `normal` of the larger size raises an error, and
+after it the device no longer answers.
 """
 
 from __future__ import annotations
@@ -10,26 +10,30 @@ import os
 import signal
 from typing import Any
 
+import pytest
 import torch
 
 from bench.ops import bench_noise
 from bench.timing import building
+from vaez_kernels import normal
 
-looks_normal, is_the_stream = bench_noise._looks_normal, bench_noise._is_the_stream
+randn = torch.randn
 SMALL, LARGE = bench_noise.SIZES["cpu"]
 
 
-def killed(n: torch.Tensor) -> Any:
-    if n.numel() == SMALL:
+def killed(rows: int, columns: int, **where: Any) -> torch.Tensor:
+    if rows * columns == SMALL:
         os.kill(os.getpid(), signal.SIGKILL)
-    return looks_normal(n)
+    return randn(rows, columns, **where)
 
 
-def lost(n: torch.Tensor, noise: torch.Tensor) -> Any:
-    if n.numel() == LARGE:
+def lost(noise: torch.Tensor, S: int, B: int, D: int, **offsets: int) -> torch.Tensor:
+    if S * B * D == LARGE:
         building.device_answers = lambda: False
         raise RuntimeError("an illegal memory access\nand more of it")
-    return is_the_stream(n, noise)
+    return normal(noise, S, B, D, **offsets)
 
 
-bench_noise._looks_normal, bench_noise._is_the_stream = killed, lost
+patch = pytest.MonkeyPatch()
+patch.setattr(torch, "randn", killed)
+patch.setattr(bench_noise, "normal", lost)

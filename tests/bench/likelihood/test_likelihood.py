@@ -1,4 +1,4 @@
-"""The likelihood report: of real runs, with what it says computed anew."""
+"""The likelihood report of real runs, against its numbers computed again."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from torch import Tensor
 from bench.likelihood import run as likelihood
 from bench.likelihood.run import main
 from bench.timing.clock import Times
-from tests.digits import first
+from tests.training.digits import first
 from vaez_fast.config import TrainConfig
 from vaez_fast.data import Dataset, binarized, load
 from vaez_fast.drawing.page import markdown
 from vaez_fast.measures.evaluate import Evaluator, Metrics
 from vaez_fast.model import VAE
 from vaez_fast.runs.folder import load_run, save
+from vaez_fast.streams import AGGREGATE_DENSITY, EVALUATION
 from vaez_fast.system.files import OutputError
-from vaez_fast.training.loop import EVALUATION_STEP
 from vaez_fast.training.train import Result
 from vaez_kernels import noise_key, reference
 
@@ -32,7 +32,7 @@ CONFIG = TrainConfig(data="mnist-5k", model="lyeoni", epochs=None, steps=1)
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run's folder, of a model that was not trained."""
+    """The folder of a run whose model was not trained."""
     folder = tmp_path / "run"
     folder.mkdir()
     metrics = Metrics(-560.0, 10.0, 550.0, -555.0, 0.5, 128)
@@ -42,7 +42,7 @@ def run(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> Dataset:
-    """60 real digits of each split, and few samples of them."""
+    """60 real digits of each split; few samples are taken."""
     full = load("mnist-5k")
     splits = (full.train, full.validation, full.test)
     digits = Dataset("mnist-5k", *(first(split, 60) for split in splits))
@@ -63,7 +63,7 @@ def test_the_report_holds_what_the_evaluator_finds(
     (model,) = results["models"]
     vae, _ = load_run(run)
     pixels = binarized(small, "test", "static")
-    noise = noise_key(0, "evaluate", EVALUATION_STEP["test"])
+    noise = EVALUATION["test"].key(0)
     for point in model["k_curve"]:
         metrics = Evaluator(pixels, 1.0, noise)(vae, point["k"])
         assert point["mean"] == pytest.approx(metrics.log_px, abs=1e-3)
@@ -76,7 +76,7 @@ def test_the_report_holds_what_the_evaluator_finds(
     with torch.no_grad():
         mu, logvar = vae.encode(binarized(small, "train", "static").float())
         z_mu, z_logvar = vae.encode(binarized(small, "test", "static").float())
-    eps = reference.normal(noise_key(0, "evaluate", likelihood.DRAW), 1, 60, 2)
+    eps = reference.normal(AGGREGATE_DENSITY.key(0), 1, 60, 2)
     z = reference.rsample(z_mu, z_logvar, eps)[0]
     log_q = reference.mixture_log_prob(z, mu, logvar).mean()
     assert math.isclose(mixture["log_q"]["mean"], float(log_q), abs_tol=1e-4)
@@ -101,14 +101,14 @@ def test_a_folder_without_a_whole_run_is_named(
 
 
 class FakeEvaluator:
-    """log p(x) of image i from k samples is −k − i, less exact in low precision; and a clock."""
+    """A clock, and log p(x) = −k − i of image i from k samples, off by 0.01·i in bfloat16."""
 
     now = 0.0
     asked: ClassVar[list[tuple[int, tuple[int, ...], str]]] = []
 
     def __init__(self, pixels: Tensor, scale: float, noise: Tensor, precision: str) -> None:
         assert scale == 1.0
-        assert torch.equal(noise, noise_key(0, "evaluate", 1))  # the test's
+        assert torch.equal(noise, noise_key(0, "evaluate", 1))  # the test split's
         self.count, self.precision = len(pixels), precision
 
     def log_px_curve(self, _: VAE, counts: tuple[int, ...]) -> Tensor:
@@ -116,7 +116,7 @@ class FakeEvaluator:
         FakeEvaluator.now += float(self.count)
         image = torch.arange(self.count, dtype=torch.float64)
         exact = torch.stack([-float(k) - image for k in counts])
-        # 0.0 for the first image, 0.01 more for each one after it
+        # An error of 0.0 for the first image, and of 0.01 more for each further one.
         return exact - 0.01 * image if self.precision == "bfloat16" else exact
 
 
@@ -130,7 +130,7 @@ def test_bias_is_what_low_precision_adds_to_float32_on_the_same_samples(
     monkeypatch.setattr(likelihood, "time", clock)
     run = {"config": {"binarize": "static", "seed": 0, "model": "m", "data": "d"}, "arm": "an arm"}
     found = likelihood.measure(VAE("lyeoni"), run, small)
-    # 20 images: 0 to −0.19, of deviation 0.01·√35.
+    # The errors of 20 images go from 0 to −0.19; their standard deviation is 0.01·√35.
     assert found["bias"]["bfloat16"] == {
         "mean": pytest.approx(-0.095),
         "standard_error": pytest.approx(0.01 * math.sqrt(35) / math.sqrt(20)),
@@ -138,10 +138,10 @@ def test_bias_is_what_low_precision_adds_to_float32_on_the_same_samples(
     }
     assert FakeEvaluator.asked[:2] == [(20, (10,), "float32"), (20, (10,), "bfloat16")]
     assert FakeEvaluator.asked[-1] == (60, (1, 4, 100), "auto")
-    assert found["seconds"] == 60.0  # of all images, what compiles is not in it
+    assert found["seconds"] == 60.0  # all images; the call that compiles is not counted
     curve = found["k_curve"]
     assert [point["k"] for point in curve] == [1, 4, 100]
-    # Images 0 to 59: 29.5 in the mean, of variance 60·61/12.
+    # Images 0 to 59: a mean of 29.5 and a variance of 60·61/12.
     assert [point["mean"] for point in curve] == pytest.approx([-30.5, -33.5, -129.5])
     assert curve[0]["standard_error"] == pytest.approx(math.sqrt(60 * 61 / 12) / math.sqrt(60))
 

@@ -1,4 +1,4 @@
-"""The reproduction of Burda et al.: its cells, its curve, and what is kept when it is stopped."""
+"""The reproduction of Burda et al.: its cells, its curve, and what is left if it is interrupted."""
 
 from __future__ import annotations
 
@@ -14,20 +14,19 @@ import torch
 from bench.likelihood import reproduction
 from bench.likelihood.reproduction import config_of, k_curve, main, page, reproduce
 from bench.likelihood.run import SAMPLES
-from tests.digits import first
+from tests.training.digits import first
 from vaez_fast.config import ConfigError, TrainConfig, choose_device, choose_precision
 from vaez_fast.data import Dataset, binarized, load
 from vaez_fast.drawing.page import markdown
 from vaez_fast.measures.evaluate import Evaluator, Metrics
 from vaez_fast.model import VAE
+from vaez_fast.streams import EVALUATION
 from vaez_fast.system.files import OutputError
-from vaez_fast.training.loop import EVALUATION_STEP
 from vaez_fast.training.train import Result
-from vaez_kernels import noise_key
 
 
 class FakeTraining:
-    """Stands for `train`: notes the arms, trains nothing, and stops where it is told to."""
+    """A stand-in for `train`: records the arms, trains nothing, is interrupted at `stop_at`."""
 
     def __init__(self) -> None:
         self.arms: list[str] = []
@@ -55,7 +54,7 @@ def training(monkeypatch: pytest.MonkeyPatch) -> FakeTraining:
 
 @pytest.fixture(scope="module")
 def dataset() -> Dataset:
-    """50 real digits to test on, under the name that the cells have."""
+    """50 real digits to test on, under the data set's name in the cells."""
     full = load("mnist-5k")
     return Dataset(
         "mnist", *(first(split, 50) for split in (full.train, full.validation, full.test))
@@ -122,18 +121,19 @@ def test_the_page_and_the_figure_show_the_model_that_was_kept(
     dataset: Dataset, tmp_path: Path
 ) -> None:
     results = reproduce(["static/1", "static/5"], dataset, tmp_path)
-    noise = noise_key(0, "evaluate", EVALUATION_STEP["test"])
+    noise = EVALUATION["test"].key(0)
     held_out = Evaluator(binarized(dataset, "test", "static"), 1.0, noise)(VAE("burda", 5), 20)
     curve = results["cells"]["static/5"]["k_curve"]
     assert [point["k"] for point in curve] == [1, 3, 20]
     assert curve[0]["log_px"] < curve[-1]["log_px"]
-    # bfloat16 products of other shapes may sum in another order: 2⁻⁸ of a logit's terms.
+    # bfloat16 products of other shapes may sum in another order: an error of 2⁻⁸ of a logit's
+    # terms.
     assert curve[-1]["log_px"] == pytest.approx(held_out.log_px, abs=0.05)
     text = markdown(page(results))
     value = f"{curve[-1]['log_px']:.2f} ± {curve[-1]['standard_error']:.2f}"
     assert f"| static | IWAE-5 | -87.63 | {value} |" in text
     assert "| static | VAE | -88.71 |" in text
-    assert "| dynamic |" not in text  # no cell of it is done
+    assert "| dynamic |" not in text  # none of its cells is done
     assert reproduction.k_curves(results).startswith(b"\x89PNG")
 
 
@@ -154,7 +154,7 @@ def test_bad_settings_and_missing_data_are_one_line_each(
 
 
 def test_a_cells_row_has_its_difference_from_the_paper_and_its_steps() -> None:
-    """Here less the paper's: below it is negative."""
+    """The difference is ours minus the paper's: negative where ours is lower."""
     cell = {
         "config": {
             "binarize": "dynamic", "num_samples": 50, "epochs": 25, "batch_size": 50, "lr": 3e-3,

@@ -1,4 +1,4 @@
-"""Two runs of the suite compared: what counts as a change, what is refused, what a script reads."""
+"""Comparing two runs of the suite: what counts as a change, what is refused, what scripts read."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FIRST = next(iter(GROUPS))
 
 
 def scaled(providers: dict[str, float], group: str = FIRST) -> dict[str, dict[str, float]]:
-    """GROUPS, with some providers of one group so many times as slow."""
+    """GROUPS, with the times of some providers of one group multiplied by these factors."""
     medians = {name: dict(of_group) for name, of_group in GROUPS.items()}
     for provider, factor in providers.items():
         medians[group][provider] *= factor
@@ -39,9 +39,9 @@ def compared(old: dict[str, Any], new: dict[str, Any], **options: float) -> dict
 
 class TestIntervals:
     def test_they_cover_the_true_ratio_though_rounds_are_not_independent(self) -> None:
-        """200 runs of 75 rounds, both rows slowed alike by a neighbour that comes and goes.
+        """200 runs of 75 rounds, in which another process slows both rows alike for some rounds.
 
-        95 % intervals that cover in fewer than 170 of 200 have a chance below 1e-7.
+        True 95 % intervals cover in fewer than 170 of 200 runs with a chance below 1e-7.
         """
         random = np.random.default_rng(0)
         covered = 0
@@ -73,9 +73,10 @@ class TestIntervals:
         assert log_median(rounds).estimate().value == pytest.approx(3.0)
 
     def test_a_time_alone_is_covered_though_a_neighbour_slows_many_rounds_in_a_row(self) -> None:
-        """As above, one row: rounds resampled one by one cover in 95 of 200, blocks in 153.
+        """The same with one row: resampling single rounds covers in 95 of 200 runs, blocks in 153.
 
-        Blocks of √75 rounds are still short of what the neighbour remembers: 95 % are not reached.
+        Blocks of √75 rounds are shorter than the correlation of the slowdown, so coverage stays
+        below 95 %.
         """
         random = np.random.default_rng(0)
         covered = 0
@@ -88,7 +89,7 @@ class TestIntervals:
         assert covered >= 135
 
     def test_two_runs_are_resampled_apart(self) -> None:
-        """The same rounds cancel in a ratio of two rows of one run, never in that of two runs."""
+        """Equal rounds cancel in a ratio of two rows of one run, but not in a ratio of two runs."""
         rounds = list(np.exp(0.1 * np.random.default_rng(2).normal(size=75)))
         one_run = (log_median(rounds, run=0) - log_median(rounds, run=0)).estimate()
         assert one_run.low == one_run.high == 1.0
@@ -101,7 +102,7 @@ class TestIntervals:
     def test_a_known_spread_widens_them_by_the_normal_quantile(self) -> None:
         exact = log_median([1.0] * 20)
         wide = exact.widened(0.1, freedom=1e9).estimate()
-        # 1,000 draws: their 97.5 % quantile has a standard error of 0.085 standard deviations
+        # The 97.5 % quantile of 1,000 draws has a standard error of 0.085 standard deviations.
         assert np.log(wide.high) == pytest.approx(0.196, abs=0.03)
         assert np.log(wide.low) == pytest.approx(-0.196, abs=0.03)
 
@@ -110,7 +111,7 @@ class TestIntervals:
     ("low", "value", "high", "verdict"),
     [
         (0.99, 1.00, 1.01, "same"),
-        (1.01, 1.02, 1.03, "same"),  # there is a change, and it is small
+        (1.01, 1.02, 1.03, "same"),  # a real change, but a small one
         (1.01, 1.10, 1.20, "slower"),
         (1.01, 1.04, 1.07, "ambiguous"),
         (0.90, 1.10, 1.30, "ambiguous"),
@@ -127,7 +128,7 @@ def test_a_verdict_takes_interval_and_band(
 
 class TestVerdicts:
     def test_the_same_code_is_the_same_though_the_machine_drifts(self) -> None:
-        """All of the second run takes 1.5 times as long."""
+        """Every row of the second run takes 1.5 times as long."""
         slow = {g: {p: 1.5 * t for p, t in of.items()} for g, of in GROUPS.items()}
         rows = compared(content(GROUPS, 1), content(slow, 2))
         assert rows["fallback"].verdict == "same"
@@ -143,7 +144,7 @@ class TestVerdicts:
         assert rows["fallback"].judged == "time over eager's"
 
     def test_a_change_must_exceed_what_unchanged_code_shows(self) -> None:
-        """Controls spread by 20 % from run to run: a fifth more says nothing."""
+        """Controls spread by 20 % from run to run, so a fifth more time proves nothing."""
         random = np.random.default_rng(3)
         new = scaled({"fallback": 1.2})
         for of_group in new.values():
@@ -155,7 +156,10 @@ class TestVerdicts:
         assert 0.1 < spread.value < 0.4
 
     def test_controls_are_unchanged_code_and_their_common_change_counts(self) -> None:
-        """All are 1.2 times as slow over their first row: that is no drift, it cancels in it."""
+        """All controls are 1.2 times slower relative to the first row.
+
+        A drift of the machine would cancel in that ratio, so this is no drift.
+        """
         new = {
             group: {"eager": 2 * of["eager"], "compiled": 2.4 * of["compiled"], "fallback": 9.0}
             for group, of in GROUPS.items()
@@ -171,7 +175,7 @@ class TestVerdicts:
         row = rows["fallback"]
         assert (row.old, row.new) == (pytest.approx(1e-3), pytest.approx(5e-3))
         assert row.ratio is not None
-        assert row.ratio.value == pytest.approx(2.5)  # five times as slow, eager twice
+        assert row.ratio.value == pytest.approx(2.5)  # 5 times slower, eager 2 times
 
     def test_few_controls_leave_the_usual_spread(self) -> None:
         few = {FIRST: GROUPS[FIRST]}

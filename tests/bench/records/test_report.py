@@ -1,4 +1,4 @@
-"""The report of runs and their history: every row is in it, and what it says of them is so."""
+"""The report of runs and the history of runs: they show every row, with its true numbers."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from bench.records.records import Record, parse, read
 from bench.records.summary import rows_of_json, summary
 from bench.timing import rivals
 from tests.bench.suite_record import content, on_a_gpu, write
+from vaez_fast.drawing import style
 
 PNG = b"\x89PNG"
 REPORTS = Path(__file__).parents[3] / "reports"
@@ -38,7 +39,7 @@ def without_floor(run: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("file", sorted(REPORTS.glob("*/bench.json")), ids=lambda f: f.parent.name)
 def test_a_committed_run_is_read_whole(file: Path) -> None:
-    """What the reader makes of a file prints the same tables as the file itself."""
+    """The rows that the reader returns print the same tables as the file's own JSON."""
     run = json.loads(file.read_text())
     rows = [row.as_summary() for row in read(file).rows]
     told = list(summary(rows, run["machine_info"]))
@@ -114,17 +115,17 @@ class TestReport:
         def providers(groups: Any, title: str) -> bytes:
             rows = [row for group in groups for row in group.values()]
             drawn[title] = [row.median for row in rows]
-            assert all(row.median in row.seconds for row in rows)  # 61 rounds
+            assert all(row.median in row.seconds for row in rows)  # 61 rounds, an odd number
             return PNG
 
         monkeypatch.setattr(figures, "providers", providers)
         report.write_page(tmp_path, *report.draw([run]))
-        # The textbook's device time is not known, so that nothing is set against it.
+        # The textbook has no device time, so no other row is compared with it.
         assert set(drawn) == {
             *("an op, a CPU", "noise, a CPU", "training step, a CPU"),
             *("an op by device time, a CPU", "noise by device time, a CPU"),
         }
-        # The noise that scatters by 2 % leaves a median of 61 rounds within 1 %.
+        # With a scatter of 2 %, the median of 61 rounds is within 1 %.
         device = pytest.approx([2e-3, 1e-3, 5e-4, 4e-3, 1e-3, 9e-4], rel=0.01)
         assert drawn["an op by device time, a CPU"] == device
         assert drawn["training step, a CPU"] == pytest.approx([9e-4, 250e-6], rel=0.01)
@@ -160,12 +161,14 @@ class TestFigures:
     ) -> None:
         drawn: list[tuple[list[float], list[float]]] = []
 
-        def points(ax: Any, rows: Any, x: list[float], y: list[float]) -> None:
-            drawn.append((x, y))
-            ax.set(xscale="log", yscale="log")
+        def png(figure: Any) -> bytes:
+            points = [(line.get_xdata(), line.get_ydata()) for line in figure.axes[0].lines]
+            x, y = zip(*points[: len(rows)], strict=True)
+            drawn.append(([float(at[0]) for at in x], [float(at[0]) for at in y]))
+            return PNG
 
-        monkeypatch.setattr(figures, "_points", points)
-        # On a GPU the bytes are over what the GPU takes, however long a caller waits.
+        monkeypatch.setattr(style, "png", png)
+        # On a GPU the speed is bytes over the GPU's own time, however long the caller waits.
         run = content(GROUPS, 1)
         rows = parse(Path("f"), on_a_gpu(run, launches=0.1) if gpu else run).rows
         figures.roofline(rows, 25.0, "an op")
@@ -217,7 +220,7 @@ class TestHistory:
         assert runs == [("1", "2026-11-03", "b/bench.json"), ("2", "2026-11-06", "a/bench.json")]
         (line,) = re.findall(r"^\| forward, 8 × 128, float32 \| triton \| (.*) \|$", text, re.M)
         first, second = (float(cell.split()[0]) for cell in line.split(" | "))
-        # eager over triton: 4, then 8; medians of 61 rounds that scatter by 2 %
+        # eager over triton is 4, then 8, from medians of 61 rounds that scatter by 2 %.
         assert first == pytest.approx(4, rel=0.03)
         assert second == pytest.approx(8, rel=0.03)
         assert (tmp_path / "out" / "history-an-op.png").read_bytes().startswith(PNG)
@@ -274,7 +277,7 @@ class TestHistory:
         history.main([str(reports), "--out", str(tmp_path / "out")])
         text = (tmp_path / "out" / "report.md").read_text()
         (line,) = re.findall(r"^\| forward, 8 × 128, float32 \| triton \| (.*) \|$", text, re.M)
-        # By date: b, then c, which lacks it, then a.
+        # By date: b, then c, which has no such row, then a.
         assert line.split(" | ")[1] == "–"
 
     def test_an_output_that_cannot_be_written_exits_with_1(

@@ -1,13 +1,13 @@
-"""The tables that a run of the benchmarks ends in."""
+"""The tables that are printed at the end of a run of the benchmarks."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from bench.records.summary import Row, summary
+from bench.records.summary import Timed, summary
 
 
-def row(provider: str, median: float, **info: Any) -> Row:
+def row(provider: str, median: float, **info: Any) -> Timed:
     values = {
         "provider": provider,
         "floor_bytes": 1000,
@@ -59,7 +59,7 @@ def test_markdown_has_the_cells_of_the_text() -> None:
     assert len({line.count("|") for line in table}) == 1
 
 
-# The host takes 300 µs to launch; the GPU takes less, and the textbook waits for it.
+# The host takes 300 µs to launch, the GPU takes less. The textbook waits for the GPU.
 ON_A_GPU = [
     row("eager", 300e-6, device_seconds=[90e-6, 40e-6, 39e-6]),
     row("triton", 20e-6, device_seconds=[5e-6, 4e-6]),

@@ -1,4 +1,4 @@
-"""Scaling: ranks are held to one process before they are timed; the page says what was found."""
+"""Scaling: ranks are checked against one process before they are timed; the page has the times."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ import pytest
 import torch
 
 from bench.scaling import run as scaling
+from bench.scaling.figure import figure
 from bench.scaling.model import Cluster, fitted
-from bench.scaling.page import FAILED, figure, page
+from bench.scaling.page import FAILED, page
+from bench.scaling.rank import Plan
 from bench.scaling.reasoning import clusters
 from bench.scaling.run import LIMITS, main, measure, merged
-from bench.scaling.worker import Plan, difference
+from bench.scaling.worker import difference
 from vaez_fast.drawing import style
 from vaez_fast.drawing.page import markdown
 from vaez_fast.model import VAE
 
-# Of losses, by batch: what rounding alone does to one process, nats.
+# By batch: how far rounding alone moves the losses of one process, nats.
 ROUNDING: dict[str, float | None] = {"128": 1e-5, "512": 1e-5, "1024": 2e-3, "2048": 5e-2}
 TINY = Plan(
     processes=(1, 2), strong=(8, 24), weak=12, steps=20, checked_steps=3, rounds=2, calls=1,
@@ -34,7 +36,7 @@ SLOWDOWN, ALL_REDUCE = {1: 1.0, 2: 1.1, 4: 2.3}, {1: 0.0, 2: 2e-3, 4: 5e-3}
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
-        # Steps run as they are, like on a machine without a C++ compiler: compiling takes longer.
+        # Without a C++ compiler steps run uncompiled; compiling them would take longer.
         patch.setenv("CXX", "none")
         patch.setattr(scaling, "PASSES", 1)
         patch.setattr(scaling, "TWO_THREADS", ())
@@ -47,7 +49,7 @@ def test_two_ranks_are_launched_checked_and_timed(measured: dict[str, Any]) -> N
         batch: {"gradient": 0.0, "loss": 0.0} for batch in ("8", "12", "24")
     }
     for found in two["difference"]["batches"].values():
-        # Sums of 12 rows in another order: not the same bits, so it was not the same process.
+        # Two ranks sum 12 rows in another order. Equal bits would mean that one process did it all.
         assert 0.0 < found["gradient"] <= LIMITS["gradient"]
         assert found["loss"] <= LIMITS["loss"]
     assert one["failed"] == two["failed"] == []
@@ -56,11 +58,11 @@ def test_two_ranks_are_launched_checked_and_timed(measured: dict[str, Any]) -> N
     assert all(0.0 < moved < 0.1 for moved in measured["rounding"].values())
     assert two["elbo"] == pytest.approx(one["elbo"], abs=LIMITS["elbo"])
     assert one["bytes"]["peak"] >= one["bytes"]["own"] > 0
-    assert "/" not in json.dumps(measured["plan"])  # no folder of the machine
+    assert "/" not in json.dumps(measured["plan"])  # no path of this machine
 
 
 def results() -> dict[str, Any]:
-    """As `measure` gives them, of a machine that is exactly the model."""
+    """Results as `measure` returns them, from a machine whose times follow the model exactly."""
     plan = Plan()
     layouts = []
     for n, threads in ((1, 1), (2, 1), (4, 1), (1, 2)):
@@ -111,7 +113,7 @@ def test_the_model_is_fitted_to_what_it_describes() -> None:
 
 def test_the_page_names_the_fastest_and_what_grows() -> None:
     text = markdown(page(results()))
-    # (40 µs · 64 + 1.5 ms) · 1.1 + 2 ms = 6.47 ms; one process 6.62 ms, with two threads half.
+    # (40 µs · 64 + 1.5 ms) · 1.1 + 2 ms = 6.47 ms; one process 6.62 ms, half with two threads.
     assert "| 128 | 2 | 6.47 ± 0.65 ms | 1.02 | 2.00 ms | 31% | 6.47 ms (+0%) |" in text
     assert "At batch 128 the fastest is one process with two threads: 2.00 times it" in text
     assert "two processes are 1.95 times slower than two threads" in text
@@ -142,7 +144,7 @@ def test_what_fails_its_check_has_no_time_and_the_page_says_so() -> None:
     assert "At batch 2,048 ranks are beyond 0.001 nats. There the last row is the limit" in text
     assert f"| 512 | 2 | {FAILED} |" in text
     assert figure(found).startswith(b"\x89PNG")
-    # Where rounding alone does more to one process, that is the limit.
+    # Where rounding alone moves the loss of one process further, that is the limit.
     passes["difference"]["batches"]["2048"]["loss"] = 4e-2
     assert merged(2, 1, [passes, passes], plan, ROUNDING)["failed"] == ["512"]
     found["layouts"][1]["difference"]["batches"]["2048"]["loss"] = 4e-2
@@ -153,7 +155,7 @@ def test_what_fails_its_check_has_no_time_and_the_page_says_so() -> None:
 
 
 def found_of(processes: int = 2) -> dict[str, Any]:
-    """A pass whose every check is passed."""
+    """A pass in which every check passed."""
     plan = Plan()
     names = (*map(str, plan.batches(processes)), "apart", "all_reduce", "evaluation")
     batches = {str(b): {"gradient": 0.0, "loss": 0.0} for b in plan.batches(processes)}
@@ -189,7 +191,7 @@ def test_times_are_quartiles_over_the_rounds_of_all_passes() -> None:
     one, other = found_of(), found_of()
     other["seconds"]["128"], other["compile_seconds"] = [4.0, 5.0, 60.0], 2.0
     layout = merged(2, 1, [one, other], Plan(), ROUNDING)
-    # Of 1, 2, 3, 4, 5 and 60: the quartiles' places are 1.75, 3.5 and 5.25.
+    # Among 1, 2, 3, 4, 5 and 60 the quartiles are at positions 1.75, 3.5 and 5.25.
     assert layout["seconds"]["128"] == pytest.approx([1.75, 3.5, 5 + 0.25 * 55])
     assert layout["compile_seconds"] == [5.0, 2.0]
 
@@ -234,10 +236,10 @@ def test_every_number_of_the_pages_tables_is_in_its_column() -> None:
     # 512 rows a process: 1.1·(40 µs·512 + 1.5 ms) + 2 ms = 26.18 ms against 21.98.
     assert "| 2 | 1,024 | 26.18 ± 2.62 ms | 39,117 | 84% |" in text
     assert "| 1 | 512 | 21.98 ± 2.20 ms | 23,294 | 100% |" in text
-    assert "| 4 | 25.00 ± 2.50 ms | 4.00 | 0 |" in text  # the evaluation: 0.1 s / 4
+    assert "| 4 | 25.00 ± 2.50 ms | 4.00 | 0 |" in text  # evaluation: 0.1 s / 4
     assert "| 2 | 1.0e-07 | 1.0e-05 | -120.5000 (1.0e-06) | passed |" in text
-    assert "| 2 | 381 MiB | 858 MiB | 286 MiB | 5.0 s | 5.0 s |" in text  # of 2^20 bytes
-    assert "12,000 bytes" in text  # three float64 of each test image
+    assert "| 2 | 381 MiB | 858 MiB | 286 MiB | 5.0 s | 5.0 s |" in text  # MiB are 2^20 bytes
+    assert "12,000 bytes" in text  # three float64 for each test image
     assert "off by 0% in the middle and by +0% at worst" in text
     assert "| 1, weights rounded otherwise | 1.0e-05 | 1.0e-05 | 2.0e-03 | 5.0e-02 |" in text
 
@@ -247,7 +249,7 @@ def test_a_gpu_is_given_the_products_of_a_step_and_a_fixed_part() -> None:
     assert model is not None
     here, _, gpu, _ = clusters(model)
     assert (here.row, here.fixed) == (model.row, model.fixed)
-    # 784-256-256-256, 128-256-256-784: forward and both gradients, but for the images'.
+    # 784-256-256-256, 128-256-256-784: forward and both gradients; the images need no gradient.
     layers = [(784, 256), (256, 256), (256, 256), (128, 256), (256, 256), (256, 784)]
     operations = 2 * (3 * sum(i * o for i, o in layers) - 784 * 256)
     assert gpu.row == pytest.approx(operations / 50e12)
@@ -284,7 +286,7 @@ def test_differences_are_the_worst_tensor_and_the_worst_step() -> None:
 
     one = found([[3.0, 4.0], [1.0]], [500.0, 400.0], -200.0)
     off = difference(found([[3.0, 4.5], [1.01]], [500.0, 400.25], -200.5), one)
-    assert off["batches"]["8"]["gradient"] == pytest.approx(0.1)  # 0.5 of a norm of 5
+    assert off["batches"]["8"]["gradient"] == pytest.approx(0.1)  # 0.5 relative to a norm of 5
     assert off["batches"]["8"]["loss"] == pytest.approx(0.25)
     assert off["elbo"] == pytest.approx(0.5)
     lost = difference(found([[3.0, 4.0], [1.0]], [500.0, float("nan")], -200.0), one)
@@ -294,7 +296,7 @@ def test_differences_are_the_worst_tensor_and_the_worst_step() -> None:
 def test_a_cluster_pays_and_is_half_used_from_the_batches_it_names() -> None:
     size = 2_531_400
     cluster = Cluster("eight", 8, ROW, FIXED, bandwidth=1e9, latency=1e-5)
-    # A ring of 8: 14 messages of an eighth.
+    # A ring of 8 sends 14 messages of an eighth each.
     assert cluster.all_reduce(size) == pytest.approx(14 * (size / 8 / 1e9 + 1e-5))
     pays, half = cluster.pays_from(size), cluster.half_from(size)
     assert cluster.speedup(round(1.01 * pays), size) > 1 > cluster.speedup(round(0.99 * pays), size)

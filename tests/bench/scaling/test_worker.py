@@ -1,4 +1,4 @@
-"""What a rank of bench.scaling measures: the slowest of all, in turn, after a warm-up."""
+"""What a rank of bench.scaling measures: works in turn, after a warm-up, by the slowest rank."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.scaling import worker as scaling_worker
-from bench.scaling.worker import Plan, Rank, rounded_otherwise
+from bench.scaling import rank as scaling_rank
+from bench.scaling.rank import Plan, Rank
+from bench.scaling.worker import rounded_otherwise
 from vaez_fast.model import VAE
 from vaez_fast.system.world import ALONE
 
@@ -19,7 +20,7 @@ PLAN = Plan(
     processes=(1, 2), strong=(8, 24), weak=16, steps=20, checked_steps=3, rounds=4, calls=3,
     evaluations=2, samples=5,
 )  # fmt: skip
-WEIGHTS = (6, 4)  # numbers in each
+WEIGHTS = (6, 4)  # elements of each weight
 
 
 class FakeTime:
@@ -30,7 +31,7 @@ class FakeTime:
 
 
 class OfTwo:
-    """Stands for a world of two ranks, the other twice as slow: its seconds are known here."""
+    """A stand-in for a world of two ranks, in which the other rank takes twice as many seconds."""
 
     rank, size = 0, 2
 
@@ -43,7 +44,7 @@ class OfTwo:
         return torch.cat([mine, 2 * mine], 1)
 
     def wait(self) -> None:
-        self.clock.now += 1000.0  # until the other is there, too
+        self.clock.now += 1000.0  # until the other rank is there, too
         self.log.append("meet")
 
     def sum(self, flat: Tensor) -> Tensor:
@@ -56,7 +57,7 @@ class OfTwo:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
     fake = FakeTime()
-    monkeypatch.setattr(scaling_worker, "time", fake)
+    monkeypatch.setattr(scaling_rank, "time", fake)
     return fake
 
 
@@ -68,8 +69,8 @@ def world(clock: FakeTime) -> OfTwo:
 @pytest.fixture
 def rank(clock: FakeTime, world: OfTwo, monkeypatch: pytest.MonkeyPatch) -> Rank:
     """A rank whose steps take a second a row, alone half as long, and 50 s more when cold."""
-    monkeypatch.setattr(scaling_worker, "load", lambda *_: None)
-    monkeypatch.setattr(scaling_worker, "binarized", lambda *_: None)
+    monkeypatch.setattr(scaling_rank, "load", lambda *_: None)
+    monkeypatch.setattr(scaling_rank, "binarized", lambda *_: None)
 
     def phase(batch: int, of: Any, vae: Any = None) -> Any:
         calls = [0]
@@ -92,14 +93,14 @@ def rank(clock: FakeTime, world: OfTwo, monkeypatch: pytest.MonkeyPatch) -> Rank
 
         return evaluate
 
-    monkeypatch.setattr(scaling_worker, "evaluator", evaluator)
+    monkeypatch.setattr(scaling_rank, "evaluator", evaluator)
     made = Rank(PLAN, world)  # type: ignore[arg-type]
     monkeypatch.setattr(made, "phase", phase)
     return made
 
 
 def test_seconds_are_of_one_warm_call_and_of_the_slowest_rank(rank: Rank, world: OfTwo) -> None:
-    # Two ranks of 16 rows are a batch of 32.
+    # Two ranks of 16 rows each have a batch of 32.
     assert rank.seconds() == {
         "8": [16.0] * 4,
         "24": [48.0] * 4,
@@ -136,7 +137,7 @@ def test_the_slowest_rank_is_found_for_each_value_by_itself(
 def test_first_steps_tell_each_loss_and_the_gradients_of_the_first(
     rank: Rank, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Adam's mean after its first step is a tenth of the gradient; later it is not."""
+    """Adam's mean is a tenth of the gradient after the first step alone."""
     mean, step = torch.zeros(2), [0]
 
     def advance(steps: int) -> None:
@@ -159,7 +160,7 @@ def test_weights_rounded_otherwise_move_by_half_a_unit_at_most() -> None:
     one, moved = VAE("lyeoni", 3), rounded_otherwise(VAE("lyeoni", 3))
     changed = 0
     for before, after in zip(one.parameters(), moved.parameters(), strict=True):
-        # Moved by half of 2⁻²³ at most, then rounded to a neighbour.
+        # They move by at most half of 2⁻²³ and are then rounded to a neighbour.
         assert bool(((after - before).abs() <= before.abs() * 2.0**-23).all())
         changed += int((after != before).sum())
     assert changed > 1000

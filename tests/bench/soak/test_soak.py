@@ -1,4 +1,4 @@
-"""The soak: memory that grows, the moments of the kills, and what a killed run must repeat."""
+"""The soak: growth of memory, the moments of the kills, and what a resumed run must reproduce."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import torch
 from bench.soak import kills
 from bench.soak import run as soak
 from bench.soak.kills import Killed, killed, outcome, undisturbed
-from tests.runs.fake_run import make_run
+from tests.system.fake_run import make_run
 from vaez_fast.drawing.page import markdown
 from vaez_fast.model import VAE
 from vaez_fast.training import checkpoint
@@ -27,7 +27,7 @@ from vaez_fast.training.checkpoint import Checkpoint
 
 
 def rising(before: float, after: float, settled: int = 2_000) -> Callable[[int], float]:
-    """Resident MiB over the steps: from 500, two slopes."""
+    """Resident MiB by step: 500, then one slope until it settles and another one after that."""
     return lambda step: 500 + before * min(step, settled) + after * max(0, step - settled)
 
 
@@ -35,7 +35,7 @@ class TestMemory:
     def measured(
         self, mib: Callable[[int], float], steps: int, folder: Path, patch: pytest.MonkeyPatch
     ) -> dict[str, Any]:
-        """The record of a training that is a stub."""
+        """What `soak.memory` records of a stub training with this memory."""
         at = [0]
 
         def train(
@@ -78,7 +78,7 @@ class TestMemory:
 
     def test_resident_memory_sees_what_is_allocated(self) -> None:
         before = soak.resident_mib()
-        # From the system: a tensor may get memory that an earlier test has freed.
+        # mmap takes new memory; a tensor could reuse memory that an earlier test freed.
         with mmap.mmap(-1, 64 << 20) as block:
             for page in range(0, len(block), mmap.PAGESIZE):
                 block[page] = 1
@@ -107,7 +107,11 @@ def record(growth: float, runs: list[dict[str, Any]]) -> dict[str, Any]:
         (7.99, [story()], True),
         (8.0, [story()], False),
         (0.5, [story(), story(identical=False), story()], False),
-        (0.5, [story(), story(None)], False),  # half of the runs started anew: too few resumed
+        (
+            0.5,
+            [story(), story(None)],
+            False,
+        ),  # half of the runs did not resume: too many
         (0.5, [story(0), story(0), story(None)], True),
     ],
 )
@@ -146,7 +150,7 @@ def test_the_page_tells_each_kill() -> None:
 def test_each_of_the_soaks_runs_is_killed_once_and_held_to_the_second_undisturbed_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first undisturbed run compiles, and would be slower than those that follow."""
+    """The first undisturbed run compiles and is slower, so the second one is the reference."""
     seconds = {tmp_path / "compiling": 99.0, tmp_path / "undisturbed": 8.0}
     calls: list[tuple[Any, ...]] = []
 
@@ -164,9 +168,10 @@ def test_each_of_the_soaks_runs_is_killed_once_and_held_to_the_second_undisturbe
 
 
 class FakeMachine:
-    """Stands for `time` and `subprocess`: runs write a checkpoint 5 s after their start, end at 20.
+    """A stand-in for `time` and `subprocess`.
 
-    A step takes 0.01 s of a run's life; resumed or not, it is counted from the run's start.
+    Each process writes a checkpoint 5 s after its start and ends after 20 s. Its checkpoint is at
+    step 500, a step in 0.01 s, plus 1,000 for each process so far.
     """
 
     DEVNULL, TimeoutExpired = subprocess.DEVNULL, subprocess.TimeoutExpired
@@ -175,7 +180,7 @@ class FakeMachine:
         self.out, self.now = out, 0.0
         self.started, self.alive = 0.0, False
         self.commands: list[list[str]] = []
-        self.signals: list[tuple[float, int]] = []  # seconds after the start, which
+        self.signals: list[tuple[float, int]] = []  # (seconds after the start, number)
         self.status = 0
 
     def monotonic(self) -> float:
@@ -227,7 +232,7 @@ class FakeMachine:
 
 
 class Draws(random.Random):
-    """Draws what it is told to, and notes between what."""
+    """Draws the given values, and records the bounds of each draw."""
 
     def __init__(self, *values: float) -> None:
         super().__init__(0)
@@ -254,11 +259,12 @@ class TestKills:
     ) -> None:
         draw = Draws(1.5, 2.0, 0.5, 4.0)
         found = killed(self.SETTINGS, machine.out, Path("whole"), 15.0, 4, draw)
-        # Looked for every 0.02 s.
+        # The checkpoint is polled every 0.02 s.
         assert found.seconds == pytest.approx([5.0 + 1.5, 2.0, 5.0 + 0.5, 4.0], abs=0.03)
         assert draw.between == [(0.0, 15.0)] * 4
         assert machine.signals == [(seconds, signal.SIGKILL) for seconds in found.seconds]
-        # The second and the fourth die before their first checkpoint: that before is still there.
+        # The second and the fourth process die before their own first checkpoint, so the checkpoint
+        # of the process before is still there.
         assert found.steps == [1500, 1500, 3500, 3500]
         assert found.whole == [False] * 4
 
@@ -288,7 +294,7 @@ class TestKills:
 
         def ended(command: list[str], **_: Any) -> FakeMachine:
             machine.commands.append(command)
-            return machine  # dead at once, before it wrote anything
+            return machine  # it ends at once, before it writes anything
 
         machine.Popen = ended  # type: ignore[method-assign]
         assert killed(self.SETTINGS, machine.out, Path("w"), 9.0, 1, draw).steps == [None]

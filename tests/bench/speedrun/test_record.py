@@ -1,4 +1,4 @@
-"""What the speedrun measures and says: its clock, its referee, its verdict, against known truths.
+"""What the speedrun measures and prints: its clock, its referee and its verdict, on known values.
 
 Training is a stub that takes known seconds and reaches a known likelihood.
 """
@@ -20,23 +20,24 @@ from torch import Tensor
 from bench.speedrun import ablation
 from bench.speedrun import run as speedrun
 from bench.speedrun.recipe import Recipe
-from bench.speedrun.run import Referee, Run, Trained, record, table
+from bench.speedrun.record import Run, record, table
+from bench.speedrun.run import Referee, Trained
 from vaez_fast.data import Dataset, Split, binarized, epoch_order
 from vaez_fast.measures.evaluate import Evaluator, Metrics
 from vaez_fast.model import VAE, Linear
 from vaez_kernels import noise_key
 
 CPU = torch.device("cpu")
-TARGET = -97.10  # the README of the repository that is raced
+TARGET = -97.10  # from the README of the repository that we race
 MACHINE = {"device": "a CPU", "threads": 2, "torch": "2.11"}
 RECIPE = Recipe(steps=7, batch_size=20)
-# Student's t, 97.5 %, with 2 degrees of freedom (any table).
+# The 97.5 % quantile of Student's t with 2 degrees of freedom, from any table.
 T_QUANTILE = 4.302652730
 
 
 @pytest.fixture(scope="module")
 def dataset() -> Dataset:
-    """60 / 40 / 40 images of noise, as dark as digits."""
+    """60 / 40 / 40 images of noise with the mean darkness of digits."""
 
     def split(count: int, seed: int) -> Split:
         generator = torch.Generator().manual_seed(seed)
@@ -52,7 +53,7 @@ def images(dataset: Dataset) -> Tensor:
 
 
 class FakeTime:
-    """Stands for the module `time`."""
+    """A stand-in for the module `time`."""
 
     now = 0.0
 
@@ -72,7 +73,7 @@ def metrics(log_px: float) -> Metrics:
 
 
 class FakeReferee:
-    """Takes 7 s for a split; the test's log p(x) follows a list, look after look."""
+    """Takes 7 s for a split; log p(x) of the test split comes from a list, one value a look."""
 
     def __init__(self, clock: FakeTime, test: list[float], validation: float = -99.0) -> None:
         self.clock, self.test, self.validation = clock, iter(test), validation
@@ -95,9 +96,9 @@ class TestReferee:
     def test_each_split_is_judged_with_its_own_pixels_and_noise(
         self, dataset: Dataset, split: str, step: int
     ) -> None:
-        """Step 0 of the "evaluate" noise is the validation's, step 1 the test's."""
+        """The validation split has step 0 of the "evaluate" noise, the test split step 1."""
         vae = VAE("lyeoni", 3)
-        with torch.no_grad():  # or another sample would hardly move what is found
+        with torch.no_grad():  # large enough that other noise changes log p(x) visibly
             last = vae.encoder[-1]
             assert isinstance(last, Linear)
             last.weight.mul_(20.0)
@@ -128,7 +129,7 @@ class TestReferee:
 class TestTraining:
     @pytest.fixture
     def done(self, clock: FakeTime, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
-        """What is done in order, by stubs that take known seconds: see the test."""
+        """The log of stubs that take known seconds, in order."""
         log: list[tuple[str, Any]] = []
 
         class Engine:
@@ -138,7 +139,7 @@ class TestTraining:
                 self.batches = batches
 
             def take_totals(self, steps: int) -> None:
-                clock.now += 0.5  # the device's work that is still to be waited for
+                clock.now += 0.5  # waiting for the device's outstanding work
                 log.append(("wait", steps))
 
             def write_to(self, _: VAE) -> None:
@@ -166,7 +167,7 @@ class TestTraining:
         self, done: list[tuple[str, Any]], images: Tensor
     ) -> None:
         trained = speedrun.train(RECIPE, images, 4, torch.float32)
-        # 60 images in batches of 20: epochs of 3, 3 and 1 steps of 3 s, an order of 0.25 s each.
+        # 60 images in batches of 20: epochs of 3, 3 and 1 steps of 3 s; each order takes 0.25 s.
         assert [value for name, value in done if name == "steps"] == [3, 3, 1]
         assert trained.train_seconds == 3.0 * 7 + 0.25 * 3 + 0.5
         assert trained.compile_seconds == 100.25
@@ -195,7 +196,7 @@ class TestTraining:
 class TestTextbook:
     @pytest.fixture
     def steps(self, clock: FakeTime, monkeypatch: pytest.MonkeyPatch) -> list[float]:
-        """What each step, of 0.01 s, sets a bias to: its number, from 1 on."""
+        """Steps of 0.01 s that each set a bias to the step's number, from 1 on; those numbers."""
         log: list[float] = []
 
         class Training:
@@ -228,7 +229,7 @@ class TestTextbook:
         run, reached = speedrun.textbook(images, referee, 120_000, lambda _: None)
         assert reached
         assert run.steps == 2_500 * looks
-        # The looks take no part in its time.
+        # Its training time does not include the looks.
         assert run.train_seconds == pytest.approx(25.0 * looks)
         assert run.eval_seconds == 7.0 * (looks + 1)
         assert run.test == metrics(curve[looks - 1]).as_dict()
@@ -274,7 +275,7 @@ class TestRecord:
             assert content[name]["mean"] == pytest.approx(statistics.mean(values))
             assert content[name]["half"] == pytest.approx(half)
             assert content[name]["count"] == 3
-        # Student's t with 2 degrees of freedom above t: (1 − t/√(2 + t²))/2.
+        # P(T > t) of Student's t with 2 degrees of freedom is (1 − t/√(2 + t²))/2.
         t = (statistics.mean(log_px) - TARGET) / (statistics.stdev(log_px) / math.sqrt(3))
         assert content["p_below_target"] == pytest.approx(0.5 * (1 - t / math.sqrt(2 + t * t)))
         assert content["textbook_over_ours"] == pytest.approx(360.0 / 6.0)
@@ -294,7 +295,7 @@ class TestRecord:
         )
         assert lines[3] == "| ours, seed 1 | 10 | 5.00 s | 1.5 s | 2.5 s | -97.70 | -97.00 |"
         assert lines[5] == "| textbook | 50,000 | 360.00 s | 0.0 s | 30.0 s | -98.00 | -97.05 |"
-        # 2.65 standard errors of 0.153 nats and 1.528 s
+        # Half-widths: 4.30 standard errors of 0.153 nats and of 1.528 s.
         assert lines[8] == (
             "Test log p(x) -96.80 ± 0.66 nats over 3 seeds (95 % t-interval), against a target of "
             "-97.10: one-sided p = 0.094. Training 6.00 ± 6.57 s."
@@ -304,7 +305,7 @@ class TestRecord:
 
 @pytest.fixture
 def trainings(monkeypatch: pytest.MonkeyPatch, dataset: Dataset) -> list[tuple[Recipe, int]]:
-    """The recipes and seeds that commands train by, in order; each model knows its seed."""
+    """The recipe and the seed of each training of a command, in order; models keep their seed."""
     log: list[tuple[Recipe, int]] = []
 
     def train(recipe: Recipe, _: Tensor, seed: int, __: torch.dtype) -> Trained:
@@ -375,7 +376,7 @@ class TestCommands:
 
 
 def test_an_ingredient_that_helps_is_worth_a_positive_number() -> None:
-    """The recipe's log p(x) less the other's, paired: 1, 2, 3 are 2 ± 4.30·1/√3."""
+    """Paired differences of log p(x), the recipe minus the other: 1, 2, 3 give 2 ± 4.30·1/√3."""
     log_px = {"the recipe": [-97.0, -95.0, -96.0], "its warm-up": [-98.0, -97.0, -99.0]}
     *_, whole, less = ablation.table(log_px).splitlines()
     assert whole == "| the recipe | -96.00 ± 2.48 |  |"

@@ -14,9 +14,10 @@ from torch import Tensor
 from bench.speedrun import ablation
 from bench.speedrun import run as speedrun
 from bench.speedrun.recipe import CenteredVAE, Recipe, start
-from bench.speedrun.run import Referee, Run, main, record, table
-from tests.digits import first
-from tests.uncompiled import uncompiled
+from bench.speedrun.record import Run, record, table
+from bench.speedrun.run import Referee, main
+from tests.training.digits import first
+from tests.training.uncompiled import uncompiled
 from vaez_fast.data import Dataset, binarized, load
 from vaez_fast.measures.intervals import one_sided_p
 from vaez_fast.model import VAE, Linear
@@ -60,7 +61,8 @@ def test_weights_start_with_hes_variance_and_the_last_ones_smaller() -> None:
         for layer in layers:
             factor = scale if layer is layers[-1] else 1.0
             wanted = factor * math.sqrt(2 / layer.in_features)
-            # The deviation of n draws errs by 1/√(2n) of it: 0.4 % for the smallest layer.
+            # A standard deviation from n draws has a relative error of 1/√(2n): 0.4 % for the
+            # smallest layer.
             assert float(layer.weight.detach().std()) == pytest.approx(wanted, rel=0.02)
     sigma = torch.nn.functional.softplus(vae.encoder[-1].bias[128:])  # type: ignore[index]
     torch.testing.assert_close(sigma, torch.full((128,), RECIPE.posterior_deviation))

@@ -13,14 +13,14 @@ from bench.timing import clock as measure
 from bench.timing import cuda_times
 
 READ = 90e-6  # seconds of a read of 256 MiB at 3 TB/s
-LAUNCH = 7e-6  # of the host
+LAUNCH = 7e-6  # seconds of the host
 HELD = 1024  # launches that a stream holds; the host waits before it submits more
 
 
 class FakeGPU:
-    """Stands for the modules `torch` and `time` in bench.timing.cuda_times.
+    """A stand-in for the modules `torch` and `time` in bench.timing.cuda_times.
 
-    `host` and `free` are in seconds: what the host's clock shows, and when the GPU will be idle.
+    `host` is the host's clock and `free` the time at which the GPU will be idle, both in seconds.
     `log` names what the host did.
     """
 
@@ -45,7 +45,7 @@ class FakeGPU:
         self._held.append(self.free)
 
     def wait(self) -> None:
-        """Until the GPU is idle."""
+        """Wait until the GPU is idle."""
         self.host = max(self.host, self.free)
         self._held.clear()
 

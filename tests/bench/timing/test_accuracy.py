@@ -1,8 +1,8 @@
-"""Allowances of the checks before the clock: an error just below passes, one just above does not.
+"""Tolerances of the checks before timing: an error just below passes, one just above fails.
 
-Outputs are the float64 truth with one number moved by a known share of what the docstrings of
-bench/timing/accuracy.py allow it; the error that the check reports must be that share. float64
-leaves 1e-16 of the outputs, at most 1e-8 of an allowance.
+Outputs are the float64 truth with one number moved by a known share of its tolerance, as the
+docstrings of bench/timing/accuracy.py define it. The check must report that share as its error.
+float64 itself is off by 1e-16 of the outputs, at most 1e-8 of a tolerance.
 """
 
 from __future__ import annotations
@@ -17,25 +17,22 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from bench.timing.accuracy import (
-    Check,
-    LastLayerCase,
-    LatentCase,
-    LikelihoodCase,
-    MixtureCase,
-    worst,
-)
 from bench.timing.rows import Bench, Group
 from bench.training import checks as training_checks
 from bench.training.baselines import TextbookVAE
 from bench.training.checks import check_first_step, check_loss, check_product
 from bench.training.products import Product
-from tests.bench.timing.test_rows import FakeBenchmark
+from tests.bench.timing.fake_benchmark import FakeBenchmark
 from vaez_kernels import noise_key, reference
+from vaez_kernels.bernoulli.case import LikelihoodCase
+from vaez_kernels.error_bounds import Check, worst
+from vaez_kernels.latent.case import LatentCase
+from vaez_kernels.linear_bernoulli.case import LastLayerCase
+from vaez_kernels.mixture.case import MixtureCase
 
 CPU = torch.device("cpu")
-SHARES = (0.9, 1.1)  # of an allowance: passes, fails
-# What one number may err by, in units of its terms' size.
+SHARES = (0.9, 1.1)  # of a tolerance: the first passes, the second fails
+# By how much one number may be wrong, relative to its terms.
 UNITS = {torch.float32: 1e-6, torch.bfloat16: 1 / 128}
 
 
@@ -46,14 +43,14 @@ def drawn(*shape: int, seed: int) -> Tensor:
 def moved(
     outputs: tuple[Tensor, ...], which: int, at: tuple[int, ...], by: Tensor | float
 ) -> tuple[Tensor, ...]:
-    """The outputs, one number of one of them moved."""
+    """The outputs, with one number of one of them moved."""
     found = [x.detach().double().clone() for x in outputs]
     found[which][at] += by
     return tuple(found)
 
 
 class TestLatent:
-    B, D = 2100, 6  # more than twice what is looked at
+    B, D = 2100, 6  # more than twice the rows that are checked
 
     @pytest.fixture(params=UNITS, ids=str)
     def case(self, request: pytest.FixtureRequest) -> LatentCase:
@@ -67,7 +64,7 @@ class TestLatent:
         return reference.normal(case.noise, 1, self.B, self.D)[0]
 
     def truth(self, case: LatentCase, eps: Tensor) -> tuple[Tensor, ...]:
-        """z, KL and the gradients by hand, (B, D) each but the KL."""
+        """z, KL and the gradients by hand: the KL (B,), all others (B, D)."""
         m, v = case.mu.detach().double(), case.logvar.detach().double()
         sigma, g, k = torch.exp(v / 2), case.grad_z[0].double(), case.grad_kl.double()[:, None]
         kl = 0.5 * (m**2 + torch.exp(v) - 1 - v).sum(1)
@@ -84,7 +81,7 @@ class TestLatent:
         kl = unit * math.sqrt(self.D) * 0.5 * (m**2 + sigma**2 + 1 + v.abs()).sum(1)
         of_mu = 4 * unit * (g + k * m + unit)
         of_logvar = 4 * unit * (0.5 * sigma * (g * size + k * (sigma + 1 / sigma + 1)) + unit)
-        of_z = unit * (1 + m + sigma * size) if ours else None  # a baseline's eps is its own
+        of_z = unit * (1 + m + sigma * size) if ours else None  # a baseline draws its own eps
         return [of_z, kl, of_mu, of_logvar]
 
     @pytest.mark.parametrize("share", SHARES)
@@ -143,7 +140,7 @@ class TestLikelihood:
         wide, y, grad = logits.double(), x.double(), case.grad.double()[..., None]
         truth = (y * wide - softplus(wide)).sum(2), grad * (y - torch.sigmoid(wide))
         unit = UNITS[dtype]
-        # Our op computes and leaves in float32, whatever the logits are.
+        # Our op computes and returns float32, whatever the dtype of the logits is.
         of_a_term = UNITS[torch.float32] if ours else unit
         size = (y * wide.abs() + softplus(wide)).sum(2)
         allowed = (
@@ -207,8 +204,8 @@ class TestLastLayer:
         )
         of_logits = unit * (torch.einsum("sbh,ph->sbp", h.abs(), w.abs()) + b.abs())
         parts = ((y * logits).abs() + softplus(logits)).sum(2)
-        # A residual errs by four roundings and a quarter of its logit's error, and by one of
-        # itself; in each product by two more.
+        # The error of a residual: four roundings, a quarter of its logit's error, and one rounding
+        # of the residual itself. Each product adds two more roundings.
         off = g.abs() * (4 * unit + of_logits / 4) + 3 * unit * residual.abs()
         allowed = (
             of_logits.sum(2) + (unit + math.sqrt(self.P) * 2.0**-24) * parts,
@@ -231,7 +228,7 @@ def test_the_largest_error_counts_and_nan_is_the_largest_of_all() -> None:
 
 @pytest.fixture(scope="module")
 def images() -> Tensor:
-    """As many pixels are set as digits have, (8, 784) uint8."""
+    """(8, 784) uint8; as many pixels are set as in digits."""
     return (drawn(8, 784, seed=7) > 1.1).to(torch.uint8)
 
 
@@ -264,7 +261,7 @@ class TestTraining:
     def test_an_engines_first_loss_may_err_by_its_precisions_share(
         self, copies: tuple[int, ...], allowed: float, share: float, images: Tensor
     ) -> None:
-        """An engine that has bfloat16 copies of its weights multiplies in bfloat16."""
+        """An engine with bfloat16 copies of its weights multiplies in bfloat16."""
         noise = noise_key(0, "train", 9)
         x, vae = images.double(), TextbookVAE("lyeoni").double()
         eps = reference.normal(noise, 1, 8, 2)[0]
@@ -295,9 +292,9 @@ class TestTraining:
     def test_a_product_is_held_to_its_dtypes_rounding(
         self, dtype: torch.dtype, bits: int, error: float, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        # (1 + 2⁻ᵇ)² is 1 + 2⁻ᵇ⁺¹ + 2⁻²ᵇ, whose last term is half a unit in the last place and is
+        # (1 + 2⁻ᵇ)² is 1 + 2⁻ᵇ⁺¹ + 2⁻²ᵇ. The last term is half a unit in the last place and is
         # rounded away. float32 may lose 2⁻²⁴ of the result and, in sums, 2⁻²⁴ of each term;
-        # bfloat16 2⁻⁸ of the result. The other three elements of the product are exact.
+        # bfloat16 may lose 2⁻⁸ of the result. The other three elements of the product are exact.
         column = torch.tensor([[1 + 2.0**-bits], [1.0]], dtype=dtype)
         monkeypatch.setattr(training_checks, "operands", lambda *_: (column, column.t()))
         layout = ((1, 1), (1, 1))
@@ -306,7 +303,7 @@ class TestTraining:
 
 
 class Unclocked(Bench):
-    """Makes and checks a group, and times none of it: each row has taken a second."""
+    """Builds and checks a group without timing it; every row is said to take 1 s."""
 
     def measured(self, key: object, make: Any, budget: float) -> Group:
         group: Group = make()
@@ -320,7 +317,7 @@ class Unclocked(Bench):
 class TestRows:
     @pytest.fixture(autouse=True)
     def plugin(self, request: pytest.FixtureRequest) -> None:
-        """The suite's files name a mark that only pytest-benchmark knows."""
+        """The suite's files use a mark that only pytest-benchmark defines."""
         if not request.config.pluginmanager.hasplugin("benchmark"):
             pytest.skip("needs pytest-benchmark")
 
@@ -358,6 +355,6 @@ class TestRows:
         monkeypatch.setattr(bench_importance, "has_fast_bfloat16", lambda _: True)
         bench = Unclocked(CPU, True, 1e9)
         bench_importance.test_importance(FakeBenchmark(), bench, "eager")
-        # float32 itself errs by 1e-4 nats, measured.
+        # The error of float32 itself is 1e-4 nats (measured).
         assert bench.checks["float32"].error == pytest.approx(share, abs=0.1)
         assert bench.checks["bfloat16"].error == pytest.approx(share, abs=0.01)

@@ -1,4 +1,4 @@
-"""A busy machine is noticed while rows are timed, and said; an idle one is not."""
+"""Rows that were timed on a busy machine are reported; an idle machine raises no alarm."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import torch
 
 from bench.records import compare, report, summary
 from bench.records.records import RecordError, read
-from bench.timing.accuracy import Check
 from bench.timing.busy import Reading, Watch, busy_line, disturbed, machine_time, reading
 from bench.timing.rows import Bench, Group, Rival
 from tests.bench.suite_record import content, write
+from vaez_kernels.error_bounds import Check
 
 CORES = 2
 GROUPS = {"an op, 8 × 128": {"eager": 2e-3, "fallback": 1e-3}}
@@ -30,9 +30,9 @@ def load(
     others: float | None = 0.0,
     average: float | None = 3.14,
 ) -> dict[str, Any]:
-    """What a watch records beside others that take so many processors, for so long.
+    """What a watch records in `seconds`, while other processes use `others` processors.
 
-    `own`: the timing thread's processors, `threads`: those of all threads of ours.
+    `own` is the processors that the timing thread uses, `threads` those of all our threads.
     """
     machine = None if others is None else 100.0
     later = None if others is None else 100.0 + seconds * (threads + others)
@@ -54,11 +54,11 @@ def test_a_record_has_the_shares_of_the_time_between_its_readings() -> None:
 
 
 def test_one_process_beside_two_threads_is_noticed() -> None:
-    # As measured on two cores: a third of them goes to a busy loop.
+    # Measured on two cores: a busy loop takes a third of them.
     assert disturbed(load(own=0.67, threads=1.35, others=0.65))
 
 
-@pytest.mark.parametrize("threads", [1.0, 1.74, 2.0])  # one alone, two that sleep, two that spin
+@pytest.mark.parametrize("threads", [1.0, 1.74, 2.0])  # one; two that sleep; two that spin
 def test_our_own_threads_are_no_others(threads: float) -> None:
     idle = CORES - threads
     assert not disturbed(load(own=threads / 2, threads=threads, others=min(0.1, idle)))
@@ -73,11 +73,11 @@ def test_the_share_of_others_decides_at_a_tenth_where_the_system_tells_it(share:
 
 @pytest.mark.parametrize("own", [0.87, 0.68])
 def test_elsewhere_the_timing_thread_decides(own: float) -> None:
-    # The two were measured: waits that sleep on an idle machine, and one process beside it.
+    # Both were measured: 0.87 with sleeping waits on an idle machine, 0.68 beside one process.
     found = load(own=own, others=None)
     assert found["others"] is None
     assert disturbed(found) == (own < 0.78)
-    assert not disturbed(found, "cuda")  # it waits for the device
+    assert not disturbed(found, "cuda")  # there the thread waits for the device
 
 
 def test_a_tick_of_a_short_measurement_is_no_sign() -> None:
@@ -163,7 +163,7 @@ def rival() -> Rival:
 def test_a_group_records_the_machine_while_it_is_timed_and_takes_rounds_enough(
     rival: Rival, quick: bool
 ) -> None:
-    # Longer than it takes to read the clocks, which a watch of no rounds would count alone.
+    # Longer than reading the clocks takes, so that a watch around no rounds would show.
     rival.work = lambda: time.sleep(0.003)
     bench = Bench(torch.device("cpu"), quick, 1e9)
     group = bench.measured(0, lambda: Group("group", {"eager": rival}, {}, 64), budget=0.0)
@@ -202,7 +202,8 @@ class TestMachineTime:
     def test_it_is_all_but_idle_of_the_processors_that_we_may_use(
         self, tmp_path: Path, ticks: float
     ) -> None:
-        # Waiting for a disk is idle; time stolen by another machine is not; a guest's is user's.
+        # Waiting for a disk counts as idle. Time stolen by another virtual machine does not. Time
+        # of a guest is already part of the user time.
         found = machine_time(stat(tmp_path / "stat", 1000, 70_000))
         assert found == pytest.approx((1000 + 10 + 100 + 3 + 4 + 50) / ticks)
 

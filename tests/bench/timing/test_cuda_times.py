@@ -1,4 +1,4 @@
-"""The wall and the device time of a call, on a GPU whose clocks are known."""
+"""Wall time and device time of a call, on a fake GPU with known clocks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.bench.timing.fake_gpu import LAUNCH, FakeGPU, gpu
 __all__ = ["gpu"]  # a fixture
 
 CUDA = torch.device("cuda")
-# A loop's first launch and its last kernel do not overlap with others: of LOOP_SECONDS so much.
+# The first launch and the last kernel of a loop overlap with nothing: this share of LOOP_SECONDS.
 EDGES = 0.01
 
 
@@ -53,7 +53,7 @@ def test_a_call_longer_than_a_loop_is_timed_by_itself(gpu: FakeGPU) -> None:
 
 
 def test_when_the_host_is_held_up_the_gpu_is_not_said_to_have_worked(gpu: FakeGPU) -> None:
-    # A garbage collection or another process: 4 ms in every ninth call, between two launches.
+    # Like a garbage collection or another process: 4 ms in every ninth call, between two launches.
     calls: list[None] = []
 
     def work() -> None:
@@ -72,11 +72,11 @@ def test_a_host_that_is_held_up_while_calls_are_counted_costs_no_later_round(gpu
 
     def work() -> None:
         calls.append(None)
-        gpu.host += 10e-3 * (len(calls) == 4)  # after those that warm up
+        gpu.host += 10e-3 * (len(calls) == 4)  # after the warm-up calls
         gpu.launch(2e-6)
 
-    # One call took longer than a loop need be; by itself it would seem to take its launch, the
-    # kernel and the wait.
+    # One call took longer than a whole loop. If calls were therefore timed one by one, each would
+    # seem to take its launch, the kernel and the wait.
     assert times_of(work).wall == pytest.approx([LAUNCH] * 11, rel=EDGES)
 
 
@@ -90,7 +90,7 @@ def test_work_that_waits_for_the_gpu_has_no_device_time(gpu: FakeGPU) -> None:
     times = times_of(work)
     assert times.device is None
     assert times.of_the_device is times.wall
-    # The host waits for the last kernel of a call, then for the next call's first.
+    # The host waits for the last kernel of a call, then for the first one of the next call.
     call = LAUNCH + 30e-6 + 100e-6 + LAUNCH + (30e-6 - LAUNCH)
     assert times.wall == pytest.approx([call] * 11, rel=EDGES)
 
@@ -115,7 +115,7 @@ def test_rivals_are_timed_in_turn_and_each_starts_a_round(gpu: FakeGPU) -> None:
 
     def work(name: str) -> None:
         order.append(name)
-        gpu.launch(LOOP_SECONDS)  # a loop is one call
+        gpu.launch(LOOP_SECONDS)  # so that a loop is one call
 
     interleave({name: partial(work, name) for name in "abc"}, CUDA, budget=0.0)
     rounds = ["".join(order[-66:][i : i + 6]) for i in range(0, 66, 6)]
@@ -138,5 +138,5 @@ def test_the_bandwidth_of_a_copy_is_the_gpus(gpu: FakeGPU, monkeypatch: pytest.M
     ones = torch.ones
     monkeypatch.setattr("bench.timing.clock.torch.ones", lambda *a, **k: ones(1, dtype=torch.uint8))
     monkeypatch.setattr(torch.Tensor, "copy_", lambda *_: gpu.launch(1e-6))
-    # The host submits one in 7 µs; the GPU takes 1 µs for it.
+    # The host submits a copy in 7 µs; the GPU takes 1 µs for it.
     assert copy_bandwidth(CUDA, quick=True) == pytest.approx(2 * (64 << 20) / 1e-6, rel=1e-6)

@@ -1,8 +1,8 @@
-"""The providers of an op benchmark: each checked and counted, and none takes the others down."""
+"""The providers of an op benchmark: each is checked and counted; a failing one stops no other."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -14,13 +14,15 @@ import torch
 from torch import Tensor
 
 from bench.timing import graphs, rivals
-from bench.timing.accuracy import LatentCase, LikelihoodCase
+from bench.timing.building import Built, Maker, build
 from bench.timing.rivals import GRAPHS, Contest, providers
-from bench.timing.rows import Bench
-from bench.timing.traffic import bernoulli_log_prob_floor
-from bench.training.baselines import bernoulli_log_prob as textbook
+from bench.timing.rows import Bench, Rival
 from vaez_kernels import bernoulli_log_prob, noise_key
+from vaez_kernels.bernoulli.case import LikelihoodCase, bernoulli_log_prob_floor
+from vaez_kernels.bernoulli.case import textbook_log_prob as textbook
 from vaez_kernels.compiler import has_cpu_compiler
+from vaez_kernels.latent.case import LatentCase
+from vaez_kernels.testing import Function
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 S, B, P = 2, 16, 96
@@ -38,13 +40,13 @@ def contest() -> Contest:
         textbook=textbook,
         backward=True,
         device=CPU,
-        floor_bytes=bernoulli_log_prob_floor(S, B, P, 4, backward=True),
+        floor_bytes=bernoulli_log_prob_floor((S, B, P), 4, backward=True),
         launch_bound=True,
     )
 
 
 @pytest.mark.skipif(not has_cpu_compiler(), reason="needs a C++ compiler")
-@pytest.mark.parametrize("time", ["first", "second"])  # what is compiled already is counted again
+@pytest.mark.parametrize("time", ["first", "second"])  # bytes of a cached graph are counted again
 def test_every_provider_of_a_cpu_is_checked_and_counted(contest: Contest, time: str) -> None:
     group = contest.group()
     assert set(group.rivals) | set(group.unavailable) == set(providers(CPU))
@@ -60,9 +62,33 @@ def test_every_provider_of_a_cpu_is_checked_and_counted(contest: Contest, time: 
     assert moved["eager"] > 5
 
 
+def makers_of(contest: Contest) -> Mapping[str, Maker | str]:
+    """What `group` would build each provider's rival with; nothing is built."""
+    found: dict[str, Maker | str] = {}
+
+    def keep(makers: Mapping[str, Maker | str], _: Any) -> Built:
+        found.update(makers)
+        return Built()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rivals, "build", keep)
+        contest.group()
+    return found
+
+
+def replayed(contest: Contest, forward: Function, *, ours: bool) -> Rival:
+    """The rival that replays `forward` from a CUDA graph; each of its calls moves 7 bytes."""
+    contest = replace(contest, ours=forward, textbook=forward, device=CUDA, kernel_bytes=7)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rivals, "aten_bytes", lambda *_: 7)
+        make = makers_of(contest)["triton graph" if ours else "eager graph"]
+        assert not isinstance(make, str)
+        return make()
+
+
 @pytest.mark.parametrize("launch_bound", [True, False])
 def test_every_row_of_a_gpu_has_a_maker_or_a_reason(contest: Contest, launch_bound: bool) -> None:
-    makers = replace(contest, device=CUDA, launch_bound=launch_bound)._makers()
+    makers = makers_of(replace(contest, device=CUDA, launch_bound=launch_bound))
     assert list(makers) == list(providers(CUDA))
     lacking = {name for name, maker in makers.items() if isinstance(maker, str)}
     assert lacking == (set() if launch_bound else set(GRAPHS))
@@ -94,12 +120,13 @@ def test_ours_that_fails_is_broken_not_unavailable(contest: Contest) -> None:
 def test_a_capture_that_fails_is_unavailable(
     contest: Contest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def makers(self: Contest) -> dict[str, Any]:
-        return {"triton graph": lambda: self._replayed(self.ours, lambda _: 1, ours=True)}
+    def build_one(makers: Mapping[str, Maker | str], optional: Callable[[str], bool]) -> Built:
+        return build({"triton graph": makers["triton graph"]}, optional)
 
-    monkeypatch.setattr(Contest, "_makers", makers)
+    monkeypatch.setattr(rivals, "build", build_one)
     monkeypatch.setattr(torch.cuda, "get_device_properties", refuse)
-    assert contest.group().unavailable == {"triton graph": "RuntimeError: no such thing here"}
+    group = replace(contest, device=CUDA).group()
+    assert group.unavailable == {"triton graph": "RuntimeError: no such thing here"}
 
 
 CACHE = 50 << 20  # an H100's
@@ -107,7 +134,7 @@ CACHE = 50 << 20  # an H100's
 
 @pytest.fixture
 def cuda_log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What would happen on a GPU, in order, with stand-ins for streams and graphs."""
+    """What a GPU would be told to do, in order; streams and graphs are stand-ins."""
     log: list[str] = []
 
     class Stream:
@@ -199,7 +226,7 @@ def test_a_replayed_call_of_ours_is_on_every_set_and_the_noise_advances_once(
         begin, end = cuda_log.index("begin capture"), cuda_log.index("end capture")
         return cuda_log[begin + 1 : end]
 
-    rival = contest._replayed(forward, lambda _: 7, ours=True)
+    rival = replayed(contest, forward, ours=True)
     first, *calls = captured_part()
     assert first == "advance"
     assert len(set(calls)) == len(calls) == rival.calls == 33
@@ -207,7 +234,7 @@ def test_a_replayed_call_of_ours_is_on_every_set_and_the_noise_advances_once(
     assert (rival.moved_bytes, rival.own_memory) == (7, False)
     assert rival.notes == {"graph_calls": 33, "graph_fits_l2": True}
     cuda_log.clear()
-    contest._replayed(forward, lambda _: 7, ours=False)
+    replayed(contest, forward, ours=False)
     assert len(captured_part()) == 33
     assert "advance" not in captured_part()
 
@@ -225,4 +252,4 @@ def test_the_first_and_the_last_call_of_a_graph_are_checked(
         at = sets[3:].index(logits.data_ptr()) if len(sets) > 3 else None  # three warm up
         return textbook(logits, x) + (at == {"first": 0, "last": 31}[wrong])
 
-    assert not contest._replayed(forward, lambda _: 7, ours=False).check.passed
+    assert not replayed(contest, forward, ours=False).check.passed

@@ -1,4 +1,4 @@
-"""From rivals to rows: which works are timed, for how long, and every number that a row records."""
+"""From rivals to rows: which rivals are timed, for how long, and every number of a row."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from bench.timing import clock as measure
-from bench.timing.accuracy import Check
-from bench.timing.clock import CLOCK, Times, Work, copy_bandwidth, interleave, peak_memory
+from bench.timing.clock import Times, Work, copy_bandwidth, interleave, peak_memory
 from bench.timing.rows import Bench, Group, Rival
+from tests.bench.timing.fake_benchmark import FakeBenchmark
 from tests.bench.timing.fake_gpu import FakeGPU, gpu
+from vaez_kernels.error_bounds import Check
 
 __all__ = ["gpu"]  # a fixture
 
@@ -21,7 +22,7 @@ PASSED, FAILED = Check(0.25, "the truth"), Check(1.5, "the truth")
 
 
 class FakeTime:
-    """Stands for the module `time`: moves only when a work says how long it took."""
+    """A stand-in for the module `time` that only works move, by the seconds that they take."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -31,7 +32,7 @@ class FakeTime:
         return self.now
 
     def work(self, name: str, seconds: Iterable[float]) -> Work:
-        """A work that takes the next of `seconds` each time, and the last for ever after."""
+        """A work that takes the next of `seconds` at each call, and then always the last one."""
         pending = list(seconds)
 
         def run() -> None:
@@ -46,21 +47,6 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
     time = FakeTime()
     monkeypatch.setattr(measure, "time", time)
     return time
-
-
-class FakeBenchmark:
-    """Stands for pytest-benchmark: notes what its timer says of each round."""
-
-    def __init__(self) -> None:
-        self.group = ""
-        self.extra_info: dict[str, Any] = {}
-        self.seconds: list[float] = []
-
-    def pedantic(self, work: Callable[[], object], rounds: int) -> None:
-        for _ in range(rounds):
-            before = CLOCK()
-            work()
-            self.seconds.append(CLOCK() - before)
 
 
 class TestInterleave:
@@ -88,7 +74,7 @@ class TestInterleave:
     def test_seconds_go_to_the_work_that_took_them_in_the_order_they_were_taken(
         self, fake: FakeTime
     ) -> None:
-        # Three calls warm up, and one finds out how long a round takes.
+        # Three calls warm up, and a fourth measures how long a round takes.
         first = [float(n) for n in range(4 + 11)]
         works = {"a": fake.work("a", first), "b": fake.work("b", [100.0])}
         times = interleave(works, CPU, 0.0)
@@ -126,7 +112,7 @@ def test_peak_memory_is_the_most_that_was_held_at_once() -> None:
     a = torch.ones(1 << 20)
 
     def work() -> None:
-        (a + 1).sum()  # 4 MiB, and gone
+        (a + 1).sum()  # 4 MiB, freed at once
         (a[: 1 << 19] + 1).sum()  # 2 MiB
 
     peak = peak_memory(work, CPU)
@@ -182,7 +168,7 @@ class TestMeasured:
             "eager": pytest.approx([3e-6] * 11),
             "graph": pytest.approx([2e-6] * 11),
         }
-        # A loop of 5 ms ends with the last call's time on the GPU: 64 µs are 1.3 % of it.
+        # A loop of 5 ms ends with the last call's time on the GPU, 64 µs, which is 1.3 % of it.
         assert group.seconds == {
             "eager": pytest.approx([50e-6] * 11, rel=0.02),
             "graph": pytest.approx([10e-6] * 11, rel=0.02),
@@ -247,7 +233,7 @@ class TestRecord:
         assert benchmark.group == "a group"
         assert benchmark.seconds == pytest.approx(self.SECONDS)
         info = benchmark.extra_info
-        # A float32 tensor of 2^18 and another that is one more: 1 MiB each.
+        # A float32 tensor of 2^18 and its sum with one: 1 MiB each.
         assert 2 << 20 <= info.pop("peak_memory_bytes") < 3 << 20
         assert info == {
             "provider": "ours",

@@ -1,4 +1,4 @@
-"""The benchmarks' byte counts, against small examples counted by hand."""
+"""The benchmarks' byte counts, compared with small examples counted by hand."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from bench.timing.traffic import (
     aten_bytes,
-    bernoulli_log_prob_floor,
     inductor_bytes,
-    linear_bernoulli_log_prob_floor,
-    mixture_log_prob_floor,
-    rsample_kl_floor,
 )
 from vaez_kernels import compiler, noise, noise_key, normal, rsample_kl, uniform
+from vaez_kernels.bernoulli.case import bernoulli_log_prob_floor
 from vaez_kernels.compiler import has_cpu_compiler, isolated
+from vaez_kernels.latent.case import rsample_kl_floor
+from vaez_kernels.linear_bernoulli.case import linear_bernoulli_log_prob_floor
+from vaez_kernels.mixture.case import mixture_log_prob_floor
 
 CPU = torch.device("cpu")
 ROWS, COLUMNS = 48, 64
@@ -37,8 +37,8 @@ def a() -> Tensor:
 
 
 def test_floor_is_12_and_20_bytes_an_element_for_float32() -> None:
-    forward = rsample_kl_floor(1, ROWS, COLUMNS, 4, backward=False)
-    both = rsample_kl_floor(1, ROWS, COLUMNS, 4, backward=True)
+    forward = rsample_kl_floor((1, ROWS, COLUMNS), 4, backward=False)
+    both = rsample_kl_floor((1, ROWS, COLUMNS), 4, backward=True)
     assert forward == 12 * N + 4 * ROWS
     assert both - forward == 20 * N + 4 * ROWS
 
@@ -46,8 +46,8 @@ def test_floor_is_12_and_20_bytes_an_element_for_float32() -> None:
 @pytest.mark.parametrize("samples", [1, 8])
 def test_the_likelihoods_floor_reads_targets_once_for_all_samples(samples: int) -> None:
     for itemsize in (4, 2):
-        forward = bernoulli_log_prob_floor(samples, ROWS, COLUMNS, itemsize, backward=False)
-        both = bernoulli_log_prob_floor(samples, ROWS, COLUMNS, itemsize, backward=True)
+        forward = bernoulli_log_prob_floor((samples, ROWS, COLUMNS), itemsize, backward=False)
+        both = bernoulli_log_prob_floor((samples, ROWS, COLUMNS), itemsize, backward=True)
         assert forward == (itemsize * samples + 1) * N + 4 * samples * ROWS
         assert both - forward == (2 * itemsize * samples + 1) * N + 4 * samples * ROWS
 
@@ -66,7 +66,7 @@ def test_the_latent_ops_floor_is_what_goes_in_and_comes_out(
     kl = grad_kl = torch.empty(ROWS)
     forward = bytes_of(mu, logvar) + bytes_of(z, kl)
     backward = bytes_of(mu, logvar, grad_z, grad_kl) + bytes_of(grad_mu, grad_logvar)
-    size = (samples, ROWS, COLUMNS, dtype.itemsize)
+    size = ((samples, ROWS, COLUMNS), dtype.itemsize)
     assert rsample_kl_floor(*size, backward=False) == forward
     assert rsample_kl_floor(*size, backward=True) == forward + backward
 
@@ -82,7 +82,7 @@ def test_the_last_layers_floor_is_what_goes_in_and_comes_out(dtype: torch.dtype)
     forward = bytes_of(hidden, weight, bias, x) + bytes_of(log_prob)
     backward = bytes_of(hidden, weight, bias, x, grad_log_prob)
     backward += bytes_of(grad_hidden, grad_weight, grad_bias)
-    size = (samples, images, width, pixels, dtype.itemsize)
+    size = ((samples, images, width, pixels), dtype.itemsize)
     assert linear_bernoulli_log_prob_floor(*size, backward=False) == forward
     assert linear_bernoulli_log_prob_floor(*size, backward=True) == forward + backward
 
@@ -94,8 +94,10 @@ def test_the_mixtures_floor_is_what_goes_in_and_comes_out() -> None:
     log_q = grad_log_q = torch.empty(draws)
     forward = bytes_of(z, mu, logvar) + bytes_of(log_q)
     backward = bytes_of(z, mu, logvar, grad_log_q) + bytes_of(grad_z)
-    assert mixture_log_prob_floor(draws, components, latents, backward=False) == forward
-    assert mixture_log_prob_floor(draws, components, latents, backward=True) == forward + backward
+    assert mixture_log_prob_floor((draws, components, latents), 4, backward=False) == forward
+    assert (
+        mixture_log_prob_floor((draws, components, latents), 4, backward=True) == forward + backward
+    )
 
 
 # Eager kernels.
@@ -161,7 +163,7 @@ def test_in_place_arithmetic_reads_what_it_overwrites(a: Tensor) -> None:
 
 
 def test_an_operator_made_of_others_counts_their_kernels(a: Tensor) -> None:
-    # On a CPU: log σ(l) and a buffer for its backward (12), ones (4), and in place minus x (12),
+    # On a CPU: log σ(l) with a buffer for its backward (12), ones (4), then in place: minus x (12),
     # times l (12), minus log σ (12).
     x = torch.ones_like(a)
     assert eager(lambda: binary_cross_entropy_with_logits(a, x, reduction="none")) == 52 * N
@@ -184,7 +186,7 @@ SCALAR_OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("name", SCALAR_OPERATIONS)
 def test_integers_and_a_number_move_16_bytes_an_element(name: str) -> None:
-    # As int64 tensors: C++ makes a tensor of the number and calls the operator for two tensors.
+    # In int64: C++ turns the number into a tensor and calls the operator for two tensors.
     n = torch.arange(1, N + 1).view(ROWS, COLUMNS)
     expected = SCALAR_OPERATIONS[name](n.clone())
     found: list[Tensor] = []
@@ -196,8 +198,8 @@ def test_integers_and_a_number_move_16_bytes_an_element(name: str) -> None:
 def test_eager_noise_is_counted(
     kind: Callable[[Tensor, int, int, int], Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # What the fallback runs on a GPU: ten rounds with two products of int64 words each, of which a
-    # product reads 8 bytes and writes 8; four words make four numbers.
+    # The fallback on a GPU runs ten rounds, each with two products of int64 words. A product reads
+    # 8 bytes and writes 8. Four words make four numbers.
     monkeypatch.setitem(compiler.failures, "cpu", "the test wants eager code")
     key = noise_key(0, "train")
     drawn: list[Tensor] = []
@@ -238,7 +240,7 @@ def test_fused_kernels_move_no_intermediate(a: Tensor) -> None:
     chain = torch.compile(lambda a, row: torch.exp(2.5 * a + row).tanh())
     row = torch.rand(COLUMNS)
     assert inductor_bytes(lambda: chain(a, row)) == 8 * N + 4 * COLUMNS
-    # A cache may hold the graph now; a second account must not come out as nothing.
+    # The graph may be cached now; counting again must not give zero bytes.
     torch._dynamo.reset()
     assert inductor_bytes(lambda: chain(a, row)) == 8 * N + 4 * COLUMNS
 
@@ -276,18 +278,18 @@ def test_the_fallback_moves_its_noise_and_its_tensors(dtype: torch.dtype) -> Non
     item = dtype.itemsize
     drawn = 4 * N
     z = (3 * item + 4) * N  # mu, logvar, eps in, z out
-    kl = 2 * item * N + 4 * ROWS  # a loop of its own
+    kl = 2 * item * N + 4 * ROWS  # in a separate loop
     backward = (5 * item + 4) * N + 4 * ROWS
     moved = inductor_bytes(work)
     assert moved is not None
-    # The rest is the key, the step and numbers of the generator that are the same for all.
+    # The rest is the key, the step, and constants of the generator.
     assert 0 <= moved - (drawn + z + kl + backward) < 1024
 
 
 @needs_compiler
 def test_the_compiled_noise_stores_its_numbers_and_nothing_else() -> None:
-    # What `inductor_bytes` takes for granted: one loop, from the examples' 100,003 quads.
-    build = noise.compiled_quads.build
+    # `inductor_bytes` relies on this: one loop over the 100,003 quads of the example inputs.
+    build = noise.twin.compiled_quads.build
     moved = inductor_bytes(lambda: isolated(lambda: build(True)))
     assert moved is not None
     assert 0 <= moved - 100_003 * 16 < 1024

@@ -1,4 +1,4 @@
-"""The baselines, and the engine beside them: the same recipe follows the same learning curve."""
+"""The baselines and the engine: with the same recipe they have the same learning curve."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def curve_of_engine(engine: Engine) -> Tensor:
 def curve_of_baseline(
     training: TextbookTraining | CarefulTraining, monkeypatch: pytest.MonkeyPatch
 ) -> Tensor:
-    """Its losses, fed with the engine's noise instead of PyTorch's."""
+    """The losses of a baseline that draws the engine's noise instead of PyTorch's."""
     losses: list[float] = []
 
     def standard_normal(shape: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -80,7 +80,7 @@ def curve_of_baseline(
 
 
 def in_order(images: Tensor) -> Any:
-    """A stand-in for the shuffling DataLoader: the batches in the engine's order."""
+    """A stand-in for the shuffling DataLoader, with the batches in the engine's order."""
 
     def loader(dataset: Any, **_: Any) -> list[tuple[Tensor]]:
         return [(x,) for x in images.float().split(BATCH)]
@@ -89,9 +89,10 @@ def in_order(images: Tensor) -> Any:
 
 
 def assert_follows(ours: Tensor, theirs: Tensor) -> None:
-    assert theirs[-1] < theirs[0] - 200  # something was learnt that could differ
-    # Both compute in float32: rounding of a loss of 540 nats is 3e-5, and both optimisers divide
-    # tiny gradients by their own size, which makes steps of rounding (0.3 nats at most, measured).
+    assert theirs[-1] < theirs[0] - 200  # both have learnt, so the curves could differ
+    # Both compute in float32, which rounds a loss of 540 nats to 3e-5. Both optimisers divide tiny
+    # gradients by their own size, so rounding errors become whole steps (at most 0.3 nats,
+    # measured).
     assert (ours - theirs).abs().max() < 1.0
 
 
@@ -147,8 +148,8 @@ def test_the_compiled_baseline_is_the_textbook_compiled(images: Tensor) -> None:
 def test_the_products_of_a_step_are_those_of_its_layers(images: Tensor) -> None:
     step = engine(images, "analytic", Adam())
     products = products_of(step)
-    # 784-512-256-4, 2-256-512-784: each layer forward, its weights' gradient, its input's gradient,
-    # save that of the images.
+    # 784-512-256-4, 2-256-512-784: forward, gradient of the weights and gradient of the input for
+    # each layer; the images need no gradient.
     layers = [(784, 512), (512, 256), (256, 4), (2, 256), (256, 512), (512, 784)]
     operations = sum(3 * 2 * BATCH * i * o for i, o in layers) - 2 * BATCH * 784 * 512
     assert sum(product.operations for product in products) == operations

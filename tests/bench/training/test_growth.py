@@ -1,4 +1,4 @@
-"""The step's parts, and how it grows: what is timed is what it says."""
+"""The parts of a training step, and how its time grows with its sizes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.timing.accuracy import Check
 from bench.timing.clock import Times
 from bench.training import growth, parts
 from bench.training.growth import AXES, Size, points
 from vaez_fast.data import binarized, load
 from vaez_fast.drawing import style
+from vaez_kernels.error_bounds import Check
 
 PNG = b"\x89PNG"
 
@@ -58,7 +58,7 @@ def test_a_point_is_checked_and_timed_and_drawn(images: Tensor) -> None:
     row = growth.measure(Size(batch=32, hidden=16, latent=4), images, budget=0.1)
     assert row["failed"] == []
     assert set(row["seconds"]) == {"engine", "textbook", "compiled", "products"}
-    # 784-16-16-8, 4-16-16-784: forward and both gradients, but for the images'
+    # 784-16-16-8, 4-16-16-784: forward and both gradients; the images need no gradient.
     layers = [(784, 16), (16, 16), (16, 8), (4, 16), (16, 16), (16, 784)]
     assert row["operations"] == 2 * 32 * (3 * sum(i * o for i, o in layers) - 784 * 16)
     lines = growth.table([row]).splitlines()
@@ -79,7 +79,7 @@ def test_a_rival_that_fails_its_check_has_no_time(
 
 
 def caught(figures: list[Any]) -> Callable[[Any], bytes]:
-    """Stands for `style.png`: keeps each figure."""
+    """A stand-in for `style.png` that keeps each figure."""
 
     def png(figure: Any) -> bytes:
         figures.append(figure)
@@ -129,7 +129,7 @@ def test_every_number_of_a_point_is_in_its_column() -> None:
         "| batch | hidden | latent | textbook | compiled | engine | images/s | × textbook "
         "| step/products | products |"
     )
-    # 500 images in 2 ms, 5e9 operations in 1 ms
+    # 500 images in 2 ms; 5e9 operations in 1 ms.
     assert line == (
         "| 500 | 300 | 20 | 4.00 ms | 6.00 ms | 2.00 ms | 250,000 | 2.00 | 2.00 | 5,000 GFLOP/s |"
     )
@@ -178,7 +178,7 @@ def test_the_growth_is_measured_along_each_axis_and_written(
 
 @pytest.fixture
 def timed_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps and parts whose times are known: 10 ms, and 3, 2, 1.5, 1, 0.5 and 0.25 ms."""
+    """Fixed median times: 10 ms for the step; 3, 2, 1.5, 1, 0.5 and 0.25 ms for its parts."""
     parts_ms = dict(zip(parts.PARTS, (3.0, 2.0, 1.5, 1.0, 0.5, 0.25), strict=True))
 
     def timed(works: Works, *_: object) -> dict[str, Times]:
@@ -211,6 +211,6 @@ def test_bars_are_as_long_as_their_parts_and_begin_where_the_last_one_ended(
     parts.figure({"float32": seconds}, "a step")
     (ax,) = drawn[0].axes
     assert [bar.get_x() for bar in ax.patches] == pytest.approx([0, 1, 2, 3, 4, 5, 6])
-    # A rest below zero has no length.
+    # A negative rest has a bar of length 0.
     assert [bar.get_width() for bar in ax.patches] == pytest.approx([1, 1, 1, 1, 1, 1, 0])
     assert list(ax.lines[0].get_xdata()) == pytest.approx([5.5])

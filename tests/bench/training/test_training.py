@@ -1,4 +1,4 @@
-"""The checks of training against float64: what each precision may err by, and no more."""
+"""The checks of training against float64: they pass each precision's own error and no more."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bench.timing.accuracy import Check
 from bench.training.baselines import TextbookVAE
 from bench.training.checks import (
     check_metrics,
@@ -23,17 +22,18 @@ from bench.training.products import Product
 from vaez_fast.measures.evaluate import Evaluator, Metrics
 from vaez_fast.model import VAE
 from vaez_kernels import noise_key
+from vaez_kernels.error_bounds import Check
 
 IMAGES, SAMPLES = 24, 4
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TRUTH = {"rate": 18.0, "elbo": -142.0, "log_px": -138.0}
-SIZE = 160.0  # nats, of such metrics
+SIZE = 160.0  # nats: the size of such metrics
 
 
 @pytest.fixture(scope="module")
 def vae() -> VAE:
     vae = VAE("altosaar").requires_grad_(False)
-    for p in vae.parameters():  # as far from their start as training takes them
+    for p in vae.parameters():  # as far from the start as after training
         p.mul_(1.5)
     return vae
 
@@ -59,7 +59,7 @@ def evaluated(vae: VAE, pixels: Tensor, precision: str, samples: int = SAMPLES) 
 def test_an_evaluation_passes_by_the_tolerance_of_its_own_precision(
     vae: VAE, pixels: Tensor, truth: dict[str, float], precision: str
 ) -> None:
-    # Both on every machine: a processor without bfloat16 products emulates them.
+    # Both run on every machine: a processor without bfloat16 products emulates them.
     found = evaluated(vae, pixels, precision)
     check = check_metrics(found, truth, DTYPES[precision], IMAGES)
     assert check.passed
@@ -93,7 +93,7 @@ def test_errors_just_under_the_tolerance_pass_and_just_over_it_fail(
     precision: str, name: str, sign: int
 ) -> None:
     dtype = DTYPES[precision]
-    # The encoder's products are float32 whatever the decoder's are.
+    # The encoder multiplies in float32, whatever the decoder does.
     limit = metrics_tolerance(torch.float32 if name == "rate" else dtype, 500, SIZE)
     for share in (0.99, 1.01):
         check = check_metrics(metrics(**{name: sign * share * limit}), TRUTH, dtype, 500)
@@ -117,7 +117,7 @@ def test_more_images_average_the_products_errors_and_not_those_of_float32_sums()
     assert few / many == pytest.approx(10)
     sums = metrics_tolerance(torch.float32, 10**12, SIZE)
     assert sums == pytest.approx(28 * 2.0**-24 * SIZE, rel=1e-4)
-    # Measured of a trained model on 1,000 images: −0.0020 ± 0.0015 nats at the worst.
+    # Measured with a trained model on 1,000 images: −0.0020 ± 0.0015 nats at worst.
     assert metrics_tolerance(torch.bfloat16, 1_000, SIZE) > 0.0020 + 4 * 0.0015
 
 
@@ -129,7 +129,7 @@ def test_the_worse_of_two_checks_decides() -> None:
 
 
 class OffProducts(TorchDispatchMode):
-    """Products that are not float64 miss the exact ones by a share of a bound of their own."""
+    """Makes all products but float64's wrong: by a share of the result and a share of its terms."""
 
     def __init__(self, of_result: float, of_terms: float) -> None:
         super().__init__()

@@ -1,14 +1,14 @@
-"""What the tests of the likelihood share: inputs in awkward layouts, and its error bounds.
+"""Inputs in awkward layouts and error bounds for the tests of the Bernoulli likelihood.
 
-Bounds, with u = 2⁻²⁴ (half a unit in the last place of float32, relative). A pixel's term x·l −
-max(l, 0) − ln(1 + e^−|l|) errs by 1.1e-7 in the polynomial that stands for the logarithm, by at
-most 2u where the error of e^−|l| passes through it (relatively (2 + 1.25·|l|)u, being 2 to the
-power of |l| times a rounded log₂e, rounded), and by u in the product and in each subtraction. A row
-is summed in eight lanes or more, so that a term meets at most P/8 + 8 operations, each of which
-errs by u of a partial sum, no larger than the terms' parts together. The logits' gradient g·(x −
-sigmoid(l)) errs by u·|g| in rounding x (from float64), in the difference and in the product, and by
-3u·|g| in the sigmoid; a target's gradient Σ g·l by u of Σ|g·l| for the product and each of S
-additions. What leaves in bfloat16 or float16 is rounded once more.
+Bounds, with u = 2⁻²⁴ (half a unit in the last place of float32, relative). The error of a pixel's
+term x·l − max(l, 0) − ln(1 + e^−|l|) has three parts. The polynomial for the logarithm errs by
+1.1e-7. The error of e^−|l| adds at most 2u; its relative error is (2 + 1.25·|l|)u, because it is a
+rounded power of 2 whose exponent is |l| times a rounded log₂e. The product and each subtraction err
+by u. A row is summed in at least eight lanes, so a term takes part in at most P/8 + 8 operations.
+Each of them errs by u times a partial sum, which is at most the sum of the terms' parts. The
+logits' gradient g·(x − sigmoid(l)) errs by u·|g| each for rounding x (from float64), the difference
+and the product, and by 3u·|g| for the sigmoid. A target's gradient Σ g·l errs by u times Σ|g·l| for
+the product and for each of S additions. bfloat16 and float16 results are rounded once more.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ LAYOUTS = ("contiguous", "one-sample", "one-row", "rows-first", "pixels-first", 
 
 UNIT = 2.0**-24
 PIXEL = 1.1e-7 + 2 * UNIT
-GRADIENT_ERROR = 6 * UNIT  # of the logits' gradient, for each unit of what comes from above
+GRADIENT_ERROR = 6 * UNIT  # of the logits' gradient, relative to the upstream gradient
 
 
 class Numbers(NamedTuple):
     log_prob: Tensor
     grad_logits: Tensor
-    grad_x: Tensor | None  # None where x is not floating
+    grad_x: Tensor | None  # None if x is not floating-point
 
 
 def pixels(
@@ -47,8 +47,10 @@ def pixels(
     targets: torch.dtype = torch.uint8,
     layout: str = "contiguous",
 ) -> tuple[Tensor, Tensor]:
-    """logits (S, B, P) and x (B, P), with gradients on where there are any, laid out in memory as
-    `layout` says; few logits reach beyond ±12."""
+    """logits (S, B, P) and x (B, P) in the given memory layout; few logits are beyond ±12.
+
+    Both require gradients, x only if it is floating-point.
+    """
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
@@ -81,7 +83,7 @@ def pixels(
 
 
 def upstream_of(logits: Tensor) -> Tensor:
-    """A gradient (S, B) of neither unit size nor contiguous memory."""
+    """A gradient (S, B) that is neither of unit size nor contiguous."""
     generator = torch.Generator().manual_seed(1)
     return torch.randn((2 * logits.shape[1], logits.shape[0]), generator=generator)[::2].t()
 
@@ -104,7 +106,7 @@ def expected(logits: Tensor, x: Tensor) -> Numbers:
 
 
 def bounds(logits: Tensor, x: Tensor) -> Numbers:
-    """The largest error allowed before rounding to the output's dtype; the module says why."""
+    """The largest allowed error before rounding to the output's dtype; the module derives it."""
     wide, targets = logits.detach().double(), x.detach().double()
     samples, _, columns = wide.shape
     g = upstream_of(logits).double().abs()[..., None]
@@ -116,7 +118,7 @@ def bounds(logits: Tensor, x: Tensor) -> Numbers:
 
 
 def check(logits: Tensor, x: Tensor, op: Op = bernoulli_log_prob, truncates: bool = False) -> None:
-    """Hold value and gradients to the reference; arguments as of `compared`."""
+    """Check value and gradients against the reference; arguments as for `compared`."""
     for one in compared(logits, x, op, truncates):
         assert_within(*one)
 
@@ -124,10 +126,10 @@ def check(logits: Tensor, x: Tensor, op: Op = bernoulli_log_prob, truncates: boo
 def compared(
     logits: Tensor, x: Tensor, op: Op = bernoulli_log_prob, truncates: bool = False
 ) -> list[Compared]:
-    """Value and gradients beside the reference's.
+    """Value and gradients, with those of the reference.
 
-    `truncates`: bfloat16 is stored by cutting bits off (Triton's interpreter), which errs by up to
-    a whole unit in the last place instead of half of one.
+    `truncates`: bfloat16 is stored by truncation (Triton's interpreter), which errs by up to a
+    whole unit in the last place instead of half a unit.
     """
     actual, wanted, limits = measured(logits, x, op), expected(logits, x), bounds(logits, x)
     dtypes = (torch.float32, logits.dtype, x.dtype)

@@ -1,5 +1,7 @@
-"""The Bernoulli likelihood: value and gradients against the float64 reference; pixels.py derives
-the tolerances."""
+"""The Bernoulli likelihood: value and gradients against the float64 reference.
+
+pixels.py derives the tolerances.
+"""
 
 from __future__ import annotations
 
@@ -26,29 +28,31 @@ from tests.kernels.helpers import assert_within
 from vaez_kernels import bernoulli as likelihood
 from vaez_kernels import bernoulli_log_prob, compiler, use_backend
 
+# The cache itself, even while a fixture counts its calls.
+COMPILED = compiler.compiled
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 needs_compiler = pytest.mark.skipif(not compiler.has_cpu_compiler(), reason="no C++ compiler")
 
 
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(likelihood, "COMPILE_FROM", 1 << 62)
+    monkeypatch.setattr(likelihood.twin, "COMPILE_FROM", 1 << 62)
 
 
 @pytest.fixture
 def compilations(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Send every size to the compiled twin; returns the twins that were asked for."""
+    """Compile the fallback for every size; returns the functions that were requested."""
     if not compiler.has_cpu_compiler():
-        pytest.skip("no C++ compiler: the twin runs eager only")
+        pytest.skip("no C++ compiler: the fallback only runs eager")
     asked = []
 
     def counted(function: Callable[..., Any], *variant: Any) -> Any:
         asked.append(function)
         return compiled(function, *variant)
 
-    compiled = compiler.compiled
-    monkeypatch.setattr(likelihood, "compiled", counted)
-    monkeypatch.setattr(likelihood, "COMPILE_FROM", 1)
+    compiled = COMPILED
+    monkeypatch.setattr(compiler, "compiled", counted)
+    monkeypatch.setattr(likelihood.twin, "COMPILE_FROM", 1)
     return asked
 
 
@@ -72,7 +76,7 @@ def test_compiled_value_and_gradients_are_the_references(
     shape: tuple[int, int, int], compilations: list[Any]
 ) -> None:
     check(*pixels(*shape))
-    assert compilations == [likelihood.bernoulli_twin, likelihood._twin_backward]
+    assert compilations == [likelihood.twin.forward_formula, likelihood.twin.backward_formula]
 
 
 @pytest.mark.parametrize("targets", TARGETS)
@@ -98,7 +102,7 @@ def test_memory_layout_does_not_matter(layout: str, targets: torch.dtype) -> Non
 
 @pytest.mark.usefixtures("compilations")
 def test_few_compilations_serve_all_layouts_sizes_and_callers() -> None:
-    compiler.compiled.kept.clear()
+    COMPILED.kept.clear()
     for layout in LAYOUTS:
         logits, x = pixels(3, 33, 20, layout=layout)
         check(logits, x)
@@ -106,33 +110,33 @@ def test_few_compilations_serve_all_layouts_sizes_and_callers() -> None:
         assert torch.equal(bernoulli_log_prob(logits.detach(), x), tracked)
         with torch.no_grad():
             assert torch.equal(bernoulli_log_prob(logits, x), tracked)
-    # Sizes that are equal to each other, to sizes that code is compiled for, and large ones.
+    # Sizes that equal each other, sizes that equal those of the compiled examples, and large sizes.
     for shape in ((5, 5, 20), (4, 9, 9), (6, 6, 6), (2, 129, 784), (3, 509, 3), (2, 61, 787)):
         check(*pixels(*shape))
-    # Forward and backward, for contiguous targets and for rows of targets apart.
-    assert len(compiler.compiled.kept) == 4
+    # Forward and backward, each for contiguous targets and for targets with rows apart.
+    assert len(COMPILED.kept) == 4
     for shape in ((5, 1, 20), (5, 1, 784), (64, 1, 19)):
         check(*pixels(*shape))
-    assert len(compiler.compiled.kept) == 6
+    assert len(COMPILED.kept) == 6
 
 
 def test_sizes_on_both_sides_of_the_compilers_threshold_agree_with_the_reference() -> None:
     for rows in (31, 33):
-        assert likelihood.COMPILE_FROM == 32 * 32
+        assert likelihood.twin.COMPILE_FROM == 32 * 32
         check(*pixels(1, rows, 32))
 
 
 @pytest.mark.usefixtures("route")
 def test_each_logits_term_keeps_its_digits_on_all_its_range() -> None:
-    # With x = [l > 0] what is left is −ln(1 + e^−|l|) alone, held to 1.7e-7 for the polynomial and
-    # (2 + 1.25·|l|)u for the exponential.
+    # With x = [l > 0] only −ln(1 + e^−|l|) remains. Its relative error is at most 1.7e-7 for the
+    # polynomial and (2 + 1.25·|l|)u for the exponential.
     size = torch.cat((torch.linspace(0.0, 2.0, 4001), torch.linspace(2.0, 80.0, 4001)))
     logits = torch.cat((size, -size))[None, :, None]
     x = (logits[0] > 0).to(torch.uint8)
-    # The reference takes this as the difference of l and softplus(l), and loses digits to it.
+    # The reference computes the difference of l and softplus(l), which loses digits.
     wanted = -torch.log1p(torch.exp(-logits[..., 0].abs().double()))
     relative = 1.7e-7 + (2 + 1.25 * logits[..., 0].abs().double()) * UNIT
-    # x·l − max(l, 0) is 0 in any order of float32's operations.
+    # x·l − max(l, 0) is exactly 0 in any order of float32 operations.
     assert_within("log_prob", bernoulli_log_prob(logits, x), wanted, relative * wanted.abs())
     assert_within("log_prob", bernoulli_log_prob(logits, x), wanted, PIXEL)
 
@@ -142,8 +146,8 @@ def test_float64_stays_float64() -> None:
         logits, x = pixels(3, 7, 784, torch.float64, targets)
         actual, wanted = measured(logits, x), expected(logits, x)
         assert actual.log_prob.dtype == actual.grad_logits.dtype == torch.float64
-        # Float64's roundings, of sums of 784 terms below 20; a target's gradient leaves in its
-        # dtype, with that one's rounding.
+        # Float64 roundings of sums of 784 terms below 20. A target's gradient is also rounded to
+        # the target's dtype.
         torch.testing.assert_close(actual[:2], wanted[:2], rtol=1e-13, atol=1e-12)
         if actual.grad_x is not None and wanted.grad_x is not None:
             assert actual.grad_x.dtype == targets
@@ -177,7 +181,7 @@ class TestNaNAndInfinity:
             for value, want in zip(measured(logits, x), expected(logits, x), strict=True):
                 assert value is not None
                 assert want is not None
-                # Sums of three terms, each a few u; up to 200 and times |g| below 3.
+                # Sums of three terms up to 200, each with an error of a few u, times |g| below 3.
                 torch.testing.assert_close(
                     value.double(), want, rtol=1e-6, atol=1e-6, equal_nan=True
                 )
@@ -225,15 +229,14 @@ class TestGradientsWanted:
         self, eager: None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         asked = []
-        run = likelihood._run_twin
+        run = likelihood.twin.backward
 
-        def counted(*tensors: Tensor, needs: tuple[bool, ...] = ()) -> Any:
-            out = run(*tensors, needs=needs)
-            if needs:
-                asked.append((needs, tuple(grad.numel() > 0 for grad in out)))
+        def counted(*args: Any) -> Any:
+            out = run(*args)
+            asked.append((args[-1], tuple(grad.numel() > 0 for grad in out)))
             return out
 
-        monkeypatch.setattr(likelihood, "_run_twin", counted)
+        monkeypatch.setattr(likelihood.twin, "backward", counted)
         logits, x = pixels(3, 7, 784, targets=torch.float32)
         bernoulli_log_prob(logits, x.detach()).sum().backward()
         bernoulli_log_prob(logits.detach(), x).sum().backward()
@@ -252,7 +255,7 @@ def test_a_second_derivative_is_refused_and_not_taken_for_zero(
     targets: torch.dtype,
     loss_of: Callable[[Tensor], Tensor],
 ) -> None:
-    # A sum's gradient is a constant: nothing but the op itself can object.
+    # The gradient of a sum is constant, so only the op itself can raise.
     logits, x = pixels(2, 3, 5, targets=targets)
     loss = loss_of(op(logits, x))
     inputs = [tensor for tensor in (logits, x) if tensor.requires_grad]
@@ -332,7 +335,7 @@ class TestRegistration:
 
 @needs_compiler
 def test_one_graph_serves_every_batch_size_gradients_included() -> None:
-    torch._dynamo.reset()  # it counts graphs for each code object, whoever calls it
+    torch._dynamo.reset()  # dynamo counts graphs per code object, across tests
     counter = CompileCounterWithBackend("inductor")
     compiled = torch.compile(bernoulli_log_prob, backend=counter, fullgraph=True, dynamic=True)
     for rows in (5, 33, 129):

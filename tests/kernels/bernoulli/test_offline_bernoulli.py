@@ -1,10 +1,10 @@
-"""The likelihood's kernels as GPUs would run them, compiled without one: as test_offline.py.
+"""The likelihood's kernels, compiled for GPUs without a GPU; see offline.py.
 
-A program is one warp with a tile of 1024 logits: 128-bit accesses for all of them, and nothing that
-one thread would have to tell another before the sum at the end.
+A program is one warp with a tile of 1024 logits. All accesses to logits are 128-bit, and threads
+exchange no data before the sum at the end.
 
-Ceilings are what Triton 3.8 gave, named beside them, with a margin of eight registers (one step of
-their allocation) and a tenth of the instructions. AMD's older LLVMs unroll other loops.
+Ceilings are the results of Triton 3.8, given in the comments, plus a margin of eight registers (one
+step of their allocation) and a tenth of the instructions. AMD's older LLVMs unroll other loops.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from tests.kernels.offline import assert_lean, built, ceiling_by_triton
 from vaez_kernels import bernoulli as likelihood
 from vaez_kernels import interpreting, launch
 from vaez_kernels.backend import triton
+from vaez_kernels.bernoulli.twin import Arguments
 
 pytestmark = [
     pytest.mark.skipif(interpreting(), reason="TRITON_INTERPRET=1 leaves nothing to compile"),
     pytest.mark.skipif(triton is None, reason="triton is not installed: no kernels"),
 ]
 
-ROWS = 1001  # no multiple of 16, from which Triton could draw conclusions
+ROWS = 1001  # not a multiple of 16, on which Triton would specialise
 LOGITS = (torch.float32, torch.bfloat16, torch.float16)
 TARGETS = (torch.uint8, torch.bool, torch.float32)
 GPUS = list(offline.TARGETS)
@@ -36,7 +37,7 @@ each_count = pytest.mark.parametrize("samples", [1, 3, 8, 9])
 
 
 class Case(NamedTuple):
-    """Inputs of a launch, as far as its compilation depends on them."""
+    """The inputs of a launch that its compilation depends on."""
 
     samples: int = 8
     pixels: int = 784
@@ -45,16 +46,16 @@ class Case(NamedTuple):
 
 
 class Accesses(NamedTuple):
-    """What a thread of a warp needs for its part of a tile, in vectors of 16 bytes of logits."""
+    """How many vectors of 16 bytes of logits a thread has in its part of a tile."""
 
-    samples: int  # that the program has
-    pixels: int  # vectors a sample
+    samples: int  # of the program
+    pixels: int  # vectors per sample
 
 
 def accesses(case: Case, one_program: bool = False) -> Accesses:
-    blocks = 1 if one_program else -(-case.samples // likelihood.SAMPLES_PER_PROGRAM)
-    samples = min(-(-case.samples // blocks), likelihood.SAMPLES_PER_PROGRAM)
-    # Where one tile holds a row, Triton knows which vectors lie beyond its end.
+    blocks = 1 if one_program else -(-case.samples // likelihood.kernel.SAMPLES_PER_PROGRAM)
+    samples = min(-(-case.samples // blocks), likelihood.kernel.SAMPLES_PER_PROGRAM)
+    # If one tile holds a whole row, Triton knows which vectors are beyond the row's end.
     lanes = 1 << (samples - 1).bit_length()
     tile = launch.from_table("bernoulli_forward", torch.device("cpu"))
     pixels = min(tile.block(case.pixels, lanes)["BLOCK_D"], case.pixels)
@@ -64,8 +65,8 @@ def accesses(case: Case, one_program: bool = False) -> Accesses:
 def forward(case: Case, gpu: str) -> offline.Binary:
     logits = torch.zeros(case.samples, ROWS, case.pixels, dtype=case.logits)
     x = torch.zeros(ROWS, case.pixels, dtype=case.targets)
-    kernel = likelihood.bernoulli_forward_kernel
-    return built(likelihood._launch_forward, kernel, (logits, x), gpu)
+    kernel = likelihood.kernel.bernoulli_forward_kernel
+    return built(likelihood.kernel.forward, kernel, (Arguments(logits, x),), gpu)
 
 
 def backward(
@@ -73,8 +74,9 @@ def backward(
 ) -> offline.Binary:
     logits = torch.zeros(case.samples, ROWS, case.pixels, dtype=case.logits)
     x = torch.zeros(ROWS, case.pixels, dtype=case.targets)
-    args = (torch.zeros(case.samples, ROWS), logits, x, need_logits, need_x)
-    return built(likelihood._launch_backward, likelihood.bernoulli_backward_kernel, args, gpu)
+    grads, needs = (torch.zeros(case.samples, ROWS),), (need_logits, need_x)
+    args = (Arguments(logits, x), (), grads, needs)
+    return built(likelihood.kernel.backward, likelihood.kernel.bernoulli_backward_kernel, args, gpu)
 
 
 def wide_and_narrow(binary: offline.Binary, instruction: str) -> tuple[int, int]:
@@ -84,7 +86,7 @@ def wide_and_narrow(binary: offline.Binary, instruction: str) -> tuple[int, int]
 @each_nvidia
 @each_count
 def test_forward_reads_128_bits_of_logits_and_32_of_targets(samples: int, gpu: str) -> None:
-    """A warp's 32 bits of targets are 128 bytes in a row: as wide as its logits are, in pixels."""
+    """A thread reads 32 bits of targets, a warp 128 contiguous bytes: as many pixels as logits."""
     case = Case(samples)
     binary = forward(case, gpu)
     assert_lean(binary, gpu, 104)  # 96
@@ -92,7 +94,7 @@ def test_forward_reads_128_bits_of_logits_and_32_of_targets(samples: int, gpu: s
     per = accesses(case)
     assert wide_and_narrow(binary, "LDG") == (per.samples * per.pixels, per.pixels)
     assert wide_and_narrow(binary, "STG") == (0, 1)
-    # Shared memory passes the sums, four bytes a sample, on to the threads that store them.
+    # Sums, four bytes per sample, go through shared memory to the threads that store them.
     assert binary.shared <= 32
     assert binary.count("BAR") == 0
 
@@ -107,7 +109,7 @@ def test_backward_moves_128_bits_of_logits_and_gradients(samples: int, gpu: str)
     per = accesses(case)
     assert wide_and_narrow(binary, "LDG") == (
         per.samples * per.pixels,
-        per.samples + per.pixels,  # a gradient a sample, and the targets, once for all of them
+        per.samples + per.pixels,  # a gradient per sample, and the targets once for all samples
     )
     assert wide_and_narrow(binary, "STG") == (per.samples * per.pixels, 0)
     assert binary.shared == 0
@@ -119,7 +121,8 @@ def test_amd_moves_128_bits_too(samples: int) -> None:
     to, back = forward(Case(samples), "gfx942"), backward(Case(samples), "gfx942")
     assert_lean(to, "gfx942", 112)  # 102
     assert_lean(back, "gfx942", 72)  # 58
-    # The loop over three samples' tiles is unrolled, seven times the instructions: 865 and 1388.
+    # The loop over the tiles of three samples is unrolled, with seven times the instructions: 865
+    # and 1388.
     assert to.length <= (950 if samples == 3 else 485)  # 440
     of_one = ceiling_by_triton(665, before_3_8=735)  # 604 and 668
     assert back.length <= (1530 if samples == 3 else of_one)
@@ -134,12 +137,12 @@ def test_amd_moves_128_bits_too(samples: int) -> None:
 @each_gpu
 @each_count
 def test_an_odd_width_stays_in_registers(samples: int, gpu: str) -> None:
-    """Rows that start at any byte are read one number at a time, each with its own address."""
+    """Rows that may start at any byte are read one number at a time, each with its own address."""
     case = Case(samples, pixels=785)
     to, back = forward(case, gpu), backward(case, gpu)
-    # NVIDIA's 106 and 101; of AMD's 512 registers, 166 and 47 (57 by an older LLVM).
+    # NVIDIA: 106 and 101. AMD: 166 and 47 of 512 registers (57 with an older LLVM).
     assert_lean(to, gpu, 176 if gpu == "gfx942" else 112)
-    # Stores of one number each are jumped over where they lie beyond the end: 23.
+    # Branches skip the stores of single numbers beyond the end: 23.
     of_back = ceiling_by_triton(56, before_3_8=64) if gpu == "gfx942" else 112
     assert_lean(back, gpu, of_back, branches=28)
     # 2145 and 936; 1464 and 883. Before: 2399, 2564 and 999.
@@ -184,7 +187,7 @@ def test_backward_does_only_what_is_needed(samples: int, needs: tuple[bool, bool
     need_logits, need_x = needs
     case = Case(samples, targets=torch.float32)
     binary = backward(case, "sm_90", *needs)
-    # 100: nine samples in two turns. Nine branches jump over stores beyond a row's end.
+    # 100: nine samples in two turns. Nine branches skip stores beyond a row's end.
     assert_lean(binary, "sm_90", 108, branches=12)
     per = accesses(case, one_program=need_x)
     wide = per.samples * per.pixels
@@ -192,15 +195,18 @@ def test_backward_does_only_what_is_needed(samples: int, needs: tuple[bool, bool
     assert binary.count(r"LDG(?!.*128)") == per.samples
     assert wide_and_narrow(binary, "STG") == (need_logits * wide + need_x * per.pixels, 0)
     assert binary.shared == 0
-    if not need_logits:  # a target's gradient takes no sigmoid
+    if not need_logits:  # a target's gradient needs no sigmoid
         assert binary.count(r"MUFU\.EX2") == 0
         assert binary.length <= 385  # 349
 
 
 def test_logits_of_a_wider_tensor_are_read_wide_too() -> None:
-    """Rows further apart than they are wide, and samples next to each other."""
+    """Rows are further apart than they are wide, and samples are adjacent."""
     logits = torch.zeros(ROWS, 8, 1024).transpose(0, 1)[..., :784]
-    kernel, x = likelihood.bernoulli_forward_kernel, torch.zeros(ROWS, 784, dtype=torch.uint8)
-    binary = built(likelihood._launch_forward, kernel, (logits, x), "sm_90")
+    kernel, x = (
+        likelihood.kernel.bernoulli_forward_kernel,
+        torch.zeros(ROWS, 784, dtype=torch.uint8),
+    )
+    binary = built(likelihood.kernel.forward, kernel, (Arguments(logits, x),), "sm_90")
     assert_lean(binary, "sm_90", 104)
     assert wide_and_narrow(binary, "LDG") == (8, 1)

@@ -1,17 +1,17 @@
-"""What the tests of importance sampling share: small decoders, their truth, and error bounds.
+"""Small decoders, their true results and error bounds for the tests of importance sampling.
 
-Bounds in float32. A layer of N inputs errs by N + 2 roundings of what it sums, and passes on its
-inputs' errors. Sizes are taken from the same perceptron made of absolute values, which they do not
-exceed, and neither activation has a slope above 1. Nor has the log-likelihood in a logit;
-tests/kernels/bernoulli/pixels.py and last_layer.py say what it adds. Log-ratios are sums of terms
-that err by 1e-6 of z² and eps². A log-sum of weights errs by no more than its worst weight, and by
-a few roundings of itself.
+Bounds in float32. A layer of N inputs errs by N + 2 roundings of the sum of its terms' sizes, and
+passes on the errors of its inputs. Sizes are bounded by the same perceptron with absolute values.
+The slopes of both activations, and of the log-likelihood in a logit, are at most 1.
+tests/kernels/bernoulli/pixels.py and last_layer.py derive the log-likelihood's own error.
+Log-ratios are sums of terms that err by 1e-6 of z² and eps². A log-sum of weights errs by at most
+the error of its worst weight, plus a few roundings of itself.
 
-Rounded operands move a logit by thousands of independent roundings. Carried through as above they
-could move a value by several times itself; what they do is a small part of its terms: measured for
-these decoders up to 0.7 % (of one pixel; 0.3 % of 84) in bfloat16, rounded as CPUs and GPUs do, and
-four times that where Triton's interpreter cuts bits off, all in one direction. TF32's are a quarter
-of bfloat16's.
+Rounded operands change a logit by thousands of independent roundings. A worst-case bound as above
+would be several times the value itself. The actual error is a small fraction of the terms' sizes.
+For these decoders, it was measured as up to 0.7 % (of one pixel; 0.3 % of 84) in bfloat16 rounded
+to nearest, as on CPUs and GPUs. It is four times that with Triton's interpreter, whose truncation
+always errs in one direction. TF32 errors are a quarter of those of bfloat16.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Given(NamedTuple):
 
 
 def perceptron(*widths: int, activation: type[nn.Module] = nn.ReLU, seed: int = 0) -> nn.Sequential:
-    """From widths[0] latents to widths[-1] pixels; logits of about ±3."""
+    """A decoder from widths[0] latents to widths[-1] pixels, with logits of about ±3."""
     layers: list[nn.Module] = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -82,7 +82,7 @@ def truth(
 def _bound(of: Given, wide: nn.Sequential, eps: Tensor, relative: float) -> Tensor:
     mu, logvar = of.mu.double(), of.logvar.double()
     z = reference.rsample(mu, logvar, eps)
-    # Of a layer's inputs: their errors, beside values that do not exceed `size`.
+    # Bounds of a layer's inputs: on their absolute values, and on their errors.
     size, error = z.abs(), 1e-6 * (1 + mu.abs() + torch.exp(0.5 * logvar) * eps.abs().clamp(min=1))
     with torch.no_grad():
         for layer in (m for m in wide if isinstance(m, nn.Linear)):

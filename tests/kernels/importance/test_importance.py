@@ -34,12 +34,12 @@ WIDTHS = (5, 19, 23, 84)
 
 @pytest.fixture(autouse=True)
 def any_size_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importance, "COMPILE_FROM", 1)
+    monkeypatch.setattr(importance.twin, "COMPILE_FROM", 1)
 
 
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importance, "has_cpu_compiler", lambda: False)
+    monkeypatch.setattr(importance.twin, "has_cpu_compiler", lambda: False)
 
 
 def called(decoder: nn.Module) -> Any:
@@ -63,22 +63,22 @@ def test_a_perceptron_is_the_references(
     widths: tuple[int, ...], activation: type[nn.Module], images: int, samples: int
 ) -> None:
     of = given(images, *widths, activation=activation)
-    assert (taken_apart(of.decoder) is None) == (len(widths) == 2)  # it has no activation
+    assert (taken_apart(of.decoder) is None) == (len(widths) == 2)  # one layer has no activation
     check(of, samples)
     check(of, samples, "bfloat16")
     check(of, samples, decoder=called(of.decoder))
 
 
 def test_few_logits_are_not_worth_a_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importance, "COMPILE_FROM", 9 * 5 * 84 + 1)
-    importance._compiled_tile.kept.clear()
+    monkeypatch.setattr(importance.twin, "COMPILE_FROM", 9 * 5 * 84 + 1)
+    importance.twin._compiled_tile.kept.clear()
     check(given(5, *WIDTHS), 9)
-    assert len(importance._compiled_tile.kept) == 0
+    assert len(importance.twin._compiled_tile.kept) == 0
 
 
 @pytest.mark.skipif(not has_cpu_compiler(), reason="no C++ compiler here")
 def test_a_compiled_tile_takes_float32_whatever_the_default_is() -> None:
-    importance._compiled_tile.kept.clear()
+    importance.twin._compiled_tile.kept.clear()
     of = given(5, 4, 7, 85)
     torch.set_default_dtype(torch.float64)
     try:
@@ -92,11 +92,11 @@ def test_a_compiled_tile_takes_float32_whatever_the_default_is() -> None:
 @pytest.mark.skipif(not has_cpu_compiler(), reason="no C++ compiler here")
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_one_compiled_tile_serves_any_number_of_samples_and_images(precision: str) -> None:
-    importance._compiled_tile.kept.clear()
-    # One image, one sample; tiles of one image, of many; edges of both.
+    importance.twin._compiled_tile.kept.clear()
+    # One image, one sample; tiles of one image and of many; partial tiles of both.
     for images, samples in ((3, 40), (1, 1), (1, 2100), (1100, 1), (41, 23), (23, 41), (70, 65)):
         check(given(images, *WIDTHS), samples, precision)
-    assert len(importance._compiled_tile.kept) == 1
+    assert len(importance.twin._compiled_tile.kept) == 1
 
 
 @pytest.mark.parametrize("targets", [torch.uint8, torch.bool, torch.float32, torch.float16])
@@ -118,7 +118,7 @@ def test_the_first_samples_of_many_are_the_few(decode: Any) -> None:
         return importance_log_likelihood(*args, sample_offset=first).double() + math.log(count)
 
     parts = torch.logaddexp(estimate(64, 0), estimate(100, 64))
-    # Sums of a few dozen nats: 1e-6 of them.
+    # Sums of a few dozen nats, with a relative error of 1e-6.
     torch.testing.assert_close(estimate(164, 0), parts, rtol=1e-6, atol=0)
 
 
@@ -139,7 +139,7 @@ def test_a_row_does_not_depend_on_its_batch(decode: Any) -> None:
 def test_tiles_of_images_and_samples_are_the_whole(
     rows: int, decode: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(importance.LOGITS, "cpu", rows * WIDTHS[-1])
+    monkeypatch.setitem(importance.twin.LOGITS, "cpu", rows * WIDTHS[-1])
     of = given(7, *WIDTHS)
     check(of, 70, decoder=decode(of.decoder))
 
@@ -188,7 +188,7 @@ class Scaled(nn.Linear):
 
 
 class Derived(vaez_fast.model.Linear):
-    """Of a class that says that it is affine, and not affine itself."""
+    """A subclass of a class with `is_affine = True`, not affine itself."""
 
     def forward(self, x: Tensor) -> Tensor:
         return 2.0 * super().forward(x)
@@ -298,7 +298,7 @@ def test_float64_stays_float64() -> None:
     decoder = perceptron(*WIDTHS).double()
     found = importance_log_likelihood(decoder, of.mu.double(), of.logvar.double(), of.x, KEY, 9)
     assert found.dtype == torch.float64
-    # eps is the stream's float32 numbers, within 1e-6 of the definition.
+    # eps comes from the stream's float32 numbers, which are within 1e-6 of the definition.
     torch.testing.assert_close(found, truth(of, KEY, 9).log_likelihood, rtol=1e-5, atol=0)
 
 
@@ -357,7 +357,7 @@ def test_weights_that_are_all_zero_give_minus_infinity() -> None:
     assert isinstance(last, nn.Linear)
     last.bias.fill_(-torch.inf)
     decoder, mu, logvar, x = of
-    lit = torch.ones_like(x)  # which that decoder leaves dark
+    lit = torch.ones_like(x)  # impossible with this decoder
     found = importance_log_likelihood(decoder, mu, logvar, lit, KEY, 40, "float32")
     assert found.tolist() == [-torch.inf, -torch.inf]
 

@@ -1,7 +1,7 @@
-"""Importance sampling in one kernel as GPUs would run it, compiled without one: as test_offline.py.
+"""Importance sampling in one kernel, compiled for GPUs without a GPU; see offline.py.
 
-Each of the presets' decoders stays on the chip: nothing spills, all products are on tensor cores,
-and what a program keeps beside its registers fits in shared memory.
+The decoder of each preset stays on the chip: nothing spills, all products are on tensor cores, and
+the other data of a program fits in shared memory.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from vaez_kernels import interpreting
 from vaez_kernels.backend import triton
 from vaez_kernels.importance import kernel as decoder_kernel
 from vaez_kernels.importance.perceptron import taken_apart
+from vaez_kernels.importance.twin import Samples
 
 pytestmark = [
     pytest.mark.skipif(interpreting(), reason="TRITON_INTERPRET=1 leaves nothing to compile"),
@@ -40,7 +41,8 @@ def binary(model: str, precision: str, gpu: str, monkeypatch: pytest.MonkeyPatch
     assert layers is not None
     latents = torch.zeros(IMAGES, vae.architecture.latent)
     x, noise = torch.zeros(IMAGES, 784, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)
-    args = (layers, latents, latents, x, noise, SAMPLES, 0, 0, precision)
+    of = Samples(latents, latents, x, noise, SAMPLES, 0, 0)
+    args = (of, layers, precision)
     return built(decoder_kernel.launch_decoder, decoder_kernel.decoder_kernel, args, gpu)
 
 
@@ -48,7 +50,7 @@ def assert_stays_on_chip(compiled: Binary, gpu: str) -> None:
     assert_in_registers(compiled)
     assert compiled.shared <= SHARED[gpu]
     assert compiled.count(PRODUCTS[gpu]) > 0
-    # No slow path of a library's sine or logarithm: the noise is polynomials.
+    # No library sine or logarithm: the noise is computed with polynomials.
     assert compiled.count(r"MUFU\.(SIN|COS|LG2)|v_(sin|cos|log)_") == 0
 
 
@@ -60,7 +62,7 @@ def test_bfloat16_decoders_stay_on_the_chip(
     compiled = binary(model, "bfloat16", gpu, monkeypatch)
     assert_stays_on_chip(compiled, gpu)
     if gpu == "sm_90":
-        assert compiled.count("HGMMA") > 0  # a warp group's, not a warp's
+        assert compiled.count("HGMMA") > 0  # products of a warp group, not of a warp
 
 
 @pytest.mark.parametrize(

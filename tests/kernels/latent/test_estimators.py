@@ -1,14 +1,15 @@
-"""The Monte Carlo KL as an estimator: what it and its gradients are on average, and how they vary.
+"""The Monte Carlo KL as an estimator: means and variances of its value and gradients.
 
 With sigma = exp(logvar/2) and z = mu + sigma·eps, a dimension's sample of log q − log p is
-½(z² − eps² − logvar), so that the value and every gradient are quadratic in eps. `laws` writes each
-as mean + b·eps + c·(eps² − 1), whose variance is b² + 2c² and fourth central moment
-3b⁴ + 60b²c² + 60c⁴. Rows draw noise of their own: with one column, a row's gradient is a draw.
+½(z² − eps² − logvar), so the value and every gradient are quadratic in eps. `laws` writes each as
+mean + b·eps + c·(eps² − 1), whose variance is b² + 2c² and fourth central moment
+3b⁴ + 60b²c² + 60c⁴. Each row draws its own noise: with one column, a row's gradient is one draw.
 
-Limits: five standard errors, passed once in 1.7 million tries (two-sided), and what the op's
-float32 may add (`helpers.bounds`, averaged). A sample variance of eps² has a longer tail than the
-normal's and passes three times as often. The file makes 280 comparisons: new keys would fail one of
-them once in 3,000 tries. The keys are fixed, so a test that passes once always passes.
+Limits are five standard errors, exceeded once in 1.7 million tries (two-sided), plus the float32
+error of the op (`helpers.bounds`, averaged). A sample variance of eps² has a longer tail than a
+normal and exceeds the limit three times as often. This file makes 280 comparisons, so with new keys
+one of them would fail once in 3,000 tries. The keys are fixed, so a test that passes once always
+passes.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ ESTIMATORS = ("total-derivative", "sticking-the-landing")
 NAMES = ("kl", "grad_mu", "grad_logvar")
 STEPS, ROWS = 4, 1 << 16
 STANDARD_ERRORS = 5.0
-# Where q is p, one parameter away from it, on training's way there, and far out on every side.
+# q equal to p, one parameter away from it, as during training, and far away on every side.
 POINTS = [
     (0.0, 0.0),
     (0.0, 1.5),
@@ -52,7 +53,7 @@ class Law(NamedTuple):
         return (self.b**2 + 2 * self.c**2) / samples
 
     def variance_of_the_variance(self, samples: int, draws: int) -> float:
-        """Of the sample variance of so many draws, to leading order."""
+        """The variance of the sample variance of `draws` draws, to leading order."""
         fourth = 3 * self.b**4 + 60 * self.b**2 * self.c**2 + 60 * self.c**4
         once = self.b**2 + 2 * self.c**2
         averaged = (fourth + 3 * (samples - 1) * once**2) / samples**3
@@ -61,9 +62,9 @@ class Law(NamedTuple):
 
 def laws(estimator: str, mu: float, logvar: float) -> dict[str, Law]:
     s = math.exp(0.5 * logvar)
-    # The mean of either gradient is the analytic KL's; all else follows from the module's formula:
-    # ∂/∂mu is z, or z − eps/sigma along the path; ∂/∂logvar is half of that times sigma·eps, less ½
-    # where the density's own dependence counts.
+    # The mean of each gradient is that of the analytic KL. The rest follows from the module's
+    # formula. ∂/∂mu is z, or z − eps/sigma for the path derivative alone. ∂/∂logvar is half of that
+    # times sigma·eps, minus ½ if the score term is included.
     path = s if estimator == "total-derivative" else s - 1.0 / s
     return {
         "kl": Law(0.5 * (mu**2 + math.expm1(logvar) - logvar), mu * s, 0.5 * (s**2 - 1.0)),
@@ -75,8 +76,7 @@ def laws(estimator: str, mu: float, logvar: float) -> dict[str, Law]:
 def draws(
     estimator: str, mu: float, logvar: float, samples: int, rows: int = ROWS
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Independent draws of the value and of both gradients; by how much rounding may shift each
-    one's mean."""
+    """Independent draws of the value and both gradients, and how far rounding may shift means."""
     drawn: dict[str, list[Tensor]] = {name: [] for name in NAMES}
     rounding = dict.fromkeys(NAMES, 0.0)
     for step in range(STEPS):
@@ -137,13 +137,13 @@ def test_a_rows_estimate_is_right_on_average_whatever_its_dimensions_are(estimat
     wanted = kl_standard_normal(mu, logvar).double(), mu[0], 0.5 * torch.expm1(logvar[0])
     for name, value, want in zip(NAMES, (kl.detach()[:, None], *grads), wanted, strict=True):
         wide = value.double()
-        # Rounding, 1e-6 of terms below 20, is lost in this.
+        # Rounding errors, 1e-6 of terms below 20, are negligible beside this.
         limit = STANDARD_ERRORS * wide.std(0) / math.sqrt(ROWS)
         assert ((wide.mean(0) - want).abs() <= limit).all(), name
 
 
 class TestWhereTheGradientsVary:
-    """The exact numbers behind the choice between the two, one sample each."""
+    """The exact variances behind the choice between the two estimators, with one sample."""
 
     @staticmethod
     def assert_variance(drawn: Tensor, wanted: float, law: Law, scale: float = 1.0) -> None:
@@ -171,7 +171,8 @@ class TestWhereTheGradientsVary:
     def test_away_from_p_sticking_the_landing_varies_more(
         self, estimator: str, in_mu: float, in_sigma: float
     ) -> None:
-        # At mu = 1, sigma = ½: sigma² and (sigma − 1/sigma)² in mu, 1 + 2·the same in sigma.
+        # At mu = 1, sigma = ½ the variances are sigma² and (sigma − 1/sigma)² in mu, and 1 + 2·the
+        # same in sigma.
         logvar = 2.0 * math.log(0.5)
         drawn, _ = draws(estimator, 1.0, logvar, 1)
         law = laws(estimator, 1.0, logvar)

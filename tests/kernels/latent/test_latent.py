@@ -1,5 +1,7 @@
-"""Sampling z and the KLs: values and gradients against the float64 reference; helpers.py derives
-the tolerances."""
+"""Sampling z and the KLs: values and gradients against the float64 reference.
+
+helpers.py derives the tolerances.
+"""
 
 from __future__ import annotations
 
@@ -35,6 +37,8 @@ from vaez_kernels import (
     rsample_kl,
 )
 
+# The cache itself, even while a fixture counts its calls.
+COMPILED = compiler.compiled
 KEY = noise_key(11, "train", 3)
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [  # S, B, D
@@ -55,23 +59,23 @@ each_mode = pytest.mark.parametrize("mode", list(MODES))
 
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latent, "COMPILE_FROM", 1 << 62)
+    monkeypatch.setattr(latent.twin, "COMPILE_FROM", 1 << 62)
 
 
 @pytest.fixture
 def compilations(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Send every size to the compiled twin; returns the twins that were asked for."""
+    """Compile the fallback for every size; returns the functions that were requested."""
     if not compiler.has_cpu_compiler():
-        pytest.skip("no C++ compiler: the twin runs eager only")
+        pytest.skip("no C++ compiler: the fallback only runs eager")
     asked = []
 
     def counted(function: Callable[..., Any], *variant: Any) -> Any:
         asked.append(function)
         return compiled(function, *variant)
 
-    compiled = compiler.compiled
-    monkeypatch.setattr(latent, "compiled", counted)
-    monkeypatch.setattr(latent, "COMPILE_FROM", 1)
+    compiled = COMPILED
+    monkeypatch.setattr(compiler, "compiled", counted)
+    monkeypatch.setattr(latent.twin, "COMPILE_FROM", 1)
     return asked
 
 
@@ -92,7 +96,7 @@ def test_compiled_values_and_gradients_are_the_references(
 ) -> None:
     check(mode, *latents(129, 19), KEY, 8)
     check(mode, *latents(7, 128), KEY, 3)
-    assert set(compilations) == {latent._twin_forward, latent._twin_backward}
+    assert set(compilations) == {latent.twin.forward_formula, latent.twin.backward_formula}
 
 
 @pytest.mark.parametrize("mode", ["rsample_kl/analytic", "rsample_kl/total-derivative"])
@@ -105,7 +109,7 @@ def test_the_compiled_twin_serves_one_sample_and_all_dtypes(mode: str, dtype: to
 
 @pytest.mark.parametrize("mode", ["rsample", "rsample_kl/analytic", "rsample_kl/total-derivative"])
 def test_sizes_on_both_sides_of_the_compilers_threshold_agree_with_the_reference(mode: str) -> None:
-    rows = latent.COMPILE_FROM // 16
+    rows = latent.twin.COMPILE_FROM // 16
     for size in (rows - 1, rows, rows + 1):
         check(mode, *latents(size, 16), KEY, 1)
 
@@ -115,7 +119,7 @@ def test_a_single_row_or_column_is_compiled_as_others_are(
     shape: tuple[int, int], compilations: list[Any]
 ) -> None:
     check("rsample_kl/total-derivative", *latents(*shape), KEY, 1)
-    assert set(compilations) == {latent._twin_forward, latent._twin_backward}
+    assert set(compilations) == {latent.twin.forward_formula, latent.twin.backward_formula}
 
 
 @pytest.mark.usefixtures("compilations")
@@ -130,14 +134,14 @@ def test_a_row_alone_is_the_row_of_a_batch_bit_for_bit() -> None:
 
 @pytest.mark.usefixtures("compilations")
 def test_a_single_row_is_compiled_once_whatever_its_length_and_what_it_was_cut_from() -> None:
-    compiler.compiled.kept.clear()
+    COMPILED.kept.clear()
     for columns in (2000, 2001, 2002):
         for cut in (1, 2, 3):
             table = torch.linspace(-1, 1, 2 * cut * columns).view(2, cut * columns)
             mu, logvar = table[:1, :columns], table[1:, -columns:]
             wanted = reference.kl_standard_normal(mu, logvar)
             assert_within("KL", kl_standard_normal(mu, logvar), wanted, KL_ERROR * wanted)
-    assert len(compiler.compiled.kept) == 1
+    assert len(COMPILED.kept) == 1
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -155,15 +159,15 @@ def test_memory_layout_does_not_matter_to_the_compiled_twin() -> None:
 
 @pytest.mark.usefixtures("compilations")
 def test_few_compilations_serve_all_layouts_and_callers() -> None:
-    compiler.compiled.kept.clear()
+    COMPILED.kept.clear()
     for layout in LAYOUTS:
         mu, logvar = latents(33, 20, layout=layout)
         check("kl_standard_normal", mu, logvar, KEY, 1)
         wanted = reference.kl_standard_normal(mu, logvar)
         for one, two in ((mu.detach(), logvar), (mu, logvar.detach())):
             assert_within("KL", kl_standard_normal(one, two), wanted, KL_ERROR * wanted)
-    # Forward and backward, each for contiguous tensors and for rows apart.
-    assert len(compiler.compiled.kept) == 4
+    # Forward and backward, each for contiguous tensors and for tensors with rows apart.
+    assert len(COMPILED.kept) == 4
 
 
 def test_gradients_reach_the_layer_whose_output_was_split() -> None:
@@ -193,7 +197,7 @@ def test_rows_and_samples_in_chunks_are_the_whole_bit_for_bit() -> None:
 
 @pytest.mark.parametrize("route", ["eager", "compilations"])
 class TestNearZero:
-    """Where training ends the KL is small: 1e-5 relative, down to 1e-8."""
+    """At the end of training the KL is small: its relative error is 1e-5 down to a KL of 1e-8."""
 
     def test_the_kl_and_its_gradient_keep_five_digits(
         self, route: str, request: pytest.FixtureRequest
@@ -208,7 +212,8 @@ class TestNearZero:
         self, route: str, request: pytest.FixtureRequest
     ) -> None:
         request.getfixturevalue(route)
-        # From KL ≈ l²/4 = 1e-8 on, closely around the change of formula at ½, up to exp's limits.
+        # From KL ≈ l²/4 = 1e-8 to the limits of exp, with many points around ½, where the formula
+        # changes.
         size = torch.cat((torch.logspace(-3.7, 1.9, 4000), torch.linspace(0.49, 0.51, 2001)))
         logvar = torch.cat((size, -size))[:, None].expand(-1, 2).requires_grad_()
         mu = torch.zeros_like(logvar).requires_grad_()
@@ -228,7 +233,7 @@ def test_float64_stays_float64(mode: str) -> None:
     actual = measured(mode, mu, logvar, KEY, 4, upstream)
     wanted = expected(mode, mu, logvar, eps, upstream)
     for value, want in zip(actual, wanted, strict=True):
-        # eps holds the op's own numbers, so nothing is left but float64's roundings.
+        # eps holds the op's own numbers, so only float64 rounding errors remain.
         torch.testing.assert_close(value, want, rtol=1e-11, atol=1e-12)
 
 
@@ -243,13 +248,13 @@ def test_gradients_are_derivatives(mode: str) -> None:
 class TestStickingTheLanding:
     def test_its_value_is_the_total_derivatives(self) -> None:
         mu, logvar = latents(7, 20)
-        one, other = (kl_standard_normal_mc(mu, logvar, KEY, 4, e) for e in latent.MONTE_CARLO)
+        one, other = (kl_standard_normal_mc(mu, logvar, KEY, 4, e) for e in latent.twin.MONTE_CARLO)
         assert torch.equal(one, other)
 
     @pytest.mark.parametrize("dtype", DTYPES)
     def test_its_gradient_vanishes_exactly_where_q_is_p(self, dtype: torch.dtype) -> None:
         grads = {}
-        for estimator in latent.MONTE_CARLO:
+        for estimator in latent.twin.MONTE_CARLO:
             mu, logvar = (torch.zeros(7, 20, dtype=dtype, requires_grad=True) for _ in range(2))
             kl = kl_standard_normal_mc(mu, logvar, KEY, 4, estimator)
             grads[estimator] = torch.stack(torch.autograd.grad(kl.sum(), (mu, logvar)))

@@ -1,4 +1,4 @@
-"""The latent ops among other PyTorch: autograd's corners, autocast, backends, refused arguments."""
+"""The latent ops with other PyTorch features: autograd, autocast, backends, refused arguments."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_second_derivative_is_refused_and_not_taken_for_zero(
     route: Callable[..., tuple[Tensor | None, Tensor | None]],
     loss_of: Callable[[Tensor], Tensor],
 ) -> None:
-    # A sum's gradient is a constant: nothing but the op itself can object.
+    # The gradient of a sum is constant, so only the op itself can raise.
     mu, logvar = latents(3, 5)
     loss = sum(loss_of(out) for out in route(mode, mu, logvar) if out is not None)
     assert isinstance(loss, Tensor)

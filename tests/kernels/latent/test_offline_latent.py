@@ -1,12 +1,12 @@
-"""The kernels as GPUs would run them, compiled without one: what ptxas and LLVM made of them.
+"""The latent kernels, compiled for GPUs without a GPU: the output of ptxas and LLVM.
 
-Registers, spills, stack, shared memory, widths of memory accesses and static instruction counts, on
-three generations of NVIDIA and one of AMD. A count says nothing of time, but a spill, a scalar load
-or a slow path for sine costs bandwidth on every GPU, and shows here.
+The tests check registers, spills, stack, shared memory, widths of memory accesses and static
+instruction counts, on three generations of NVIDIA GPUs and one of AMD. Counts do not predict times,
+but they show a spill, a scalar load or a slow path for sine, which cost bandwidth on every GPU.
 
-The ceilings of the fused forward on sm_90 are the requirement itself. The others are what Triton
-3.8 gave, with a margin of one step of eight registers (in which they are allocated). Where other
-versions' allocators take one step more, `ceiling_by_triton` has that of theirs.
+The ceilings of the fused forward on sm_90 are requirements. The others are the results of Triton
+3.8, plus a margin of eight registers (one step of their allocation). Where other versions need one
+more step, `ceiling_by_triton` gets their ceiling.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from tests.kernels.helpers import MODES
 from tests.kernels.offline import assert_lean, built, ceiling_by_triton
 from vaez_kernels import interpreting, latent, noise, noise_key
 from vaez_kernels.backend import triton
+from vaez_kernels.latent.twin import Arguments
 
 pytestmark = [
     pytest.mark.skipif(interpreting(), reason="TRITON_INTERPRET=1 leaves nothing to compile"),
@@ -28,18 +29,18 @@ pytestmark = [
 ]
 
 KEY = noise_key(1, "train")
-ROWS = 1001  # no multiple of 16, from which Triton could draw conclusions
+ROWS = 1001  # not a multiple of 16, on which Triton would specialise
 NEEDS = [(True, True), (True, False), (False, True)]
-# The combinations of gradients that reach backward: at least one of z and the KL has one.
+# The combinations of upstream gradients in backward: at least one of z and the KL has one.
 UPSTREAMS = [
-    (grad_z, kl) for grad_z in (True, False) for kl in latent.KLS if grad_z or kl != "none"
+    (grad_z, kl) for grad_z in (True, False) for kl in latent.twin.KLS if grad_z or kl != "none"
 ]
 OTHERS = [target for target in offline.TARGETS if target != "sm_90"]
 each_target = pytest.mark.parametrize("target", list(offline.TARGETS))
 
 
 class Case(NamedTuple):
-    """Inputs of a launch, as far as its compilation depends on them."""
+    """The inputs of a launch that its compilation depends on."""
 
     columns: int = 128
     samples: int = 1
@@ -52,9 +53,9 @@ ONE, SEVERAL = Case(), Case(samples=8)
 
 def forward(case: Case, write_z: bool, kl: str, target: str) -> offline.Binary:
     x = torch.zeros(case.rows, case.columns, dtype=case.dtype)
-    key = KEY if write_z or kl in latent.MONTE_CARLO else None
-    args = (x, x, key, case.samples, write_z, kl, 0, 0)
-    return built(latent._launch_forward, latent.latent_forward_kernel, args, target)
+    key = KEY if write_z or kl in latent.twin.MONTE_CARLO else None
+    args = (Arguments(x, x, key, case.samples, write_z, kl, 0, 0),)
+    return built(latent.kernel.forward, latent.kernel.latent_forward_kernel, args, target)
 
 
 def backward(
@@ -65,18 +66,19 @@ def backward(
         torch.zeros(case.samples, *x.shape, dtype=case.dtype) if grad_z else None,
         torch.zeros(case.rows) if kl != "none" else None,
     )
-    key = KEY if grad_z or kl in latent.MONTE_CARLO else None
-    args = (*upstream, x, x, key, case.samples, kl, 0, 0, *needs)
-    return built(latent._launch_backward, latent.latent_backward_kernel, args, target)
+    key = KEY if grad_z or kl in latent.twin.MONTE_CARLO else None
+    of = Arguments(x, x, key, case.samples, grad_z, kl, 0, 0)
+    args = (of, (None,), upstream, needs)
+    return built(latent.kernel.backward, latent.kernel.latent_backward_kernel, args, target)
 
 
 def stream(case: Case, normal: bool, target: str) -> offline.Binary:
-    args = (KEY, (case.samples, case.rows, case.columns), 0, 0, normal)
-    return built(noise._launch, noise.noise_kernel, args, target)
+    args = (noise.twin.Arguments(KEY, case.samples, case.rows, case.columns, 0, 0, normal),)
+    return built(noise.kernel.forward, noise.kernel.noise_kernel, args, target)
 
 
 def assert_wide(binary: offline.Binary, target: str, reads: int, writes: int) -> None:
-    """float32 tensors (B, D) go through 128-bit accesses alone, each for four elements."""
+    """float32 tensors (B, D) only use 128-bit accesses, each for four elements."""
     if target == "gfx942":  # 256 threads, four elements each
         assert binary.count("(global|buffer)_load_dwordx4") == reads
         assert binary.count("(global|buffer)_store_dwordx4") == writes
@@ -84,13 +86,13 @@ def assert_wide(binary: offline.Binary, target: str, reads: int, writes: int) ->
     # 128 threads, eight elements each; an unrolled loop has more (tests/interpreted counts bytes).
     assert binary.count(r"LDG\..*128") >= 2 * reads
     assert binary.count(r"STG\..*128") == 2 * writes
-    # What is left: key and step, and the KLs of a thread's rows or their gradients.
+    # The other loads: key and step, and the KLs of a thread's rows or their gradients.
     assert binary.count(r"LDG(?!.*128)") <= 4
     assert binary.count(r"STG(?!.*128)") <= 2
 
 
 def forward_registers(case: Case, kl: str, target: str) -> int:
-    monte_carlo = kl in latent.MONTE_CARLO
+    monte_carlo = kl in latent.twin.MONTE_CARLO
     if case.columns % 4:
         return 64 if case.samples == 1 else 104
     if case.samples == 1:
@@ -107,15 +109,15 @@ def backward_registers(case: Case, target: str) -> int:
 
 
 def reads_of_backward(grad_z: bool, kl: str, needs: tuple[bool, bool]) -> int:
-    """How many tensors (B, D) the gradients depend on."""
+    """The number of tensors (B, D) that the gradients depend on."""
     need_mu, need_logvar = needs
-    if kl in latent.MONTE_CARLO:
+    if kl in latent.twin.MONTE_CARLO:
         return 2 + grad_z
     return grad_z + need_logvar + (kl == "analytic" and need_mu)
 
 
 def test_the_fused_forward_keeps_its_budget() -> None:
-    """Sampling and analytic KL, sm_90, 8 elements a thread, float32, D = 128."""
+    """Sampling and analytic KL, sm_90, 8 elements per thread, float32, D = 128."""
     one = forward(ONE, True, "analytic", "sm_90")
     assert one.registers <= 40
     assert one.length <= 640
@@ -149,7 +151,7 @@ def test_one_sample_fits_on_every_target(target: str) -> None:
 
 
 @pytest.mark.parametrize("target", OTHERS)
-@pytest.mark.parametrize("kl", latent.KLS)
+@pytest.mark.parametrize("kl", latent.twin.KLS)
 def test_backward_fits_registers_and_reads_wide(kl: str, target: str) -> None:
     binary = backward(SEVERAL, True, kl, NEEDS[0], target)
     assert_lean(binary, target, backward_registers(SEVERAL, target))
@@ -166,7 +168,7 @@ def test_backward_does_only_what_is_needed(
     assert_lean(binary, "sm_90", backward_registers(case, "sm_90"))
     assert_wide(binary, "sm_90", reads_of_backward(grad_z, kl, needs), sum(needs))
     assert binary.length <= 760  # 692
-    if kl not in latent.MONTE_CARLO and not (grad_z and needs[1]):
+    if kl not in latent.twin.MONTE_CARLO and not (grad_z and needs[1]):
         assert binary.length <= 400  # 331: no noise is drawn
 
 
@@ -178,7 +180,7 @@ def test_other_widths_stay_in_registers(kl: str, columns: int, samples: int) -> 
     to, back = forward(case, True, kl, "sm_90"), backward(case, True, kl, NEEDS[0], "sm_90")
     assert_lean(to, "sm_90", forward_registers(case, kl, "sm_90"))
     assert_lean(back, "sm_90", backward_registers(case, "sm_90"))
-    if columns == 20:  # no power of two, yet each row starts at a multiple of 16 bytes
+    if columns == 20:  # not a power of two, but each row starts at a multiple of 16 bytes
         assert_wide(to, "sm_90", 2, 1)
         assert_wide(back, "sm_90", reads_of_backward(True, kl, NEEDS[0]), 2)
 
@@ -208,8 +210,8 @@ def test_the_stream_fits_registers_and_writes_wide(normal: bool, length: int, ta
 def test_chunks_of_a_wider_tensor_are_read_wide_too() -> None:
     """mu and logvar as the halves of an encoder's (B, 2D), and rows that Triton knows as 16·n."""
     mu, logvar = torch.zeros(1024, 256).chunk(2, 1)
-    args = (mu, logvar, KEY, 1, True, "analytic", 0, 0)
-    binary = built(latent._launch_forward, latent.latent_forward_kernel, args, "sm_90")
+    args = (Arguments(mu, logvar, KEY, 1, True, "analytic", 0, 0),)
+    binary = built(latent.kernel.forward, latent.kernel.latent_forward_kernel, args, "sm_90")
     assert_lean(binary, "sm_90", 40)
     assert_wide(binary, "sm_90", 2, 1)
     assert binary.length <= 640
@@ -217,18 +219,18 @@ def test_chunks_of_a_wider_tensor_are_read_wide_too() -> None:
 
 @pytest.mark.parametrize(("row_offset", "sample_offset"), [(2**40 + 1, 1), (1, 2**32 - 9)])
 def test_offsets_of_any_size_compile(row_offset: int, sample_offset: int) -> None:
-    """Triton makes them constants (1), 32 or 64 bits wide, as their values happen to be."""
+    """Depending on its value, Triton makes an offset a constant (1), or 32 or 64 bits wide."""
     x = torch.zeros(ROWS, 128)
-    args = (x, x, KEY, 8, True, "analytic", row_offset, sample_offset)
-    binary = built(latent._launch_forward, latent.latent_forward_kernel, args, "sm_90")
+    args = (Arguments(x, x, KEY, 8, True, "analytic", row_offset, sample_offset),)
+    binary = built(latent.kernel.forward, latent.kernel.latent_forward_kernel, args, "sm_90")
     assert_lean(binary, "sm_90", 72)
     assert_wide(binary, "sm_90", 2, 1)
 
 
 def test_a_misaligned_pointer_is_compiled_apart() -> None:
-    """The recorder sees alignment: otherwise every wide access above would be a mere assumption."""
+    """The recorder observes alignment; otherwise the wide accesses above would prove nothing."""
     storage = torch.zeros(ROWS * 128 + 1)
     x = storage[1:].view(ROWS, 128)
-    args = (x, x, KEY, 1, True, "analytic", 0, 0)
-    binary = built(latent._launch_forward, latent.latent_forward_kernel, args, "sm_90")
+    args = (Arguments(x, x, KEY, 1, True, "analytic", 0, 0),)
+    binary = built(latent.kernel.forward, latent.kernel.latent_forward_kernel, args, "sm_90")
     assert binary.count(r"LDG\..*128") == 0

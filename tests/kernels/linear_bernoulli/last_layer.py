@@ -1,16 +1,16 @@
-"""What the tests of the fused last layer share: its inputs, and its error bounds.
+"""Inputs and error bounds for the tests of the fused last layer.
 
 Bounds, with u = 2⁻²⁴ and r = 2⁻⁸ (half a unit in the last place of bfloat16, relative). A logit's
-products are summed in float32 in some order: H·u of the sum of their sizes, and one more u for the
-bias. Operands rounded to bfloat16 add 2r of it, and a CPU's product of bfloat16 leaves in bfloat16,
-which adds r. An operand that is rounded to TF32 has ten bits behind the point: half a unit is
-2⁻¹¹. The log-likelihood's slope in a logit is at most 1; its own error is that of
-tests/kernels/bernoulli/pixels.py, but for 5u a pixel where a logarithm is taken of a product: two
-roundings of a factor 1 + t, two of t, one of the logarithm. What meets a residual g·(x −
-sigmoid(l)) is g times (6u + a quarter of the logit's error), and its rounding where products are
-not in float32. Gradients are sums of products again. Roundings to bfloat16 are thousands, and
-independent: their sum is held to six of its standard deviations, where that is less than all of
-them in one direction.
+products are summed in float32 in some order, which errs by H·u times the sum of their sizes, and by
+one more u for the bias. Operands rounded to bfloat16 add 2r times that sum. On a CPU, the result of
+a bfloat16 product is bfloat16, which adds r. An operand rounded to TF32 has ten bits behind the
+point, so half a unit is 2⁻¹¹. The log-likelihood's slope in a logit is at most 1. Its own error is
+that of tests/kernels/bernoulli/pixels.py, except for 5u per pixel where the logarithm of a product
+is computed: two roundings of a factor 1 + t, two of t, and one of the logarithm. A residual g·(x −
+sigmoid(l)) errs by g times (6u + a quarter of the logit's error), plus its own rounding if products
+are not in float32. Gradients are again sums of products. There are thousands of independent
+roundings to bfloat16, so their sum may reach six of its standard deviations, or the sum of all of
+them in one direction if that is less.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Numbers(NamedTuple):
     grad_hidden: Tensor
     grad_weight: Tensor
     grad_bias: Tensor
-    grad_x: Tensor | None  # None where x is not floating
+    grad_x: Tensor | None  # None if x is not floating-point
 
 
 def inputs(
@@ -53,7 +53,10 @@ def inputs(
     targets: torch.dtype = torch.uint8,
     layout: str = "contiguous",
 ) -> Inputs:
-    """Of shape S, B, H, P, gradients on where there are any; logits of about ±3."""
+    """Inputs for shape (S, B, H, P) with logits of about ±3.
+
+    Floating-point tensors require gradients.
+    """
     samples, images, width, pixels = shape
     generator = torch.Generator().manual_seed(0)
 
@@ -82,7 +85,7 @@ def inputs(
 
 
 def upstream_of(given: Inputs) -> Tensor:
-    """A gradient (S, B) of neither unit size nor contiguous memory."""
+    """A gradient (S, B) that is neither of unit size nor contiguous."""
     samples, images, _ = given.hidden.shape
     generator = torch.Generator().manual_seed(1)
     return torch.randn((2 * images, samples), generator=generator)[::2].t()
@@ -118,9 +121,9 @@ def bounds(
     tensor_cores: bool = False,
     truncates: bool = False,
 ) -> Numbers:
-    """The largest error allowed before rounding to the output's dtype; the module says why.
+    """The largest allowed error before rounding to the output's dtype; the module derives it.
 
-    `tensor_cores`: "tf32" is that, not float32 as on a CPU. `truncates`: as in `check`.
+    `tensor_cores`: "tf32" is TF32, not float32 as on a CPU. `truncates`: as for `check`.
     """
     hidden, weight, bias, x = (t.detach().double() for t in given)
     samples, images, width = hidden.shape
@@ -172,7 +175,7 @@ def check(
     truncates: bool = False,
     tensor_cores: bool = False,
 ) -> None:
-    """Hold value and gradients to the reference; arguments as of `compared`."""
+    """Check value and gradients against the reference; arguments as for `compared`."""
     for one in compared(given, precision, op, truncates, tensor_cores):
         assert_within(*one)
 
@@ -184,10 +187,10 @@ def compared(
     truncates: bool = False,
     tensor_cores: bool = False,
 ) -> list[Compared]:
-    """Value and gradients beside the reference's.
+    """Value and gradients, with those of the reference.
 
-    `truncates`: bfloat16 is made by cutting bits off (Triton's interpreter), which errs by up to a
-    whole unit in the last place instead of half of one. `tensor_cores`: as in `bounds`.
+    `truncates`: float32 is truncated to bfloat16 (Triton's interpreter), which errs by up to a
+    whole unit in the last place instead of half a unit. `tensor_cores`: as for `bounds`.
     """
     actual, wanted, limits = (
         measured(given, precision, op),

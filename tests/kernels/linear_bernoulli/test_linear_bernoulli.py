@@ -32,7 +32,7 @@ from vaez_kernels.compiler import has_cpu_compiler
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 needs_compiler = pytest.mark.skipif(not has_cpu_compiler(), reason="no C++ compiler here")
-# S, B, H, P: a tile of whole samples, and of a part of the images; edges of 64-pixel products.
+# S, B, H, P: tiles of whole samples and of a part of the images; partial products of 64 pixels.
 SHAPES = [
     (1, 1, 1, 1),
     (3, 7, 19, 20),
@@ -45,23 +45,23 @@ SHAPES = [
 
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(op, "COMPILE_FROM", 1 << 62)
+    monkeypatch.setattr(op.twin, "COMPILE_FROM", 1 << 62)
 
 
 @pytest.fixture
 def compilations(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Send every size to a compiled tile; returns which were asked for."""
+    """Compile tiles for every size; returns those that were requested."""
     if not has_cpu_compiler():
-        pytest.skip("no C++ compiler: tiles run eager only")
+        pytest.skip("no C++ compiler: tiles only run eager")
     asked = []
 
     def counted(*variant: Any) -> Any:
         asked.append(variant)
         return compiled(*variant)
 
-    compiled = op._compiled_tile
-    monkeypatch.setattr(op, "_compiled_tile", counted)
-    monkeypatch.setattr(op, "COMPILE_FROM", 1)
+    compiled = op.twin._compiled_tile
+    monkeypatch.setattr(op.twin, "_compiled_tile", counted)
+    monkeypatch.setattr(op.twin, "COMPILE_FROM", 1)
     return asked
 
 
@@ -78,14 +78,14 @@ def test_value_and_gradients_are_the_references(
 def test_one_compiled_tile_serves_any_number_of_samples_and_images(
     precision: str, compilations: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(op.TILE, "cpu", 64 * 84)  # tiles of several shapes, and edges
+    monkeypatch.setitem(op.twin.TILE, "cpu", 64 * 84)  # tiles of several shapes, some partial
     for samples, images in ((3, 7), (1, 1), (1, 129), (70, 1), (9, 20), (41, 23)):
         check(inputs((samples, images, 19, 84)), precision)
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     layer = (dtype, torch.uint8, 84, 19)
     assert set(compilations) == {
-        (op._tile_forward, (), *layer),
-        (op._tile_backward, (True, True), *layer),
+        (op.twin._tile_forward, (), *layer),
+        (op.twin._tile_backward, (True, True), *layer),
     }
 
 
@@ -94,7 +94,7 @@ def test_a_compiled_tile_takes_float_targets_and_one_gradient_alone() -> None:
     given = inputs((3, 7, 20, 85), targets=torch.float32)
     upstream = upstream_of(given)
     frozen = Inputs(given.hidden, given.weight.detach(), given.bias.detach(), given.x.detach())
-    torch.set_default_dtype(torch.float64)  # of which a tile's dtypes are no matter
+    torch.set_default_dtype(torch.float64)  # must not affect the dtypes of a tile
     try:
         log_prob = linear_bernoulli_log_prob(*frozen)
         (grad,) = torch.autograd.grad(log_prob, frozen.hidden, upstream)
@@ -122,11 +122,11 @@ def test_memory_layout_does_not_matter(layout: str) -> None:
 def test_tiles_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     given = inputs((5, 50, 20, 84))
     whole = measured(given)
-    monkeypatch.setitem(op.TILE, "cpu", 16 * 84)
+    monkeypatch.setitem(op.twin.TILE, "cpu", 16 * 84)
     tiled = measured(given)
     for name, one, two, bound in zip(whole._fields, whole, tiled, bounds(given), strict=True):
         if one is not None and two is not None and bound is not None:
-            # Each is within the bound of the reference.
+            # Each differs from the reference by at most the bound.
             assert_within(name, one, two, 2.0 * bound)
 
 
@@ -137,15 +137,15 @@ def test_no_product_of_factors_overflows(
     pixels: int, size: float, route: str, request: pytest.FixtureRequest
 ) -> None:
     request.getfixturevalue(route)
-    # Where logits are 0 every factor is 2, the largest that can be. Of 3,200 pixels 200 meet in
-    # each of sixteen lanes, whose product would be beyond float32 unless it is taken in parts.
+    # For logits of 0 every factor is 2, the largest possible value. With 3,200 pixels, each of
+    # sixteen lanes has 200 factors, whose product would overflow float32 unless it is split.
     bias = torch.full((pixels,), size)
     bias[::2] *= -1
     for lit in (0, 1):
         x = torch.full((2, pixels), lit, dtype=torch.uint8)
         out = linear_bernoulli_log_prob(torch.zeros(3, 2, 1), torch.zeros(pixels, 1), bias, x)
         wanted = reference.bernoulli_log_prob(bias.expand(3, 2, -1), x)
-        # Five roundings a pixel in its product, and those of the sums (last_layer.py).
+        # Five roundings per pixel in its product, and those of the sums (last_layer.py).
         limit = 5 * UNIT * pixels + (pixels / 8 + 8) * UNIT * wanted.abs()
         assert_within("log_prob", out, wanted, limit)
 
@@ -178,8 +178,8 @@ def test_logits_are_never_in_memory_as_a_whole() -> None:
     cpu = torch.device("cpu")
     forward = peak_memory(lambda: linear_bernoulli_log_prob(*given), cpu)
     both = peak_memory(lambda: measured(given), cpu)
-    # A tile of 1,024 rows, its residual in the backward, and gradients of the hidden units' size.
-    tile = 4 * op.TILE["cpu"]
+    # A tile of 1,024 rows, its residual in backward, and gradients as large as the hidden units.
+    tile = 4 * op.twin.TILE["cpu"]
     assert forward is not None
     assert both is not None
     assert forward < 1.5 * tile < logits / 4
@@ -228,13 +228,13 @@ def test_no_images_give_empty_results_and_gradients(dtype: torch.dtype) -> None:
 @pytest.mark.usefixtures("eager")
 def test_no_gradient_is_computed_that_nobody_wants(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    tile = op._tile_backward
+    tile = op.twin._tile_backward
 
     def counted(*args: Any) -> Any:
         asked.append(args[-2:])
         return tile(*args)
 
-    monkeypatch.setattr(op, "_tile_backward", counted)
+    monkeypatch.setattr(op.twin, "_tile_backward", counted)
     given = inputs((3, 7, 20, 84), targets=torch.float32)
     every = measured(given)
     wanted = (every.grad_hidden, every.grad_weight, every.grad_bias, every.grad_x)
@@ -246,7 +246,7 @@ def test_no_gradient_is_computed_that_nobody_wants(monkeypatch: pytest.MonkeyPat
         want = wanted[i]
         assert want is not None
         assert torch.equal(grad, want)
-    # Of the hidden units; of weight, and of bias; a target's takes no tile.
+    # The gradients of hidden, of weight and of bias. The gradient of x needs no tile.
     assert asked[1:] == [(True, False), (False, True), (False, True)]
 
 
@@ -327,9 +327,12 @@ class TestRegistration:
         given = inputs((2, 3, 5, 8), targets=targets, layout="part")
         torch.library.opcheck(torch.ops.vaez.linear_bernoulli_forward, (*given, "float32"))
 
-    @pytest.mark.parametrize("needs", [(True, True), (True, False), (False, True)])
-    def test_the_backward_op_is_sound(self, needs: tuple[bool, bool]) -> None:
-        given = inputs((2, 3, 5, 8))
+    @pytest.mark.parametrize(
+        "needs",
+        [(True, True, True, True), (True, False, False, False), (False, True, True, False)],
+    )
+    def test_the_backward_op_is_sound(self, needs: tuple[bool, ...]) -> None:
+        given = inputs((2, 3, 5, 8), targets=torch.float32)
         args = (upstream_of(given), *(t.detach() for t in given), "bfloat16", *needs)
         torch.library.opcheck(torch.ops.vaez.linear_bernoulli_backward, args)
 
@@ -337,7 +340,7 @@ class TestRegistration:
 @needs_compiler
 @pytest.mark.usefixtures("eager")
 def test_one_graph_serves_every_batch_size_gradients_included() -> None:
-    torch._dynamo.reset()  # it counts graphs for each code object, whoever calls it
+    torch._dynamo.reset()  # dynamo counts graphs per code object, across tests
     counter = CompileCounterWithBackend("inductor")
     compiled = torch.compile(
         linear_bernoulli_log_prob, backend=counter, fullgraph=True, dynamic=True

@@ -1,11 +1,13 @@
-"""The fused last layer's kernels as GPUs would run them, compiled without one: as test_offline.py.
+"""The fused last layer's kernels, compiled for GPUs without a GPU; see offline.py.
 
-Nothing spills on any target; products are on tensor cores, but those of "float32", which stay on
-the float32 units (AMD's matrix units take float32 as it is); operands come in 128-bit loads, and
-fit 64 KiB of shared memory.
+Nothing spills on any target. Products are on tensor cores, except those of "float32", which stay on
+the float32 units (AMD's matrix units multiply float32 directly). Operands are read with 128-bit
+loads and fit in 64 KiB of shared memory.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +25,7 @@ pytestmark = [
 
 KINDS = ("forward", "hidden", "weight")
 GPUS = list(offline.TARGETS)
-SAMPLES, IMAGES = 8, 1001  # no multiple of 16, from which Triton could draw conclusions
+SAMPLES, IMAGES = 8, 1001  # not a multiple of 16, on which Triton would specialise
 TENSOR_CORES = r"HGMMA|HMMA|UTCHMMA|v_mfma_f32_\d+x\d+x\d+_(bf16|xf32|f16)"
 
 
@@ -34,7 +36,7 @@ def binary(
     precision: str = "float32",
     width: int = 256,
 ) -> Binary:
-    layer = (
+    layer = op.twin.Arguments(
         torch.zeros(SAMPLES, IMAGES, width, dtype=dtype),
         torch.zeros(784, width, dtype=dtype),
         torch.zeros(784),
@@ -42,12 +44,14 @@ def binary(
         precision,
     )
     if kind == "forward":
-        return built(op._launch_forward, op.linear_bernoulli_forward_kernel, layer, gpu)
+        return built(op.kernel.forward, op.kernel.linear_bernoulli_forward_kernel, (layer,), gpu)
     grad = torch.zeros(SAMPLES, IMAGES)
+    kernel: Any
     if kind == "hidden":
-        kernel = op.linear_bernoulli_hidden_kernel
-        return built(op._launch_hidden, kernel, (grad, *layer), gpu)
-    return built(op._launch_weight, op.linear_bernoulli_weight_kernel, (grad, *layer), gpu)
+        kernel = op.kernel.linear_bernoulli_hidden_kernel
+        return built(op.kernel.grad_hidden, kernel, (layer, grad), gpu)
+    kernel = op.kernel.linear_bernoulli_weight_kernel
+    return built(op.kernel.grad_weight, kernel, (layer, grad), gpu)
 
 
 def assert_fits(compiled: Binary) -> None:
@@ -64,7 +68,7 @@ def test_bfloat16_products_are_on_tensor_cores(kind: str, gpu: str) -> None:
     assert_fits(compiled)
     assert compiled.count(TENSOR_CORES) > 0
     if gpu == "sm_90":
-        assert compiled.count("HGMMA") > 0  # a warp group's, not a warp's
+        assert compiled.count("HGMMA") > 0  # products of a warp group, not of a warp
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -92,7 +96,7 @@ def test_float32_operands_rounded_to_bfloat16_fit_too() -> None:
 
 @pytest.mark.parametrize("width", [200, 512])
 def test_other_widths_fit_too(width: int) -> None:
-    """Burda's 200 units end within a block; of 512 the gradients take several."""
+    """Burda's 200 units end within a block; the gradients of 512 units take several blocks."""
     for kind in KINDS:
         compiled = binary(kind, "sm_90", width=width)
         assert_fits(compiled)

@@ -1,15 +1,15 @@
-"""What the tests of the mixture's density share: inputs in awkward layouts, and its error bounds.
+"""Inputs in awkward layouts and error bounds for the tests of the mixture's density.
 
 Bounds, with u = 2⁻²⁴ (half a unit in the last place of float32, relative). In t = (z − mu)/σ the
-difference, the exponential that gives 1/σ (within one ulp) and the product err by 4u, so t² by 9u;
-squares are summed 32 at a time, and then D/32 of these sums, each addition erring by u of what it
-gives: a score −½Σt² + c errs by (41 + D/32)·u of ½Σt², and by u of c and of itself. A log-density
-errs by what its components' scores do, on average by responsibility, and by u for each of the
-additions that an exponential meets (64, and N/16: in 16 lanes, then lanes and tiles), twice
-2u for exponential and logarithm, and by u of itself where it is rounded. A responsibility errs,
-relatively, by its own score's error and by the log-density's; the gradient by that of each term, by
-6u for its factors and by u for each of the additions. What leaves in bfloat16 or float16 is rounded
-once more.
+difference, the exponential for 1/σ (within one ulp) and the product err by 4u, so t² errs by 9u.
+Squares are summed 32 at a time, and then D/32 of these sums are added. Each addition errs by u of
+its result, so a score −½Σt² + c errs by (41 + D/32)·u of ½Σt², and by u of c and of itself. The
+error of a log-density is the mean of its components' score errors, weighted by responsibility, plus
+u for each addition that an exponential takes part in (64 + N/16: in 16 lanes, then over lanes and
+tiles), plus 2u each for exponential and logarithm, plus u of itself where it is rounded. The
+relative error of a responsibility is the error of its own score plus that of the log-density. The
+gradient errs by that for each term, by 6u for the term's factors and by u for each addition.
+bfloat16 and float16 results are rounded once more.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ UNIT = 2.0**-24
 
 
 class Mixture(NamedTuple):
-    z: Tensor  # (M, D), with its gradient on
+    z: Tensor  # (M, D), requires a gradient
     mu: Tensor  # (N, D)
     logvar: Tensor  # (N, D)
     leave_out: Tensor | None = None  # (M,)
@@ -49,7 +49,7 @@ def mixture(
     layout: str = "contiguous",
     leave_out: bool = False,
 ) -> Mixture:
-    """mu and z from N(0, I), σ around 1/e, laid out in memory as `layout` says."""
+    """mu and z from N(0, I), σ around 1/e, in the given memory layout."""
     generator = torch.Generator().manual_seed(0)
 
     def place(rows: int, mean: float = 0.0) -> Tensor:
@@ -74,10 +74,11 @@ def mixture(
 
 
 def lone(draws: int, components: int, columns: int, leave_out: str = "none") -> Mixture:
-    """Draws whose own component, a narrow one, has nearly all of their density.
+    """Draws that each have nearly all of their density from their own, narrow component.
 
-    These components lie evenly among all, the first and the last one included. `leave_out`: "own"
-    leaves it out; "other" leaves out the component that lies half of all of them further on.
+    These components are evenly spaced in the list of all components, with the first and the last.
+    `leave_out`: "own" leaves a draw's own component out; "other" leaves out the component that is
+    half the list further on.
     """
     generator = torch.Generator().manual_seed(0)
     mu = torch.randn(components, columns, generator=generator)
@@ -89,15 +90,18 @@ def lone(draws: int, components: int, columns: int, leave_out: str = "none") -> 
 
 
 def long_chain() -> Mixture:
-    """1,024 equal squares, each a little less than half a unit in the last place of a sum from 512
-    on above 1: a single chain of float32 additions would lose that 500 times."""
+    """1,024 equal squares for which a single chain of float32 additions loses digits.
+
+    Each exceeds 1 by a little less than half a unit in the last place of a sum above 512, so a
+    single chain would lose that part 500 times.
+    """
     z = torch.zeros(2, 1024, requires_grad=True)
     mu = torch.full((1, 1024), 1 + 0.475 * 2.0**-15)
     return Mixture(z, mu, torch.zeros_like(mu))
 
 
 def upstream_of(z: Tensor) -> Tensor:
-    """A gradient (M,) of neither unit size nor contiguous memory."""
+    """A gradient (M,) that is neither of unit size nor contiguous."""
     return torch.randn((2 * len(z),), generator=torch.Generator().manual_seed(1))[::2]
 
 
@@ -114,7 +118,7 @@ def expected(case: Mixture) -> Numbers:
 
 
 def bounds(case: Mixture) -> Numbers:
-    """The largest error allowed before rounding to the output's dtype; the module says why."""
+    """The largest allowed error before rounding to the output's dtype; the module derives it."""
     z, mu, logvar = (x.detach().double() for x in case[:3])
     (components, columns), u = mu.shape, UNIT
     distance = z[:, None] - mu  # (M, N, D)
@@ -124,7 +128,7 @@ def bounds(case: Mixture) -> Numbers:
     if case.leave_out is not None:
         score = score.scatter(1, case.leave_out[:, None], -torch.inf)
     responsibility = torch.softmax(score, 1)
-    # Scores are kept relative to the largest normaliser.
+    # Scores are relative to the largest normaliser.
     shifted = (normaliser - normaliser.max()).abs()
     of_score = u * ((41 + columns / 32) * half_squares + shifted + (shifted + half_squares))
     additions = 64 + components / 16
@@ -137,16 +141,16 @@ def bounds(case: Mixture) -> Numbers:
 
 
 def check(case: Mixture, op: Op = mixture_log_prob, truncates: bool = False) -> None:
-    """Hold value and gradient to the reference; arguments as of `compared`."""
+    """Check value and gradient against the reference; arguments as for `compared`."""
     for one in compared(case, op, truncates):
         assert_within(*one)
 
 
 def compared(case: Mixture, op: Op = mixture_log_prob, truncates: bool = False) -> list[Compared]:
-    """Value and gradient beside the reference's.
+    """Value and gradient, with those of the reference.
 
-    `truncates`: bfloat16 is stored by cutting bits off (Triton's interpreter), which errs by up to
-    a whole unit in the last place instead of half of one.
+    `truncates`: bfloat16 is stored by truncation (Triton's interpreter), which errs by up to a
+    whole unit in the last place instead of half a unit.
     """
     actual, wanted, limits = measured(case, op), expected(case), bounds(case)
     dtype = case.z.dtype

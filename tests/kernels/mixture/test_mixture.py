@@ -1,5 +1,7 @@
-"""The mixture's density: value and gradient against the float64 reference; mixtures.py derives the
-tolerances."""
+"""The mixture's density: value and gradient against the float64 reference.
+
+mixtures.py derives the tolerances.
+"""
 
 from __future__ import annotations
 
@@ -34,24 +36,24 @@ needs_compiler = pytest.mark.skipif(not compiler.has_cpu_compiler(), reason="no 
 
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "COMPILE_FROM", 1 << 62)
+    monkeypatch.setattr(module.twin, "COMPILE_FROM", 1 << 62)
 
 
 @pytest.fixture
 def compilations(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Send every size to the compiled twin."""
+    """Compile the fallback for every size."""
     if not compiler.has_cpu_compiler():
-        pytest.skip("no C++ compiler: the twin runs eager only")
+        pytest.skip("no C++ compiler: the fallback only runs eager")
 
     def refuse(*_: Tensor) -> None:
-        raise AssertionError("the eager twin was called")
+        raise AssertionError("the eager fallback was called")
 
-    # They are compiled from the functions as they are.
-    module._compiled_forward()
-    module._compiled_backward()
-    monkeypatch.setattr(module, "_forward_tiles", refuse)
-    monkeypatch.setattr(module, "_backward_tiles", refuse)
-    monkeypatch.setattr(module, "COMPILE_FROM", 1)
+    # Compile before the functions are replaced.
+    module.twin._compiled_forward()
+    module.twin._compiled_backward()
+    monkeypatch.setattr(module.twin, "_forward_tiles", refuse)
+    monkeypatch.setattr(module.twin, "_backward_tiles", refuse)
+    monkeypatch.setattr(module.twin, "COMPILE_FROM", 1)
 
 
 @pytest.fixture(params=["eager", "compilations"])
@@ -84,7 +86,7 @@ def test_memory_layout_does_not_matter(layout: str) -> None:
 
 def test_sizes_on_both_sides_of_the_compilers_threshold_agree_with_the_reference() -> None:
     for components in (127, 128):
-        assert module.COMPILE_FROM == 64 * 128 * 32
+        assert module.twin.COMPILE_FROM == 64 * 128 * 32
         check(mixture(64, components, 32))
 
 
@@ -92,7 +94,7 @@ def test_sizes_on_both_sides_of_the_compilers_threshold_agree_with_the_reference
 @pytest.mark.parametrize("reach", [0.0, 8.0])
 @needs_compiler
 def test_128_dimensions_keep_their_promise(reach: float, far: bool) -> None:
-    """Within 1e-4 + 3e-7·|log q|, for one σ or all from e⁻⁴ to 1, z of the mixture or beyond it."""
+    """Within 1e-4 + 3e-7·|log q|, for one σ or all from e⁻⁴ to 1, z in the mixture or beyond it."""
     generator = torch.Generator().manual_seed(0)
     mu = torch.randn((250, 128), generator=generator)
     logvar = -reach * torch.rand((250, 128), generator=generator)
@@ -131,7 +133,7 @@ def test_a_draws_density_does_not_depend_on_the_others() -> None:
     z, mu, logvar, _ = mixture(40, 129, 20)
     whole = mixture_log_prob(z.detach(), mu, logvar)
     alone = torch.cat([mixture_log_prob(row[None], mu, logvar) for row in z.detach()])
-    # Eager or compiled is decided by the size; sums over D may be grouped otherwise.
+    # The size decides between eager and compiled code, which may group sums over D differently.
     assert_within("log_prob", alone, whole, 2.0 * bounds(Mixture(z, mu, logvar)).log_prob)
 
 
@@ -146,7 +148,7 @@ def test_float64_stays_float64() -> None:
     case = mixture(33, 129, 20, torch.float64, leave_out=True)
     actual, wanted = measured(case), expected(case)
     assert actual.log_prob.dtype == actual.grad_z.dtype == torch.float64
-    # A few hundred additions of float64, of scores to 200.
+    # A few hundred float64 additions of scores up to 200.
     torch.testing.assert_close(actual, wanted, rtol=1e-12, atol=1e-12)
 
 
@@ -157,7 +159,7 @@ def test_the_gradient_is_the_derivative(leave_out: bool) -> None:
 
 
 def test_a_gradient_leads_to_a_single_component() -> None:
-    # With one component the score is −½(z − mu)²/σ², its derivative (mu − z)/σ².
+    # With one component the score is −½(z − mu)²/σ², and its derivative is (mu − z)/σ².
     z = torch.tensor([[3.0, -1.0]], requires_grad=True)
     mu, logvar = torch.tensor([[1.0, 1.0]]), torch.full((1, 2), math.log(4.0))
     mixture_log_prob(z, mu, logvar).backward()
@@ -174,7 +176,7 @@ class TestNaNAndInfinity:
         with torch.no_grad():
             getattr(case, name)[2, 3] = value
         wanted = reference.mixture_log_prob(*(x.detach() for x in case[:3])).float()
-        # Far within what bounds says of a log-density below 100.
+        # Much tighter than `bounds` for a log-density below 100.
         actual = mixture_log_prob(*(x.detach() for x in case[:3]))
         torch.testing.assert_close(actual, wanted, rtol=1e-5, atol=1e-5, equal_nan=True)
 
@@ -217,7 +219,7 @@ def test_neither_scores_nor_differences_are_kept() -> None:
     z = z.detach()
     peak = peak_memory(lambda: mixture_log_prob(z, mu, logvar), z.device)
     assert peak is not None
-    # All scores would be 64 MB, all differences 1,280.
+    # All scores would take 64 MB, and all differences 1,280 MB.
     assert peak < 24e6  # 17.3
 
 
@@ -316,20 +318,20 @@ class TestRegistration:
         case = mixture(3, 4, 5, dtype, "part", leave_out)
         torch.library.opcheck(torch.ops.vaez.mixture_forward, case)
         plain = (case.z.detach(), *case[1:])
-        torch.library.opcheck(torch.ops.vaez.mixture_twin_forward, plain)
+        torch.library.opcheck(torch.ops.vaez.mixture_forward_twin, plain)
 
-    @pytest.mark.parametrize("name", ["mixture_backward", "mixture_twin_backward"])
+    @pytest.mark.parametrize("name", ["mixture_backward", "mixture_backward_twin"])
     def test_the_backward_ops_are_sound(self, name: str) -> None:
         z, *components = mixture(3, 4, 5, leave_out=True)
         _, top, total = torch.ops.vaez.mixture_forward(z.detach(), *components)
-        args = (torch.ones(3), z.detach(), *components, top, total)
+        args = (torch.ones(3), z.detach(), *components, top, total, True)
         torch.library.opcheck(getattr(torch.ops.vaez, name), args)
 
 
 @needs_compiler
 @pytest.mark.parametrize("leave_out", [False, True])
 def test_one_graph_serves_all_sizes_gradients_included(leave_out: bool) -> None:
-    torch._dynamo.reset()  # it counts graphs for each code object, whoever calls it
+    torch._dynamo.reset()  # dynamo counts graphs per code object, across tests
     counter = CompileCounterWithBackend("inductor")
     compiled = torch.compile(mixture_log_prob, backend=counter, fullgraph=True, dynamic=True)
     for draws, components in ((5, 7), (33, 129), (129, 300)):

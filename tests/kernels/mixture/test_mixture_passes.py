@@ -1,5 +1,7 @@
-"""The fallback's mixture where its components or draws are more than one pass takes: each pass adds
-to the ones before it. mixtures.py derives the tolerances."""
+"""The fallback's mixture with more components or draws than fit in one pass.
+
+Each pass adds to the earlier ones. mixtures.py derives the tolerances.
+"""
 
 from __future__ import annotations
 
@@ -12,20 +14,20 @@ from vaez_kernels import compiler
 from vaez_kernels import mixture as module
 
 needs_compiler = pytest.mark.skipif(not compiler.has_cpu_compiler(), reason="no C++ compiler")
-# M, N, D: three passes of components, the last one not full; two of components and of draws.
+# M, N, D: three passes of components, the last one partial; two passes of components and of draws.
 COMPILED = [(9, 17000, 4), (1030, 1500, 2)]
 EAGER = (17, 2100, 128)  # three passes of components, three of draws
 LEFT_OUT = ["none", "own", "other"]
 
 
 def passes(case: Mixture, compiled: bool) -> int:
-    plan = module._Plan.of(case.z, case.mu, compiled)
+    plan = module.twin._Plan.of(case.z, case.mu, compiled)
     return -(-len(case.mu) // (plan.tiles * plan.components))
 
 
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "COMPILE_FROM", 1 << 62)
+    monkeypatch.setattr(module.twin, "COMPILE_FROM", 1 << 62)
 
 
 @pytest.mark.parametrize("leave_out", LEFT_OUT)
@@ -48,13 +50,13 @@ def test_compiled_passes_find_each_draws_own_component(
 
 
 def test_the_component_at_a_passs_edge_is_left_out_alone(eager: None) -> None:
-    # The last of a pass and the first of the next, of which either one or the other is left out.
+    # The last component of a pass or the first of the next is left out.
     case = lone(*EAGER)
     at_once = 1024
     assert passes(case, compiled=False) == -(-len(case.mu) // at_once)
     edge = torch.arange(-2, 2) + at_once
     z = case.mu[edge].repeat(2, 1).requires_grad_()
-    # Or one that has the same place in another pass.
+    # Or a component at the same position in another pass.
     same_place = (edge + at_once) % (2 * at_once)
     for left in (edge.repeat(2), edge.flip(0).repeat(2), same_place.repeat(2)):
         check(case._replace(z=z, leave_out=left))
@@ -62,7 +64,8 @@ def test_the_component_at_a_passs_edge_is_left_out_alone(eager: None) -> None:
 
 @pytest.mark.usefixtures("eager")
 def test_eager_passes_add_up_where_every_component_counts() -> None:
-    # So wide that responsibilities are nearly equal: each pass has its part of value and gradient.
+    # Components are so wide that responsibilities are nearly equal: every pass contributes to value
+    # and gradient.
     case = mixture(*EAGER)
     check(case._replace(logvar=torch.full_like(case.logvar, 5.0)))
 
@@ -75,7 +78,7 @@ def test_compiled_passes_add_up_where_every_component_counts(shape: tuple[int, i
 
 @pytest.mark.usefixtures("eager")
 def test_the_order_of_the_components_does_not_matter() -> None:
-    # The largest score comes in the first pass or in the last one.
+    # The largest score is in the first pass or in the last one.
     case = lone(*EAGER)
     there = measured(case)
     back = measured(case._replace(mu=case.mu.flip(0), logvar=case.logvar.flip(0)))

@@ -1,4 +1,4 @@
-"""The noise stream: Philox against its published vectors, the numbers against their definition."""
+"""The noise stream: Philox against published test vectors, numbers against their definition."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _hex(words: str) -> list[int]:
 
 @pytest.mark.parametrize(("counter", "key", "answer"), KNOWN_ANSWERS)
 def test_philox_gives_random123s_known_answers(counter: str, key: str, answer: str) -> None:
-    words = noise.philox4x32(
+    words = noise.twin.philox4x32(
         tuple(torch.tensor(k) for k in _hex(key)),  # type: ignore[arg-type]
         tuple(torch.tensor([c]) for c in _hex(counter)),  # type: ignore[arg-type]
     )
@@ -67,8 +67,8 @@ def test_normals_follow_the_definition(shape: tuple[int, int, int]) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_uniforms_follow_the_definition(shape: tuple[int, int, int]) -> None:
-    # Two roundings to 24 bits, of the word and of the sum with ½, each 2⁻²⁴ at most; staying below
-    # 1 costs no more.
+    # The word and its sum with ½ are rounded to 24 bits, each with an error of at most 2⁻²⁴. The
+    # clamp below 1 adds no error.
     assert_within("uniform", uniform(KEY, *shape), reference.uniform(KEY, *shape), 2.0**-23)
 
 
@@ -76,56 +76,65 @@ def _edge_words() -> Tensor:
     near = torch.arange(2000)
     powers = 2 ** torch.arange(1, 32)
     anywhere = torch.randint(0, 2**32, (100_000,), generator=torch.Generator().manual_seed(0))
-    edges = (near, noise.NEAR_ONE - 1000 + near, 2**32 - 1 - near, powers - 1, powers, anywhere)
+    edges = (
+        near,
+        noise.twin.NEAR_ONE - 1000 + near,
+        2**32 - 1 - near,
+        powers - 1,
+        powers,
+        anywhere,
+    )
     return torch.cat(edges)
 
 
 def test_the_radius_keeps_its_digits_at_both_ends() -> None:
     words = _edge_words()
-    # u has 33 bits, so float64 holds it exactly and its logarithm to a unit in the last place.
+    # u has 33 bits, so float64 holds it exactly, and its logarithm to a unit in the last place.
     wanted = torch.sqrt(-2.0 * torch.log((words.double() + 0.5) * 2.0**-32))
-    # Twice float32's spacing: the logarithm's roundings, halved by the root, and the root's own.
-    assert_within("radius", noise._radius_of(words), wanted, 2.4e-7 * wanted)
+    # Twice the spacing of float32: half the rounding errors of the logarithm, and that of the root.
+    assert_within("radius", noise.twin._radius_of(words), wanted, 2.4e-7 * wanted)
 
 
 def test_the_largest_normal_is_below_6_77() -> None:
-    # The radius falls with the word, so word 0 has the largest.
-    assert noise._radius_of(torch.tensor([0])).item() == pytest.approx(math.sqrt(66 * math.log(2)))
-    assert 6.76 < noise._radius_of(_edge_words()).max().item() < 6.77
+    # The radius decreases with the word, so word 0 has the largest radius.
+    assert noise.twin._radius_of(torch.tensor([0])).item() == pytest.approx(
+        math.sqrt(66 * math.log(2))
+    )
+    assert 6.76 < noise.twin._radius_of(_edge_words()).max().item() < 6.77
 
 
 def test_the_angle_is_right_in_all_quadrants_and_at_their_borders() -> None:
     border = torch.arange(8)[:, None] * 2**29 + torch.arange(-500, 500)
     words = torch.cat((border.flatten() % 2**32, _edge_words()))
     angle = 2.0 * torch.pi * (words.double() + 0.5) * 2.0**-32
-    cos, sin = noise._cos_sin_of(words)
-    # The angle comes without its ½ (7e-10); the rest is a polynomial's few roundings below 1.
+    cos, sin = noise.twin._cos_sin_of(words)
+    # The angle omits the ½ (7e-10). The rest are a few roundings of a polynomial below 1.
     assert_within("cos", cos, torch.cos(angle), 2e-7)
     assert_within("sin", sin, torch.sin(angle), 2e-7)
 
 
 def test_uniforms_lie_strictly_between_0_and_1() -> None:
-    u = noise._uniform_of(torch.tensor([0, 1, 2**32 - 2**8, 2**32 - 2, 2**32 - 1]))
+    u = noise.twin._uniform_of(torch.tensor([0, 1, 2**32 - 2**8, 2**32 - 2, 2**32 - 1]))
     assert u.dtype == torch.float32
     assert u.min().item() == 2.0**-33
     assert u.max().item() == 1.0 - 2.0**-24
 
 
 def test_compiled_and_eager_draw_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    # 1e6 numbers: eager runs over many chunks, the last one partial.
-    compiled_quads = noise.compiled_quads
+    # 1e6 numbers: eager code runs over many chunks, the last one partial.
+    compiled_quads = noise.twin.compiled_quads
     calls = []
 
     def counted(normal: bool) -> Any:
         calls.append(normal)
         return compiled_quads(normal)
 
-    monkeypatch.setattr(noise, "compiled_quads", counted)
+    monkeypatch.setattr(noise.twin, "compiled_quads", counted)
     shape = (5, 1001, 203)
     compiled = normal(KEY, *shape), uniform(KEY, *shape)
     if has_cpu_compiler():
         assert calls == [True, False]
-    monkeypatch.setattr(noise, "has_cpu_compiler", lambda: False)
+    monkeypatch.setattr(noise.twin, "has_cpu_compiler", lambda: False)
     calls.clear()
     eager = normal(KEY, *shape), uniform(KEY, *shape)
     assert not calls
@@ -151,15 +160,15 @@ def test_a_sample_begins_where_the_one_before_it_ends(
     compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not compiled:
-        monkeypatch.setattr(noise, "has_cpu_compiler", lambda: False)
-    # For 49, 98 and others of these, n times the float64 reciprocal of n is below 1.
+        monkeypatch.setattr(noise.twin, "has_cpu_compiler", lambda: False)
+    # For 49, 98 and other n in this range, n times its float64 reciprocal is below 1.
     for quads in range(1, 260):
         wanted = reference.normal(KEY, 5, 1, 4 * quads)
         assert_within(f"{quads} quads", normal(KEY, 5, 1, 4 * quads), wanted, 1e-5)
 
 
 def test_samples_beyond_what_float32_counts_keep_their_numbers() -> None:
-    # float32 has no halves from 2²³ on.
+    # From 2²³ on, float32 cannot represent halves.
     many = normal(KEY, 2**23 + 5, 1, 1)[-8:]
     assert torch.equal(many, normal(KEY, 8, 1, 1, sample_offset=2**23 - 3))
 
@@ -168,7 +177,7 @@ def test_samples_beyond_what_float32_counts_keep_their_numbers() -> None:
 @pytest.mark.parametrize("name", ["normal", "uniform"])
 def test_row_offsets_carry_into_the_counters_second_word(name: str, columns: int) -> None:
     quads = -(-columns // 4)
-    # Rows on both sides of quad 2³², and the largest offset that is allowed.
+    # Rows on both sides of quad 2³², and the largest allowed offset.
     for offset in (2**32 // quads - 2, 2**32, 2**40 + 12345, 2**48 - 1):
         actual = getattr(noise, name)(KEY, 2, 5, columns, row_offset=offset)
         wanted = getattr(reference, name)(KEY, 2, 5, columns, row_offset=offset)
@@ -199,14 +208,14 @@ def test_all_64_bits_of_the_key_and_32_of_the_step_reach_the_stream() -> None:
 
 @pytest.mark.parametrize(("rows", "columns"), [(3, 300), (300, 3), (7, 19), (1, 1000)])
 def test_no_two_addresses_share_their_numbers(rows: int, columns: int) -> None:
-    # Single numbers collide by chance (24 bits), a quad's four never at these sizes.
+    # Single numbers (24 bits) collide by chance. Quads of four do not at these sizes.
     padded = -(-columns // 4) * 4
     quads = uniform(KEY, 5, rows, padded).reshape(-1, 4)
     assert len(torch.unique(quads, dim=0)) == len(quads)
 
 
 def _kolmogorov_smirnov(cdf: Tensor) -> float:
-    """√n times the largest distance between the empirical law and the uniform one."""
+    """√n times the largest distance between the empirical and the uniform distribution."""
     ranked = cdf.double().flatten().sort().values
     steps = torch.arange(len(ranked) + 1, dtype=torch.float64) / len(ranked)
     return len(ranked) ** 0.5 * max(
@@ -214,7 +223,7 @@ def _kolmogorov_smirnov(cdf: Tensor) -> float:
     )
 
 
-# Each of the statistics below passes its limit with probability 1e-3 under the law it tests; the
+# Each statistic below exceeds its limit with probability 1e-3 under the tested distribution. The
 # key is fixed, so a test that passes once always passes.
 NORMAL_LIMIT = 3.29  # of |N(0, 1)|
 KOLMOGOROV_LIMIT = 1.95  # 2 exp(−2·1.95²) = 1e-3
@@ -237,7 +246,7 @@ def test_normals_have_the_moments_of_a_normal() -> None:
 
 @pytest.mark.parametrize("power", [1, 2])
 def test_neighbours_are_uncorrelated(power: int) -> None:
-    # Squares too: the two numbers of one radius would show in them alone.
+    # Also squares: only they would show that two numbers share a radius.
     n = normal(KEY, 10, 1000, 100).double() ** power
     later = normal(torch.stack((KEY[0], KEY[1] + 1)), 10, 1000, 100).double() ** power
     n, later = ((x - x.mean()) / x.std() for x in (n, later))
@@ -305,7 +314,7 @@ def test_a_key_in_awkward_memory_draws_what_it_would_elsewhere(
     draw: Any, compiles: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not compiles:
-        monkeypatch.setattr(noise, "has_cpu_compiler", lambda: False)
+        monkeypatch.setattr(noise.twin, "has_cpu_compiler", lambda: False)
     for key in strided_keys():
         wanted = getattr(reference, draw.__name__)(key.clone().contiguous(), 2, 3, 5)
         assert_within("numbers", draw(key, 2, 3, 5), wanted, 1e-6 * wanted.abs().clamp(min=1))

@@ -1,8 +1,8 @@
-"""Ten million numbers of the stream against the law of independent normals.
+"""Ten million numbers of the stream against the distribution of independent normals.
 
-Every statistic passes its limit with probability 1e-3 if the stream is what it should be (at most,
-where a bound is used), and there are 34 of them: a new key fails one of them once in 30 tries. The
-keys are fixed, so a test that passes once always passes.
+For a correct stream each statistic exceeds its limit with probability 1e-3 (at most, where a bound
+is used). There are 34 statistics, so a new key fails one of them once in 30 tries. The keys are
+fixed, so a test that passes once always passes.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ def _beyond(x: float) -> float:
 
 
 def _chi_square_p(observed: Tensor, wanted: Tensor) -> float:
-    """The chance of counts as far from `wanted`, which sums to as much as `observed`."""
+    """The probability of counts this far from `wanted`, which has the same sum as `observed`."""
     statistic = ((observed - wanted) ** 2 / wanted).sum()
     freedom = torch.tensor((len(wanted) - 1) / 2, dtype=torch.float64)
     return torch.special.gammaincc(freedom, statistic / 2).item()
 
 
 def _kolmogorov_smirnov(cdf: Tensor) -> float:
-    """√n times the largest distance between the empirical law and the uniform one."""
+    """√n times the largest distance between the empirical and the uniform distribution."""
     ranked = cdf.flatten().sort().values.double()
     steps = torch.arange(len(ranked) + 1, dtype=torch.float64) / len(ranked)
     distance = max((ranked - steps[:-1]).max().item(), (steps[1:] - ranked).max().item())
@@ -50,7 +50,7 @@ def _kolmogorov_smirnov(cdf: Tensor) -> float:
 
 
 def test_the_law_is_the_normal_one(normals: Tensor) -> None:
-    # Sorting float32 first: the normal's cumulative distribution keeps the order.
+    # Sort in float32 first: the cumulative distribution function keeps the order.
     ranked = normals.flatten().sort().values.double()
     assert _kolmogorov_smirnov(torch.special.ndtr(ranked)) < KOLMOGOROV_LIMIT
 
@@ -61,7 +61,7 @@ def test_uniforms_are_uniform() -> None:
 
 def test_the_first_six_moments_are_a_normals(normals: Tensor) -> None:
     n = normals.double()
-    # Of xᵏ: mean (k − 1)!! for even k, and the variance that follows from the 2k-th moment.
+    # The mean of xᵏ, (k − 1)!! for even k, and its variance, which follows from the 2k-th moment.
     moments = [(0, 1), (1, 2), (0, 15), (3, 96), (0, 945), (15, 10_170)]
     for k, (mean, variance) in enumerate(moments, start=1):
         score = ((n**k).mean().item() - mean) / math.sqrt(variance / n.numel())
@@ -83,7 +83,7 @@ def test_tails_beyond_4_sigma_hold_as_much_as_they_should(normals: Tensor, sign:
 
 @pytest.mark.parametrize("power", [1, 2])
 def test_neighbours_are_uncorrelated_in_every_direction(normals: Tensor, power: int) -> None:
-    # Squares too: the two numbers that share a radius would show in them alone.
+    # Also squares: only they would show that two numbers share a radius.
     later = normal(noise_key(7, "generate", 4), *SHAPE)
     n, later = ((x - x.mean()) / x.std() for x in (normals**power, later**power))
     pairs = {f"columns {k} apart": (n[..., k:], n[..., :-k]) for k in (1, 2, 3, 4, 8, 50)}
@@ -99,16 +99,16 @@ def test_no_two_of_a_thousand_rows_are_correlated() -> None:
     n = normal(KEY, 1, rows, columns)[0]
     products = (n @ n.T) / math.sqrt(columns)
     pairs = products[torch.ones(rows, rows).triu(1) > 0].double()
-    # Bonferroni's bound on the largest of 499,500: each passes 6.2 with probability 5.6e-10.
+    # Bonferroni's bound on the largest of 499,500: each exceeds 6.2 with probability 5.6e-10.
     assert pairs.abs().max().item() < 6.2
-    # Products of normals: the square's mean is 1 and its variance 2 + O(1 / columns).
+    # Products of normals: the mean of the square is 1 and its variance 2 + O(1 / columns).
     score = ((pairs**2).mean().item() - 1) / math.sqrt(2 / len(pairs))
     assert abs(score) < NORMAL_LIMIT
 
 
 def test_purposes_seeds_and_steps_share_no_quad() -> None:
-    # A single number has 24 bits and recurs by chance; a quad has 96 and does not: 1.2 million
-    # quads give one chance in 1e17.
+    # A single number has 24 bits and recurs by chance. A quad has 96 bits: among 1.2 million quads
+    # the probability is 1e-17.
     keys = [noise_key(7, purpose, 3) for purpose in PURPOSES]
     keys += [noise_key(8, "train", 3), noise_key(7, "train", 4)]
     quads = np.concatenate([uniform(key, 4, 2_500, 68).numpy().reshape(-1, 4) for key in keys])
@@ -120,7 +120,7 @@ def test_purposes_seeds_and_steps_share_no_quad() -> None:
 
 
 def test_backward_differentiates_at_the_noise_that_forward_drew() -> None:
-    # At mu = logvar = 0, z is eps and dz/dlogvar is eps/2, both without rounding.
+    # At mu = logvar = 0, z is eps and dz/dlogvar is eps/2, both exactly.
     mu, logvar = torch.zeros(2, 1000, 100).unbind()
     z = rsample(mu, logvar.requires_grad_(), KEY, 3, row_offset=11, sample_offset=5)
     assert torch.equal(z, normal(KEY, 3, 1000, 100, row_offset=11, sample_offset=5))

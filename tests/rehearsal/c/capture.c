@@ -1,4 +1,4 @@
-/* What CUDA refuses while a stream captures, and how a capture begins, spreads and ends. */
+/* Stream capture: how it begins, spreads and ends, and the calls that CUDA refuses meanwhile. */
 #include "stand_in.h"
 #include <stdlib.h>
 
@@ -42,8 +42,9 @@ cudaError_t rehearsal_may_ask(const char *api, stream *s)
     return rehearsal_unsafe(api);
 }
 
-/* CUDA itself refuses the legacy stream only while a blocking stream captures; beside the non-blocking
-   streams of torch its work would run at once and be missing from the graph: an error, too. */
+/* CUDA itself refuses the legacy stream only while a blocking stream captures. While torch's
+   non-blocking streams capture, work on the legacy stream would run at once and be missing from the
+   graph, so that is an error here too. */
 static bool forbids_legacy_stream(const capture *c)
 {
     if (c->origin->blocking || c->mode == cudaStreamCaptureModeGlobal) return true;
@@ -111,7 +112,7 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t handle, enum cudaStreamCaptureMo
     return cudaSuccess;
 }
 
-/* Every node must come before the end of the stream in which the capture began. */
+/* The last node of the stream in which the capture began must depend on all other nodes. */
 static bool is_joined(const capture *c)
 {
     const graph *g = c->graph;
@@ -183,7 +184,7 @@ cudaError_t cudaStreamIsCapturing(cudaStream_t handle, enum cudaStreamCaptureSta
     return cudaSuccess;
 }
 
-/* A node's handle is its number in its graph, from 1. */
+/* A node's handle is its number in its graph, counted from 1. */
 static const cudaGraphNode_t *handles_of(stream *s)
 {
     s->handles = realloc(s->handles, (s->leaves.count + 1) * sizeof *s->handles);
@@ -209,7 +210,7 @@ cudaError_t cudaStreamGetCaptureInfo(cudaStream_t handle, enum cudaStreamCapture
     return cudaSuccess;
 }
 
-/* Python appends a node of its own to the capture of `stream`: its executor replays it. */
+/* Appends a node of Python's to the capture of `stream`. The executor replays it. */
 int rehearsal_append_node(cudaStream_t stream, int64_t id)
 {
     enum cudaStreamCaptureStatus status;

@@ -1,4 +1,5 @@
-/* The device clock: how long each piece of work occupies its stream. Times are real: who waits, waits. */
+/* The device clock: how long each piece of work occupies its stream. Times are real time, so a call
+   that waits for the device really waits. */
 #include "stand_in.h"
 #include <errno.h>
 #include <fnmatch.h>
@@ -19,7 +20,7 @@ int64_t rehearsal_now(void)
     return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
 }
 
-/* Sleeps while the end is far off, then spins, since a sleep ends late by tens of microseconds. */
+/* Sleeps at first and spins at the end, because a sleep ends tens of microseconds late. */
 void rehearsal_wait_until(int64_t time)
 {
     int64_t left = time - rehearsal_now();
@@ -31,7 +32,7 @@ void rehearsal_wait_until(int64_t time)
     while (rehearsal_now() < time) continue;
 }
 
-/* Kernels whose name matches the shell pattern last so long; the pattern set last wins. */
+/* Sets the duration of kernels whose name matches the shell pattern; the last matching one wins. */
 int rehearsal_set_duration(const char *pattern, int64_t nanoseconds)
 {
     LOCKED;

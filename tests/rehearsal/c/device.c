@@ -1,4 +1,4 @@
-/* The one device: an H100, or with REHEARSAL_DEVICE=a100 an A100, from their data sheets. */
+/* The only device, as in its data sheet: an H100, or an A100 if REHEARSAL_DEVICE=a100. */
 #include "stand_in.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -89,7 +89,7 @@ cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attribute, in
     case cudaDevAttrTextureAlignment: *value = 512; break;
     case cudaDevAttrMemoryPoolsSupported: *value = 1; break;
     default:
-        return rehearsal_refuse(cudaErrorNotSupported, "the stand-in knows no device attribute %d",
+        return rehearsal_refuse(cudaErrorNotSupported, "the stand-in has no device attribute %d",
                                 (int)attribute);
     }
     return cudaSuccess;

@@ -1,4 +1,4 @@
-/* How torch finds the driver: by name, in the stand-in's libcuda. */
+/* Torch looks up driver functions by name; this finds them in the stand-in's libcuda. */
 #include "stand_in.h"
 #include <dlfcn.h>
 #include <stdio.h>

@@ -90,7 +90,7 @@ cudaError_t cudaGetLastError(void)
 
 cudaError_t cudaPeekAtLastError(void) { return last_error; }
 
-/* What every generated stub calls. */
+/* Called by every generated stub. */
 int rehearsal_unknown(const char *name)
 {
     char what[512];

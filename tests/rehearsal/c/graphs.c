@@ -1,4 +1,4 @@
-/* Captured graphs: their nodes in the order of capture, replayed one after the other. */
+/* Captured graphs: the nodes are kept in the order of capture and replayed one after the other. */
 #include "stand_in.h"
 #include <stdlib.h>
 
@@ -39,7 +39,7 @@ int rehearsal_replay(graph *g)
     return error;
 }
 
-/* A node starts when the last of those before it ends: branches run side by side. */
+/* A node starts when all nodes that it depends on have ended, so branches run concurrently. */
 static int64_t node_ends(graph *g, node *n, int64_t start)
 {
     for (int i = 0; i < n->after.count; i++) {

@@ -1,4 +1,5 @@
-/* Kernels of the runtime (ATen's): registered by torch's libraries, named, checked, and not executed. */
+/* Kernels of the runtime (ATen's). Torch's libraries register them. Launches are named and checked,
+   but not executed. */
 #include "stand_in.h"
 #include <stdlib.h>
 #include <string.h>
@@ -63,7 +64,7 @@ cudaError_t __cudaPopCallConfiguration(dim3 *grid, dim3 *block, size_t *shared_b
     return cudaSuccess;
 }
 
-/* The limits that a launch has to keep on every device that we stand in for. */
+/* The limits of a launch on the devices that the stand-in imitates. */
 bool rehearsal_launch_fits(const work *what)
 {
     const unsigned *grid = what->grid, *block = what->block;
@@ -81,7 +82,7 @@ static cudaError_t launch(const void *kernel, dim3 grid, dim3 block, size_t shar
     const char *name = kernels[slot_of(kernel)].name;
     work what = {
         .kind = KERNEL,
-        .name = name ? name : "a kernel that nobody registered",
+        .name = name ? name : "an unregistered kernel",
         .grid = {grid.x, grid.y, grid.z},
         .block = {block.x, block.y, block.z},
         .shared_bytes = (unsigned)shared_bytes,
@@ -129,7 +130,7 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t *config, const void *ke
                   config->stream);
 }
 
-/* Plausible, since nobody compiled these kernels for the stand-in. */
+/* Plausible values: these kernels are not compiled for the stand-in. */
 cudaError_t cudaFuncGetAttributes(struct cudaFuncAttributes *attributes, const void *kernel)
 {
     const device_model *device = rehearsal_device();

@@ -1,4 +1,4 @@
-/* What happened while Python counts, in order. */
+/* The log of what happens while Python counts, in order. */
 #include "stand_in.h"
 #include <stdlib.h>
 
@@ -13,7 +13,7 @@ void rehearsal_start_counting(void)
     counting = true;
 }
 
-/* Returns how many entries there are, and where they lie until counting starts again. */
+/* Returns the number of entries and their address, which is valid until counting starts again. */
 int64_t rehearsal_stop_counting(log_entry **where)
 {
     LOCKED;

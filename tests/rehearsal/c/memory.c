@@ -1,11 +1,11 @@
-/* Device memory is host memory: address space that is reserved and filled with NaN, not zero. */
+/* Device memory is host memory. Fresh memory is filled with NaN instead of zeros. */
 #include "stand_in.h"
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 
 enum { POISON = 0xff }; /* NaN in every floating-point type, -1 in every integer */
-static const size_t poisoned_at_most = 64u << 20; /* larger allocations are zero beyond it */
+static const size_t poisoned_at_most = 64u << 20; /* bytes; the rest of an allocation is zero */
 
 typedef struct allocation {
     char *start;
@@ -17,7 +17,7 @@ typedef struct allocation {
 static allocation *allocations;
 static size_t limit = (size_t)80 << 30, used;
 
-/* Python sets how much memory the device has. */
+/* Python calls this to set the size of the device's memory. */
 void rehearsal_set_memory(size_t bytes)
 {
     LOCKED;
@@ -82,7 +82,7 @@ cudaError_t cudaFree(void *address)
     if (error || !address) return error;
     size_t bytes = release(address);
     if (bytes == (size_t)-1)
-        return rehearsal_refuse(cudaErrorInvalidValue, "cudaFree of what cudaMalloc did not give");
+        return rehearsal_refuse(cudaErrorInvalidValue, "cudaFree, address not from cudaMalloc");
     rehearsal_log(LOG_FREE, "cudaFree", bytes);
     used -= bytes;
     int64_t until = rehearsal_device_busy_until();
@@ -111,7 +111,7 @@ cudaError_t cudaFreeHost(void *address)
     if (error || !address) return error;
     if (release(address) == (size_t)-1)
         return rehearsal_refuse(cudaErrorInvalidValue,
-                                "cudaFreeHost of what cudaHostAlloc did not give");
+                                "cudaFreeHost, address not from cudaHostAlloc");
     return cudaSuccess;
 }
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs the real ptxas, then appends the PTX to the cubin: the stand-in finds a module's PTX by its image alone.
+# Runs the real ptxas, then appends the PTX to the cubin, because the stand-in gets only a module's image.
 "REAL_PTXAS" "$@" || exit $?
 for argument; do
     case "$argument" in *.ptx) ptx=$argument ;; esac

@@ -1,4 +1,5 @@
-/* What the files of the stand-in share. One lock guards all state; nothing calls Python while it holds it. */
+/* Declarations shared by the files of the stand-in. One lock guards all state. Python is never
+   called while the lock is held. */
 #pragma once
 #include <cuda_runtime_api.h>
 #include <library_types.h>
@@ -7,7 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* ---- errors.c: every refusal says on stderr what was refused, and cudaGetLastError returns it. */
+/* ---- errors.c: every refusal is printed on stderr, and cudaGetLastError returns it. */
 cudaError_t rehearsal_refuse(cudaError_t code, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 
@@ -31,24 +32,24 @@ const device_model *rehearsal_device(void);
 
 /* ---- memory.c */
 typedef enum { NOT_OURS, DEVICE_MEMORY, HOST_MEMORY } memory_kind;
-/* What `bytes` bytes at `address` are: NOT_OURS also if they reach beyond their allocation. */
+/* The kind of `bytes` bytes at `address`; NOT_OURS also if they reach beyond their allocation. */
 memory_kind rehearsal_memory_kind(const void *address, size_t bytes);
 
 /* ---- clock.c: times are nanoseconds of CLOCK_MONOTONIC. */
 int64_t rehearsal_now(void);
 void rehearsal_wait_until(int64_t time);
 
-/* ---- work.c: what a stream can be given to do. */
+/* ---- work.c: the work that can be submitted to a stream. */
 typedef enum {
     KERNEL,       /* launched through the runtime (ATen's): does nothing */
-    DRIVER_LAUNCH, /* launched through the driver (Triton's, inductor's): the executor's */
-    PRODUCT,      /* a matrix product of cuBLAS or cuBLASLt: the executor's */
+    DRIVER_LAUNCH, /* launched through the driver (Triton's, inductor's): the executor runs it */
+    PRODUCT,      /* a matrix product of cuBLAS or cuBLASLt: the executor computes it */
     COPY,
     FILL,
     HOST_FUNCTION,
     EVENT_RECORD,
     CHILD_GRAPH,
-    PYTHON, /* a node that Python appended while it captured */
+    PYTHON, /* a node that Python appended during a capture */
     WORK_KINDS
 } work_kind;
 
@@ -72,7 +73,7 @@ typedef struct {
     int64_t batch, stride_a, stride_b, stride_c, stride_d;
     const void *a, *b, *c;
     void *d;
-    const void *alpha, *beta; /* where they lie; see alpha_value once the product is performed */
+    const void *alpha, *beta; /* addresses; alpha_value and beta_value hold the numbers later */
     const void *bias;
     void *aux;
     int64_t ld_aux;
@@ -93,8 +94,8 @@ typedef struct {
     const char *name; /* static, or owned by a module */
     unsigned grid[3], block[3], shared_bytes;
     int64_t module;   /* of a DRIVER_LAUNCH, numbered by driver/modules.c */
-    void **parameters; /* of a DRIVER_LAUNCH: valid during the call alone */
-    int64_t node;     /* what the executor calls a captured launch, or Python its own node */
+    void **parameters; /* of a DRIVER_LAUNCH: valid only during the call */
+    int64_t node;     /* the executor's number of a captured launch, or Python's of its own node */
     union {
         copy_work copy;
         fill_work fill;
@@ -105,29 +106,29 @@ typedef struct {
     };
 } work;
 
-/* Gives `what` to the stream: performs it now, or makes it a node while the stream captures. */
+/* Performs `what` now, or appends it as a node if the stream is capturing. */
 cudaError_t rehearsal_submit(work *what, cudaStream_t stream);
-/* Performs what lies in a graph or is due at once; returns 0 or the executor's error. */
+/* Performs work now, or at a graph's replay; returns 0 or the executor's error. */
 int rehearsal_perform(work *what, bool replayed);
-/* How long the device is taken to need for it. */
+/* The device time that the stand-in assumes for it. */
 int64_t rehearsal_duration(const work *what);
 
 /* ---- streams.c */
 typedef struct {
     int *nodes;
     int count, capacity;
-} node_set; /* the nodes on which whatever comes next depends */
+} node_set; /* the nodes on which the next work depends */
 
-enum { QUEUE = 1024 }; /* launches that a stream holds before the host has to wait, as on a GPU */
+enum { QUEUE = 1024 }; /* as on a GPU, the host waits if a stream holds this many launches */
 
 typedef struct capture capture;
 typedef struct stream {
     int number;
-    bool blocking; /* synchronises with the legacy stream */
+    bool blocking; /* whether it synchronises with the legacy stream */
     int priority;
     capture *capture;
     node_set leaves;
-    cudaGraphNode_t *handles; /* of the leaves, as cudaStreamGetCaptureInfo gave them last */
+    cudaGraphNode_t *handles; /* of the leaves, as last returned by cudaStreamGetCaptureInfo */
     int64_t busy_until;
     int64_t queued[QUEUE]; /* when the last launches end */
     unsigned launches;
@@ -137,7 +138,7 @@ typedef struct stream {
 struct event {
     bool recorded, timed;
     int64_t time;
-    unsigned long long capture_id; /* of the capture in which it was recorded last, or 0 */
+    unsigned long long capture_id; /* of the capture in which it was last recorded, or 0 */
     node_set leaves;
 };
 
@@ -159,11 +160,11 @@ struct capture {
     bool invalid;
     capture *next;
 };
-/* An API call that CUDA calls unsafe while a capture is under way: 0, or its refusal. */
+/* Checks an API call that CUDA considers unsafe during a capture; returns 0 or the refusal. */
 cudaError_t rehearsal_unsafe(const char *api);
-/* A call that waits for or asks about `s`: 0, or its refusal. */
+/* Checks a call that waits for or queries `s`; returns 0 or the refusal. */
 cudaError_t rehearsal_may_ask(const char *api, stream *s);
-/* New work on `s`: 0, or its refusal. */
+/* Checks new work on `s`; returns 0 or the refusal. */
 cudaError_t rehearsal_may_submit(const char *what, stream *s);
 capture *rehearsal_capture_by_id(unsigned long long id);
 cudaError_t rehearsal_join(stream *s, event *e);
@@ -172,7 +173,7 @@ cudaError_t rehearsal_join(stream *s, event *e);
 typedef struct {
     work work;
     node_set after;
-    int64_t ends; /* at its last replay */
+    int64_t ends; /* end time of its last replay */
 } node;
 struct graph {
     node *nodes;
@@ -182,27 +183,28 @@ struct graph {
 graph *rehearsal_new_graph(void);
 void rehearsal_release_graph(graph *g);
 int rehearsal_append(graph *g, const work *what, const node_set *after);
-/* Replays on `s` from `start`; returns 0 or the executor's error. */
+/* Performs all nodes; returns 0 or the executor's error. */
 int rehearsal_replay(graph *g);
+/* The time at which a replay from `start` ends. */
 int64_t rehearsal_graph_ends(graph *g, int64_t start);
 
-/* ---- executor.c: Python's callbacks. */
+/* ---- work.c: Python's callbacks. */
 typedef struct {
     int64_t (*launch)(int64_t module, const char *name, const unsigned *grid, const unsigned *block,
                       unsigned shared_bytes, void **parameters, int capturing);
     int64_t (*product)(const product_work *product);
     int64_t (*replay)(int64_t node);
-    int64_t (*aten)(const char *name); /* a kernel of ATen's, which nothing executes */
+    int64_t (*aten)(const char *name); /* a kernel of ATen's, which is not executed */
 } executor;
 extern executor rehearsal_executor;
 
-/* ---- log.c: what counting reads. */
+/* ---- log.c: the entries that Python's counting reads. */
 enum {
     LOG_SYNCHRONISE = WORK_KINDS,
     LOG_ALLOCATE,
     LOG_FREE,
     LOG_GRAPH_LAUNCH,
-    LOG_CAPTURED /* bytes: the nodes of a capture that ended */
+    LOG_CAPTURED /* `bytes` holds the number of nodes of a capture that ended */
 };
 enum { CAPTURED = 1, LEGACY = 2 };
 typedef struct {

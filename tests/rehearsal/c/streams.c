@@ -1,4 +1,5 @@
-/* Streams and events: what is busy until when, and which captured nodes the next work follows. */
+/* Streams and events: when a stream is idle again, and which captured nodes its next work
+   follows. */
 #include "stand_in.h"
 #include <stdlib.h>
 #include <string.h>
@@ -169,7 +170,7 @@ cudaError_t cudaEventDestroy(cudaEvent_t handle)
     return cudaSuccess;
 }
 
-/* With cudaEventRecordExternal a captured record is a node, which each replay performs. */
+/* With cudaEventRecordExternal, a captured record becomes a node that each replay performs. */
 cudaError_t cudaEventRecordWithFlags(cudaEvent_t handle, cudaStream_t of, unsigned flags)
 {
     event *e = (event *)handle;

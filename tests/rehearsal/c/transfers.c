@@ -1,4 +1,4 @@
-/* Copies and fills: checked against the allocations that they name, done at once or at each replay. */
+/* Copies and fills: checked against their allocations, and performed at once or at each replay. */
 #include "stand_in.h"
 
 static bool is_device(const void *address, size_t bytes)
@@ -17,7 +17,7 @@ static enum cudaMemcpyKind kind_of(bool to_device, bool from_device)
     return from_device ? cudaMemcpyDeviceToHost : cudaMemcpyHostToHost;
 }
 
-/* Finds what kind of copy it is by its addresses, which have to fit the kind that was named. */
+/* Finds the kind of a copy from its addresses and checks that it is the kind that was passed. */
 static cudaError_t resolve_kind(const char *api, copy_work *copy)
 {
     LOCKED;

@@ -1,4 +1,4 @@
-/* Work is given to a stream: it is performed at once, or becomes a node while the stream captures. */
+/* Work submitted to a stream is performed at once, or becomes a node if the stream is capturing. */
 #include "stand_in.h"
 #include <string.h>
 
@@ -71,7 +71,7 @@ int rehearsal_perform(work *what, bool replayed)
 
 static cudaError_t append(work *what, stream *s)
 {
-    if (!s->capture) /* it ended while the executor looked at the launch */
+    if (!s->capture) /* the capture ended while the executor handled the launch */
         return rehearsal_refuse(cudaErrorStreamCaptureInvalidated, "%s", what->name);
     int made = rehearsal_append(s->capture->graph, what, &s->leaves);
     rehearsal_set_node(&s->leaves, made);
@@ -79,7 +79,7 @@ static cudaError_t append(work *what, stream *s)
     return cudaSuccess;
 }
 
-/* A launch is shown to the executor while its parameters are valid; it keeps what it needs. */
+/* Passes a launch to the executor, which copies what it needs while the parameters are valid. */
 static bool executor_refuses(work *what)
 {
     if (what->kind == KERNEL && rehearsal_executor.aten)

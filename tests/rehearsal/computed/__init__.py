@@ -1,1 +1,1 @@
-"""Claims about computed results, tested in a process that has them (see test_cuda_tests.py)."""
+"""Tests of computed results, run in a process that computes them (see test_cuda_tests.py)."""

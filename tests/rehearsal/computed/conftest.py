@@ -1,7 +1,12 @@
-"""These tests are collected only in a process whose results are computed."""
+"""These tests are collected only in a process that computes results."""
 
 from __future__ import annotations
 
-import sys
+from pathlib import Path
 
-collect_ignore_glob = [] if "tests.rehearsal.results" in sys.modules else ["test_*.py"]
+import pytest
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    test = collection_path.name.startswith("test_")
+    return True if test and not config.pluginmanager.hasplugin("tests.rehearsal.results") else None

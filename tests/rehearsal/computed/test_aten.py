@@ -1,4 +1,4 @@
-"""ATen's ops on CUDA tensors give what they give on the CPU, also when a graph replays them."""
+"""ATen's ops on CUDA tensors return the CPU's results, also when a graph replays them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def gradient(x: Tensor) -> Tensor:
 
 def doubled_in_place(x: Tensor) -> Tensor:
     x = x.clone()
-    x[:, 1::2].add_(1).mul_(2)  # a part of memory
+    x[:, 1::2].add_(1).mul_(2)  # changes a strided part of the memory
     return x
 
 

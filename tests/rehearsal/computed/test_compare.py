@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from vaez_fast import compare
-from vaez_fast.comparison import OPS, cases
-from vaez_fast.comparison_case import Case
+from vaez_kernels.cases import OPS, cases
+from vaez_kernels.testing import Case
 
 
 def awkward(ops: Sequence[str], large: bool) -> list[Case]:
-    """Of each op the second size in the grid; the first is (1, 1, 1)."""
+    """The second size of each op in the grid. The first is (1, 1, 1)."""
     grid = [case for case in cases(ops, large=False) if case.dtype == torch.float32]
     return [[case for case in grid if case.op == op][1] for op in ops]
 

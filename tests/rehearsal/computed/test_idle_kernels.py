@@ -1,4 +1,4 @@
-"""A kernel that computes nothing makes tests/cuda fail: what passes there was executed."""
+"""A kernel that computes nothing makes tests/cuda fail, so tests that pass there ran kernels."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ KERNELS: dict[str, Callable[[], object]] = {
 
 @pytest.fixture
 def fresh_memory_is_nan() -> Iterator[None]:
-    """Results of an earlier call must not lie where the next one's belong."""
+    """Otherwise memory could still hold the right results of an earlier call."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
@@ -86,6 +86,6 @@ def test_no_kernel_is_left_out() -> None:
 def test_a_kernel_that_reaches_beyond_its_tensors_is_stopped() -> None:
     hidden, weight, bias, x = (t.detach().to(CUDA) for t in last_layer.inputs((3, 7, 20, 19)))
     short = bias.untyped_storage()
-    short.resize_(4)  # all but the first of 19 numbers
+    short.resize_(4)  # bytes: only the first of 19 numbers remains
     with pytest.raises(RuntimeError, match="launch failure"):
         linear_bernoulli_log_prob(hidden, weight, bias, x)

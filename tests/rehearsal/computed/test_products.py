@@ -1,4 +1,4 @@
-"""cuBLAS's products give what float64 gives, within the roundings of their dtype."""
+"""cuBLAS's products equal those in float64, within the rounding errors of their dtype."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def test_a_product_is_float64s(name: str, dtype: torch.dtype) -> None:
     found = product(*(x.to(CUDA) for x in given)).cpu().double()
     a, b, bias = (x.double() for x in given)
     wanted, sizes = product(a, b, bias), product(a.abs(), b.abs(), bias.abs())
-    # K + 2 additions and products in float32 (or float64), of terms that add up to `sizes`; then
-    # one rounding to the dtype, two where a bias is added to what was rounded.
+    # K + 2 additions and products in float32 (or float64), of terms that add up to `sizes`. Then
+    # one rounding to the dtype, or two if a bias is added to the rounded product.
     accumulated = 2.0**-53 if dtype == torch.float64 else 2.0**-24
     bound = (K + 2) * accumulated * sizes + torch.finfo(dtype).eps * sizes
     assert ((found - wanted).abs() <= bound).all()
@@ -51,7 +51,7 @@ def test_a_product_is_float64s(name: str, dtype: torch.dtype) -> None:
 
 def test_a_captured_product_reads_its_operands_at_each_replay() -> None:
     a, b = numbers(M, K).to(CUDA), numbers(K, N).to(CUDA)
-    a @ b  # the handle and its workspace are made outside of the capture
+    a @ b  # creates the handle and its workspace before the capture
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         product = a @ b

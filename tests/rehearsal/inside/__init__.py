@@ -1,1 +1,1 @@
-"""Claims about the stand-in, tested in a process that runs on it (see test_stand_in.py)."""
+"""Tests of the stand-in, run in a process on it (see test_stand_in.py)."""

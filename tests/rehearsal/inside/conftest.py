@@ -11,13 +11,13 @@ collect_ignore_glob = [] if "REHEARSAL_DEVICE" in os.environ else ["test_*.py"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A capture that fails leaves torch 2.11's allocator unable to free: those tests come last."""
+    """Tests with failing captures come last: torch 2.11's allocator cannot free after them."""
     items.sort(key=lambda item: item.path.name == "test_capture.py")
 
 
 @pytest.fixture(autouse=True)
 def as_before() -> Iterator[None]:
-    """No test leaves durations, a limit or an executor to the next one."""
+    """Reset durations, the memory limit and the executor after each test."""
     from tests.rehearsal import stand_in
 
     yield

@@ -1,4 +1,4 @@
-"""What CUDA refuses while a stream captures, the stand-in refuses with CUDA's own words."""
+"""While a stream captures, the stand-in refuses the same calls as CUDA, with the same messages."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ ISOLATION = "dependency created on uncaptured work in another stream"
 
 @pytest.fixture(scope="module")
 def x() -> torch.Tensor:
-    torch.ones(3, device="cuda").add(1)  # what torch makes at its first use is there
+    torch.ones(3, device="cuda").add(1)  # initialises torch's CUDA state before a capture
     return torch.arange(6.0).cuda()
 
 
 def refusals(work: Callable[[], object], mode: str = "global") -> list[str]:
-    """The errors of `work` in a capture, and of the capture's end."""
+    """The errors of `work` in a capture, and of ending the capture."""
     told: list[str] = []
 
     def tell(error: Exception) -> None:
@@ -38,7 +38,7 @@ def refusals(work: Callable[[], object], mode: str = "global") -> list[str]:
                 tell(error)
     except RuntimeError as error:
         tell(error)
-        torch.cuda.set_stream(here)  # torch stays on the capturing stream where its capture fails
+        torch.cuda.set_stream(here)  # after a failed capture torch stays on the capturing stream
     return told
 
 
@@ -79,7 +79,7 @@ def test_memory_is_not_allocated_but_in_relaxed_mode(x: torch.Tensor) -> None:
 
 
 def test_torchs_allocator_may_allocate_for_the_graph(x: torch.Tensor) -> None:
-    # It changes its thread's mode while it does.
+    # It changes its thread's capture mode for that.
     assert refusals(lambda: torch.empty(100 << 20, device="cuda").fill_(1)) == []
 
 
@@ -139,7 +139,7 @@ def test_after_a_refusal_nothing_more_is_captured(x: torch.Tensor) -> None:
 
 
 def test_errors_have_cudas_names_and_texts() -> None:
-    # The real library beside the stand-in knows them without a GPU.
+    # The real library, which is installed beside the stand-in, returns them without a GPU.
     from pathlib import Path
 
     real = ctypes.CDLL(str(Path(torch.__file__).parents[1] / "nvidia/cu13/lib/libcudart.so.13"))

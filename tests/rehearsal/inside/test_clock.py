@@ -1,4 +1,4 @@
-"""The device has a clock of its own: work takes the time that Python set."""
+"""The device has its own clock, and work takes the time that Python set."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_graph_takes_its_nodes_times() -> None:
 
 def test_copies_take_time_by_their_bytes() -> None:
     a, b = (torch.zeros(1 << 22, dtype=torch.uint8, device="cuda") for _ in range(2))
-    # 4 MiB read and written at 3,352 bytes a nanosecond, and 1.5 µs
+    # 4 MiB are read and written at 3,352 bytes a nanosecond, plus 1.5 µs.
     assert elapsed_us(lambda: a.copy_(b)) == pytest.approx(2 * 2**22 / 3352e3 + 1.5, abs=0.01)
 
 
@@ -106,6 +106,6 @@ def test_the_queue_holds_1024_launches() -> None:
     before = time.perf_counter()
     for _ in range(1124):
         x + 1
-    # The last launch has to wait for the end of the hundredth.
+    # The last launch has to wait until the hundredth ends.
     assert time.perf_counter() - before >= 0.01
     torch.cuda.synchronize()

@@ -1,4 +1,4 @@
-"""What is launched, copied, allocated and awaited is counted, and no more."""
+"""Launches, copies, allocations and waits are counted, and nothing else."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_a_known_sequence_is_counted() -> None:
     }
     assert counts.synchronisations["cudaDeviceSynchronize"] == 1
     assert counts.synchronisations["cudaStreamSynchronize"] == 2  # of both pageable copies
-    assert counts.allocations == {}  # torch keeps what it freed
+    assert counts.allocations == {}  # torch reuses memory that it freed
     assert counts.launches == 5
     assert counts.legacy.total() == 5
 

@@ -1,4 +1,4 @@
-"""Memory ends, fresh memory holds no zeros, and wrong calls are refused."""
+"""Memory is limited, fresh memory is not zero, and wrong calls are refused."""
 
 from __future__ import annotations
 

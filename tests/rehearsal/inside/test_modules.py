@@ -1,4 +1,4 @@
-"""A cubin is loaded with what ptxas found out, and launched within what the device has."""
+"""A loaded cubin has the resources that ptxas reported, and launches keep the device's limits."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ DRIVER = ctypes.CDLL("libcuda.so.1")
 
 
 def compiled(folder: Path, target: str) -> tuple[bytes, str]:
-    """The cubin as the wrapper of ptxas leaves it, and what ptxas said."""
+    """The cubin that the wrapper of ptxas writes, and the output of ptxas."""
     source, cubin = folder / f"{target}.ptx", folder / f"{target}.cubin"
     source.write_text(PTX.format(target=target))
     command = [os.environ["TRITON_PTXAS_PATH"], "-v", f"--gpu-name={target}", str(source)]
@@ -80,7 +80,7 @@ def test_a_function_has_the_resources_that_ptxas_counted(built: tuple[bytes, str
     assert stack
     assert attribute(function, REGISTERS) == int(registers[1])
     assert attribute(function, LOCAL) == int(stack[1])
-    assert attribute(function, SHARED) == 256 + 1024  # CUDA keeps 1 KiB of every block
+    assert attribute(function, SHARED) == 256 + 1024  # CUDA reserves 1 KiB of every block
     assert attribute(function, MAX_THREADS) == 1024
 
 
@@ -96,7 +96,7 @@ def test_a_launch_keeps_to_the_limits(built: tuple[bytes, str]) -> None:
     assert launch(function, 1024, 0) == SUCCESS
     assert launch(function, 1025, 0) == INVALID_VALUE
     assert launch(function, 0, 0) == INVALID_VALUE
-    # More than 48 KiB of dynamic shared memory has to be asked for, and there is an end of it.
+    # More than 48 KiB of dynamic shared memory has to be requested, up to a limit.
     assert launch(function, 32, 49153) == INVALID_VALUE
     assert DRIVER.cuFuncSetAttribute(function, MAX_DYNAMIC, 232448) == INVALID_VALUE
     assert DRIVER.cuFuncSetAttribute(function, MAX_DYNAMIC, 100_000) == SUCCESS

@@ -1,4 +1,4 @@
-"""A replayed graph does what was captured, in its order."""
+"""A replayed graph does the captured work, in the order of capture."""
 
 from __future__ import annotations
 
@@ -69,13 +69,13 @@ def test_pythons_nodes_products_and_copies_take_turns() -> None:
     assert order == []
     graph.replay()
     graph.replay()
-    # BLAS sees the transposes: 5 x 2 out of 5 x 3 and 3 x 2.
+    # BLAS sees the transposed matrices: 5 x 2 = (5 x 3) (3 x 2).
     assert order == [11, (5, 2, 3), 12] * 2
 
 
 def test_an_executor_that_raises_makes_the_launch_fail() -> None:
     def product(described: Product) -> int:
-        raise ValueError("as this test wants")
+        raise ValueError("raised by this test")
 
     a = torch.ones(2, 2).cuda()
     a @ a

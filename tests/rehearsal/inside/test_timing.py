@@ -1,4 +1,4 @@
-"""What the benchmarks time on a device whose clock is known, behind the host's real code."""
+"""The benchmarks' times on a device with a known clock, under the real host code."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ import pytest
 import torch
 
 from bench.timing import cuda_times, graphs
-from bench.timing.accuracy import Check, LatentCase
 from bench.timing.cuda_times import FLUSH_BYTES, Flush
 from bench.timing.rows import Bench, Group, Rival
-from bench.training.baselines import rsample_kl as textbook
 from tests.rehearsal import stand_in
 from vaez_kernels import noise_key, rsample_kl
+from vaez_kernels.error_bounds import Check
+from vaez_kernels.latent.case import LatentCase
+from vaez_kernels.latent.case import textbook_rsample_kl as textbook
 
 CUDA = torch.device("cuda")
-# Microseconds that kernels last. Reads and products are slow, because others use this machine: a
-# process that slept continues late, though seldom by milliseconds.
+# Durations of kernels in microseconds. Reads and products are slow because other processes use this
+# machine: a process that slept continues late, but seldom by milliseconds.
 READ, ADD, PRODUCT, OURS, OTHERS = 1000, 3, 2500, 4, 2
 DURATIONS = {
     "*reduce_kernel*sum_functor*": READ,
@@ -32,9 +33,9 @@ DURATIONS = {
     "latent_forward_kernel": OURS,
 }
 LOOP = 50e-3  # seconds of a loop of calls, at least
-# So many times as long the fastest of eleven loops may take.
+# The fastest of eleven loops may take this many times as long.
 SLACK = 1.25
-# An event tells milliseconds as a float32.
+# An event returns milliseconds as a float32.
 EXACT = 1e-6
 
 
@@ -46,7 +47,7 @@ def device_seconds(kernels: Counter[str]) -> float:
 
 
 class Arguments:
-    """An executor: what every captured launch of ours has for its first two arguments."""
+    """An executor that records the first two arguments of each captured launch of our kernel."""
 
     def __init__(self) -> None:
         self.captured: list[tuple[int, int]] = []
@@ -62,15 +63,15 @@ class Arguments:
 
 @dataclass
 class Timed:
-    """The rows, and what was counted beside them."""
+    """The timed rows, and the counts."""
 
     group: Group
     sets: list[LatentCase]
     captured: list[tuple[int, int]]  # addresses of mu and logvar
     nodes: list[int]
-    eager: stand_in.Counts  # a call of the textbook
-    made: stand_in.Counts  # a flush is made
-    read: stand_in.Counts  # a flush reads once
+    eager: stand_in.Counts  # of a call of the textbook
+    made: stand_in.Counts  # of creating a flush
+    read: stand_in.Counts  # of one read of a flush
 
 
 def works(latent: LatentCase) -> dict[str, Callable[[], object]]:
@@ -147,7 +148,7 @@ def test_the_textbooks_device_time_is_the_sum_of_its_kernels(timed: Timed) -> No
     copied = {("device to device", 128 * 128 * 4): 2}
     assert counts.copies == copied
     assert counts.launches == counts.aten.total() + 2
-    # A copy reads and writes at 3,352 bytes a nanosecond, and takes 1.5 µs beside that.
+    # A copy reads and writes at 3,352 bytes a nanosecond and takes 1.5 µs more.
     seconds = device_seconds(counts.aten) + 2 * (1.5e-6 + 2 * 128 * 128 * 4 / 3352e9)
     # The stand-in's times are whole nanoseconds.
     assert timed.group.device_seconds["eager"] == pytest.approx([seconds] * 11, abs=2e-9)

@@ -1,4 +1,4 @@
-"""A training step and the ops, as CUDA would be told to run them."""
+"""The launches, graphs and waits of a training step and of the ops."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def step() -> Step:
 def test_a_step_launches_kernels_and_nothing_else(step: Step) -> None:
     one = step.one
     assert {h.kind for h in one.happened} == {Kind.DRIVER_LAUNCH, Kind.PRODUCT}
-    # As inductor 2.11 and 2.14 fuse it: more would be a fusion lost.
+    # This is how inductor 2.11 and 2.14 fuse it. More launches would mean a lost fusion.
     assert one.launches <= 50
-    # 6 layers: forward, for the weights' gradients, and for the inputs' but the first's.
+    # 6 layers: forward, the weights' gradients, and the inputs' gradients except the first's.
     assert one.products.total() <= 17
     kernels = ("latent_forward", "latent_backward", "bernoulli_forward", "bernoulli_backward")
     assert [one.triton[f"{kernel}_kernel"] for kernel in kernels] == [1, 1, 1, 1]

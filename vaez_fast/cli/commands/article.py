@@ -15,8 +15,8 @@ from .. import settings
 from ..kinds import INTEGER, NUMBER
 
 DESCRIPTION = """\
-Train every framework of the article on several seeds, measure all of them alike, and write
-DIR/results.json, DIR/report.md and DIR/report.html. Stopped, it goes on where it was when it is
+Train every framework of the article on several seeds, measure all in the same way, and write
+DIR/results.json, DIR/report.md and DIR/report.html. If it was stopped, it continues when it is
 started again with the same settings; with more seeds it adds those.
 
 Several processes share the runs, arms times seeds:
@@ -38,7 +38,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     study.add_argument(
         "--beta",
-        dest="betas",  # as the study's own records call them
+        dest="betas",  # their name in the study's records
         type=NUMBER,
         nargs="*",
         default=list(BETAS),
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
         check_backend(device)
         config = replace(config, base=replace(config.base, device=str(device)))
         if world.rank == 0:
-            for name in report.files():  # a study should not fail at its report
+            for name in report.files():  # fails now rather than after the study
                 check_place(out / name)
         run_study(config, out, show_progress=True, world=world)
     return show(out, as_json=options.json) if world.rank == 0 else 0

@@ -14,7 +14,7 @@ from ..kinds import PATH, some_of
 DESCRIPTION = """\
 Run every op, forward and backward, over a grid of shapes, dtypes and values, and print its largest
 errors against the float64 reference beside those of textbook PyTorch, and the distance of kernels
-from the fallback. Takes minutes. Exit status 1 if anything is off by more than stated."""
+from the fallback. Takes minutes. Exit status 1 if an error exceeds its bound."""
 EXAMPLE = "vaez-fast compare --ops rsample_kl/analytic,normal --out comparison.json"
 
 

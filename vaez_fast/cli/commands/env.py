@@ -10,8 +10,8 @@ from .. import settings
 from ..settings import DEFAULTS
 
 DESCRIPTION = """\
-Print what runs where on this machine: versions, processor, CUDA devices, the ops' backends and why
-one is off, compiler, precision, and which data sets are at hand. Nothing is downloaded."""
+Print what works on this machine: versions, processor, CUDA devices, the ops' backends and why one
+is off, compiler, precision, and which data sets are present. Nothing is downloaded."""
 EXAMPLE = "vaez-fast env --data-root data"
 ONLY_PRINTS = True
 

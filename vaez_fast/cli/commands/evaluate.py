@@ -28,7 +28,7 @@ SPLITS = ("validation", "test")
 
 DESCRIPTION = """\
 Evaluate the models that training runs kept: ELBO, rate, distortion and importance-sampled log p(x)
-in nats per image, and how far z is from N(0, I). The noise is that of training's own evaluation:
+in nats per image, and how far z is from N(0, I). The noise is that of training's own evaluation, so
 the test split with the run's own settings gives the numbers of its metrics.json again.
 
 Several processes share the images:
@@ -54,8 +54,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--test-samples",
         type=COUNT,
         metavar="N",
-        help="importance samples an image for log p(x) (default: as many as the run's own test,"
-        f" {LOG_PX_SAMPLES} unless it was told otherwise)",
+        help="importance samples an image for log p(x) (default: the run's own --test-samples,"
+        f" which are {LOG_PX_SAMPLES} by default)",
     )
     settings.add_data_root(what, "where data sets lie (default: the run's own)", default=None)
     settings.add_machine(parser, precision=None)

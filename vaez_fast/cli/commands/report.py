@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def show(folder: Path, *, as_json: bool) -> int:
-    """Write a study's report and print what it found."""
+    """Write a study's report and print its findings."""
     from ...report import article as report
 
     with waiting("drawing the report", show=True):

@@ -10,9 +10,9 @@ from ...system.progress import waiting
 from .. import settings
 
 DESCRIPTION = """\
-Compute what the KL term does to one latent dimension: its minimum, its gradient flow, momentum,
-Monte Carlo estimators and their variance, and what a fit finds in exactly normal draws. Writes
-DIR/theory.json and its figures, in seconds."""
+Compute the KL term of one latent dimension: its minimum, its gradient flow, momentum, Monte Carlo
+estimators and their variance, and the KL of a fit to exactly normal draws. Writes DIR/theory.json
+and its figures, in seconds."""
 EXAMPLE = "vaez-fast theory --out runs/theory"
 
 

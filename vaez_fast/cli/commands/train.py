@@ -35,14 +35,14 @@ if TYPE_CHECKING:
     from ...training.train import Result
 
 DESCRIPTION = """\
-Train a VAE, evaluate it on the test split, and write DIR/metrics.json and DIR/checkpoint.pt. Where
-a bound on log p(x) is trained on (elbo, iwae), the state kept is the one with the best bound on the
+Train a VAE, evaluate it on the test split, and write DIR/metrics.json and DIR/checkpoint.pt. If a
+bound on log p(x) is trained (elbo, iwae), the state kept is the one with the best bound on the
 validation split.
 
-A run that was stopped (Ctrl-C and SIGTERM end it after the step, with a checkpoint) or killed goes
-on with --resume DIR and ends, on the same machine, bit for bit as if nothing had happened.
+--resume DIR continues a run that was stopped (Ctrl-C and SIGTERM end it after the step, with a
+checkpoint) or killed. On the same machine it ends bit for bit like an uninterrupted run.
 
-Several processes, each on its rows of every batch and with the noise that one would have drawn:
+Several processes share the rows of every batch and draw the same noise as one process would:
   torchrun --nproc-per-node 2 -m vaez_fast train --out runs/first"""
 EXAMPLE = "vaez-fast train --data mnist-5k --model altosaar --epochs 30 --seed 0 --out runs/first"
 LIGHTER = "a smaller batch_size, fewer num_samples, or a smaller model (burda has the fewest units)"
@@ -51,7 +51,7 @@ LIGHTER = "a smaller batch_size, fewer num_samples, or a smaller model (burda ha
 def add_options(parser: argparse.ArgumentParser) -> None:
     d = DEFAULTS
     settings.add_data(parser)
-    arm = parser.add_argument_group("model and regime")
+    arm = parser.add_argument_group("model and arm")
     settings.add_model(arm)
     arm.add_argument(
         "--objective",
@@ -112,8 +112,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--resume",
         type=PATH,
         metavar="DIR",
-        help="instead of --out: go on with the unfinished run in DIR, by its own settings; only"
-        " --data-root, --device and --checkpoint-seconds may stand beside it",
+        help="instead of --out: continue the unfinished run in DIR with its own settings; only"
+        " --data-root, --device and --checkpoint-seconds may be added",
     )
     output.add_argument(
         "--checkpoint-seconds",
@@ -125,7 +125,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-# What may be said beside --resume: where things lie and run, not what is computed.
+# Settings allowed beside --resume: where files are and where the run runs, not what it computes.
 BESIDE_RESUME = {"resume", "data_root", "device", "checkpoint_seconds", "json"}
 
 
@@ -150,9 +150,11 @@ def run(options: argparse.Namespace) -> int:
 
     with Signals() as signals, joined(signals, say_stopped) as world:
         if config is None and not out.is_dir():
-            raise OutputError(f"resume: {out} is no folder of a run; `vaez-fast train` makes one")
+            raise OutputError(
+                f"resume: {out} is not the folder of a run; `vaez-fast train` makes one"
+            )
         try:
-            # The other ranks read and write under the first one's claim.
+            # The other ranks read and write under the first rank's claim.
             with claimed(out) if world.rank == 0 else nullcontext():
                 return _run(options, config, out, signals, world)
         except Stopped as stopped:
@@ -175,12 +177,12 @@ def _run(
     from ...training.checkpoint import Keeping
     from ...training.train import train
 
-    world.wait()  # for the first rank's claim
+    world.wait()  # until the first rank has claimed the folder
     resumed = None
     if config is None:
         if is_whole(out):
             if world.rank == 0:
-                said = f"{printable(out)} holds a whole run: there is nothing to go on with"
+                said = f"{printable(out)} holds a finished run: there is nothing to resume"
                 _print(options, out, said)
             return 0
         config, resumed = unfinished(out)

@@ -1,6 +1,8 @@
-/* cuBLAS: each product is described in full and given to its stream; the executor computes it. */
+/* cuBLAS: each product is described in full and submitted to its stream, and the executor
+   computes it. */
 #include "stand_in.h"
-/* Their own headers need more than torch's wheels bring, and cuBLAS declares no more than pointers to them. */
+/* The headers of these types need files that torch's wheels lack. cuBLAS only declares pointers to
+   them. */
 #define __CUDA_FP16_H__
 #define __CUDA_BF16_H__
 #include <cublas_v2.h>
@@ -94,7 +96,7 @@ static bool knows(cublasComputeType_t compute)
 
 int rehearsal_unknown(const char *name);
 
-/* Products with a type for each operand. */
+/* Products whose operands each have their own type. */
 
 cublasStatus_t cublasGemmStridedBatchedEx(
     cublasHandle_t handle, cublasOperation_t transpose_a, cublasOperation_t transpose_b, int m,
@@ -131,7 +133,7 @@ cublasStatus_t cublasGemmEx(cublasHandle_t handle, cublasOperation_t transpose_a
                                       compute, algorithm);
 }
 
-/* Products, batches and matrix times vector in one type: float (S) and double (D). */
+/* Products, batched products and matrix-vector products in one type: float (S) and double (D). */
 #define IN_ONE_TYPE(LETTER, NUMBER, TYPE, COMPUTE)                                                 \
     cublasStatus_t cublas##LETTER##gemmStridedBatched(                                             \
         cublasHandle_t handle, cublasOperation_t transpose_a, cublasOperation_t transpose_b,       \
@@ -181,7 +183,7 @@ cublasStatus_t cublasGemmEx(cublasHandle_t handle, cublasOperation_t transpose_a
                                            int ld_a, const NUMBER *x, int step_x,                  \
                                            const NUMBER *beta, NUMBER *y, int step_y)              \
     {                                                                                              \
-        /* The vectors are rows of matrices whose leading dimensions are their steps. */           \
+        /* A vector is a row of a matrix whose leading dimension is the vector's step. */          \
         bool plain = transpose == CUBLAS_OP_N;                                                     \
         product_work product = {                                                                   \
             .m = 1, .n = plain ? m : n, .k = plain ? n : m, .batch = 1,                            \
@@ -197,7 +199,7 @@ cublasStatus_t cublasGemmEx(cublasHandle_t handle, cublasOperation_t transpose_a
 IN_ONE_TYPE(S, float, CUDA_R_32F, CUBLAS_COMPUTE_32F)
 IN_ONE_TYPE(D, double, CUDA_R_64F, CUBLAS_COMPUTE_64F)
 
-/* A dot product is a row times a column; its sum goes to device memory. */
+/* A dot product is a row times a column. The result goes to device memory. */
 static cublasStatus_t dot(cublasHandle_t handle, int length, const void *x, cudaDataType type_x,
                           int step_x, const void *y, cudaDataType type_y, int step_y, void *result,
                           cudaDataType type, cublasComputeType_t compute)

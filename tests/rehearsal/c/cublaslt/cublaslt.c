@@ -1,4 +1,4 @@
-/* cuBLASLt: descriptors and layouts as torch sets them, and the one product that they describe. */
+/* cuBLASLt: the descriptors and layouts that torch sets, and the product that they describe. */
 #include "stand_in.h"
 #define __CUDA_FP16_H__ /* see cublas.c */
 #define __CUDA_BF16_H__
@@ -60,7 +60,7 @@ static cublasStatus_t put(void *field, size_t field_bytes, const void *value, si
 
 static cublasStatus_t refuse(const char *what, int attribute)
 {
-    rehearsal_refuse(cudaErrorNotSupported, "the stand-in knows no %s attribute %d", what,
+    rehearsal_refuse(cudaErrorNotSupported, "the stand-in has no %s attribute %d", what,
                      attribute);
     return CUBLAS_STATUS_NOT_SUPPORTED;
 }
@@ -126,7 +126,7 @@ cublasStatus_t cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t handle
     return CUBLAS_STATUS_SUCCESS;
 }
 
-/* Workspace and alignment decide which algorithm is fast: nothing here. */
+/* Workspace and alignment only decide which algorithm is fast, so they are ignored here. */
 cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t handle,
                                                     cublasLtMatmulPreferenceAttributes_t attribute,
                                                     const void *value, size_t bytes)

@@ -1,5 +1,5 @@
-/* Reads a cubin, which is an ELF file: the size of section .nv.shared.K is kernel K's static shared memory,
-   and .nv.info lists attributes of all kernels. */
+/* Reads a cubin, which is an ELF file. The size of section .nv.shared.K is the static shared memory
+   of kernel K, and .nv.info lists attributes of all kernels. */
 #include "cubin.h"
 #include <elf.h>
 #include <stdbool.h>
@@ -49,8 +49,8 @@ static bool names_kernel(const void *image, uint32_t symbol, const char *kernel)
 
 enum { LONG_FORMAT = 4, FRAME_SIZE = 0x11, REGISTERS = 0x2f };
 
-/* An attribute is a format, a code, and a value of two bytes, which for format 4 is the length of what
-   follows: here a kernel's symbol and a number. */
+/* An attribute is a format, a code, and a value of two bytes. For format 4 the value is the length
+   of the data that follows: here a kernel's symbol and a number. */
 static int attribute(const void *image, const char *kernel, int code)
 {
     const Elf64_Shdr *info = section(image, ".nv.info", "");

@@ -1,4 +1,4 @@
-/* What a cubin says of itself and its kernels. */
+/* Facts about kernels, read from their cubin. */
 #pragma once
 #include <stddef.h>
 
@@ -6,6 +6,6 @@ typedef struct {
     int registers, local_bytes, shared_bytes;
 } kernel_facts;
 
-/* An image has no length: its headers say where the last of its sections and tables ends; 0 if it is no ELF. */
+/* The length of an image: the end of the last of its sections and tables; 0 if it is not ELF. */
 size_t cubin_size(const void *image);
 kernel_facts cubin_facts(const void *image, const char *kernel);

@@ -1,4 +1,4 @@
-/* The driver: its device, its context, its errors, and whose memory an address is in. */
+/* The driver: its device, its context, its errors, and the kind of memory at an address. */
 #include "stand_in.h"
 #include <cuda.h>
 #include <stdio.h>
@@ -18,7 +18,7 @@ CUresult cuDeviceGet(CUdevice *device, int ordinal)
 
 CUresult cuDeviceGetAttribute(int *value, CUdevice_attribute attribute, CUdevice device)
 {
-    /* The runtime numbers the attributes as the driver does, and so it does its errors. */
+    /* The runtime and the driver use the same numbers for attributes and for errors. */
     return (CUresult)cudaDeviceGetAttribute(value, (enum cudaDeviceAttr)attribute, device);
 }
 
@@ -77,7 +77,7 @@ CUresult cuPointerGetAttribute(void *value, CUpointer_attribute attribute, CUdev
     return CUDA_SUCCESS;
 }
 
-/* The stand-in speaks on stderr alone. */
+/* The stand-in never calls it: its messages go only to stderr. */
 CUresult cuLogsRegisterCallback(CUlogsCallback callback, void *data, CUlogsCallbackHandle *handle)
 {
     (void)callback, (void)data;

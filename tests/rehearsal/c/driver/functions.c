@@ -1,4 +1,4 @@
-/* What a function needs, and its launch. */
+/* The resources of a function, and its launch. */
 #include "modules.h"
 #include "stand_in.h"
 
@@ -6,7 +6,7 @@ bool rehearsal_launch_fits(const work *what);
 
 enum { REGISTERS_OF_BLOCK = 65536, WARP = 32, RESERVED_SHARED_BYTES = 1024 };
 
-/* Registers are given to warps in units of 8 a thread. */
+/* Warps get registers in units of 8 a thread. */
 static unsigned registers_of(const struct CUfunc_st *function, unsigned threads)
 {
     unsigned warps = (threads + WARP - 1) / WARP;
@@ -36,7 +36,7 @@ CUresult cuFuncGetAttribute(int *value, CUfunction_attribute attribute, CUfuncti
 
 CUresult cuFuncSetAttribute(CUfunction function, CUfunction_attribute attribute, int value)
 {
-    /* Triton 3.8 tries oversized shared memory first, which neither an A100 nor an H100 has. */
+    /* Triton 3.8 first tries oversized shared memory, which an A100 and an H100 do not have. */
     if (attribute != CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES)
         return CUDA_ERROR_NOT_SUPPORTED;
     int most = rehearsal_device()->shared_per_block - function->facts.shared_bytes;
@@ -79,7 +79,7 @@ CUresult cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned grid_y, u
         .parameters = parameters,
     };
     cudaError_t error = checked_launch(function, &what, on);
-    if (error) cudaGetLastError(); /* the driver leaves the runtime's last error alone */
+    if (error) cudaGetLastError(); /* the driver does not set the runtime's last error */
     return (CUresult)error;
 }
 

@@ -1,4 +1,4 @@
-/* Loaded cubins: the wrapper of ptxas appends to each the PTX that it came from. */
+/* Loaded cubins. The wrapper of ptxas appends to each cubin the PTX that it was compiled from. */
 #include "modules.h"
 #include "stand_in.h"
 #include <stdio.h>
@@ -14,7 +14,7 @@ static const char trailer[] = "\nPTX of this cubin:\n"; /* as ptxas.sh writes it
 static char **texts;
 static int64_t count;
 
-/* The PTX of a module, or NULL where its cubin came without; modules are numbered from 1. */
+/* The PTX of a module, or NULL if its cubin has none. Modules are numbered from 1. */
 const char *rehearsal_module_ptx(int64_t module)
 {
     LOCKED;
@@ -29,7 +29,8 @@ static int64_t keep(char *text)
     return ++count;
 }
 
-/* A cubin runs on devices of its own generation, and on later ones of it unless it was built for one. */
+/* A cubin runs on devices of its own generation: on its own version and on later ones, or, with the
+   suffix "a", only on its own version. */
 static bool runs_here(const char *ptx)
 {
     const device_model *device = rehearsal_device();
@@ -85,7 +86,7 @@ CUresult cuModuleUnload(CUmodule module)
     return CUDA_SUCCESS;
 }
 
-/* Functions are never freed: graphs and counts keep their names. */
+/* Functions are never freed, because graphs and counts hold pointers to their names. */
 CUresult cuModuleGetFunction(CUfunction *function, CUmodule module, const char *name)
 {
     kernel_facts facts = cubin_facts(module->image, name);

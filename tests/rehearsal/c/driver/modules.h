@@ -7,6 +7,6 @@
 struct CUfunc_st {
     int64_t module;
     kernel_facts facts;
-    unsigned most_shared_bytes; /* dynamic, as cuFuncSetAttribute allowed */
+    unsigned most_shared_bytes; /* dynamic, as set by cuFuncSetAttribute */
     char name[];
 };

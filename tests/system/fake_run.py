@@ -1,4 +1,4 @@
-"""A folder as training leaves it, of weights that nobody trained."""
+"""Folders of training runs, made without training."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CURVE = [
 
 
 def make_run(folder: Path, config: TrainConfig = CONFIG) -> Path:
-    """A folder as training leaves it, of weights that were not trained but differ by image."""
+    """Write the folder of a run with untrained weights, whose posteriors differ by image."""
     vae = VAE(config.model, config.seed)
     with torch.no_grad():
         last = vae.encoder[-1]

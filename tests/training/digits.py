@@ -1,4 +1,4 @@
-"""Few real digits, for tests that train."""
+"""A few real digits, for tests that train."""
 
 from __future__ import annotations
 

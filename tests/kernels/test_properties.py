@@ -12,26 +12,10 @@ from hypothesis import strategies as st
 
 from tests.kernels import properties
 from tests.kernels.drawn import LatentCase, PixelCase, latent_cases, pixel_cases, repeatable
-from vaez_kernels import bernoulli as likelihood
-from vaez_kernels import compiler, latent
 
 # Few kinds are compiled: one mode, one pair of dtypes, no size of 1, only contiguous tensors.
 COMPILED_MODE = ("rsample_kl/sticking-the-landing",)
 COMPILED_DTYPE = (torch.float32,)
-
-
-@pytest.fixture
-def eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (latent, likelihood):
-        monkeypatch.setattr(module.twin, "COMPILE_FROM", 1 << 62)
-
-
-@pytest.fixture
-def compiling(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not compiler.has_cpu_compiler():
-        pytest.skip("no C++ compiler: the fallback only runs eager")
-    for module in (latent, likelihood):
-        monkeypatch.setattr(module.twin, "COMPILE_FROM", 1)
 
 
 @pytest.mark.usefixtures("eager")
@@ -92,7 +76,7 @@ class TestEager:
         properties.pixels_repeat(case)
 
 
-@pytest.mark.usefixtures("compiling")
+@pytest.mark.usefixtures("compilations")
 class TestCompiled:
     @repeatable(60)
     @given(latent_cases(True, COMPILED_MODE, COMPILED_DTYPE, compilable=True))

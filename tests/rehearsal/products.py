@@ -26,7 +26,7 @@ def multiply(product: Product) -> None:
     """D = epilogue(alpha op(A) op(B) + beta C), for each of a batch.
 
     Raises:
-        NotImplementedError: this epilogue or dtype is not supported here.
+        NotImplementedError: the product has an epilogue or dtype that the rehearsal lacks.
     """
     if product.epilogue & ~(1 | RELU | BIAS | GELU):
         raise NotImplementedError(f"the rehearsal has no epilogue {product.epilogue} of cuBLASLt")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import runpy
-import shutil
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,9 +19,8 @@ from tests.system.commands import contents, line
 from tests.system.fake_run import CONFIG, make_run
 from vaez_fast import data
 from vaez_fast.cli.main import main
-from vaez_fast.data import DataError, Dataset
+from vaez_fast.data import DataError
 from vaez_fast.measures import features
-from vaez_fast.runs import trained
 from vaez_fast.study import study as studies
 from vaez_fast.study.study import slug
 from vaez_fast.system import files
@@ -31,7 +29,7 @@ from vaez_fast.system.files import OutputError
 from vaez_fast.training import checkpoint as checkpoints
 from vaez_fast.training.checkpoint import Checkpoint
 
-pytestmark = pytest.mark.usefixtures("uncompiled_steps")
+pytestmark = pytest.mark.usefixtures("uncompiled_steps", "load_once")
 
 LOAD = data.load
 GROUPS = {"an op, 8 × 128, float32": {"eager": 2e-3, "fallback": 1e-3}}
@@ -58,24 +56,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
             np.savez_compressed(file, **fake_study.images())  # type: ignore[arg-type]
     suite_record.write(at / "bench.json", suite_record.content(GROUPS, 1))
     return at
-
-
-@pytest.fixture
-def at(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture(scope="module")
-def digits() -> Dataset:
-    return data.load("mnist-5k")
-
-
-@pytest.fixture(autouse=True)
-def load_once(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (data, trained, studies):
-        monkeypatch.setattr(module, "load", lambda *_: digits)
 
 
 @pytest.mark.parametrize("case", FILES.values(), ids=FILES)

@@ -24,14 +24,12 @@ from tests.system.fake_run import make_run
 from vaez_fast import data
 from vaez_fast.cli.main import main
 from vaez_fast.data import Dataset
-from vaez_fast.runs import trained
-from vaez_fast.study import study as studies
 from vaez_fast.system import files
 from vaez_fast.system.files import OutputError
 from vaez_fast.training import checkpoint as checkpoints
 from vaez_fast.training import phases as regime
 
-pytestmark = pytest.mark.usefixtures("uncompiled_steps")
+pytestmark = pytest.mark.usefixtures("uncompiled_steps", "load_once")
 
 ROOT = Path(__file__).parents[2]
 # The same for all runs here, so that they share one traced step.
@@ -47,24 +45,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     at = tmp_path_factory.mktemp("whole")
     make_run(at / "run")
     return at
-
-
-@pytest.fixture
-def at(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture(scope="module")
-def digits() -> Dataset:
-    return data.load("mnist-5k")
-
-
-@pytest.fixture(autouse=True)
-def load_once(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (data, trained, studies):
-        monkeypatch.setattr(module, "load", lambda *_: digits)
 
 
 # Disks.

@@ -24,6 +24,16 @@ def gaussian_rows_jit(n_rows, BLOCK_ROWS: tl.constexpr):  # type: ignore[no-unty
 
 
 @jit
+def standardised_jit(mean_at, logvar_at, x_at, mask):  # type: ignore[no-untyped-def]
+    # → (x − mean)/σ, logvar and 1/σ, where 1/σ = 2^(−logvar/(2 ln 2)); beyond the mask 0, 0 and 1
+    mean = tl.load(mean_at, mask=mask, other=0.0).to(tl.float32)
+    logvar = tl.load(logvar_at, mask=mask, other=0.0).to(tl.float32)
+    x = tl.load(x_at, mask=mask, other=0).to(tl.float32)
+    inverse_sigma = tl.exp2(-0.7213475204444817 * logvar)
+    return (x - mean) * inverse_sigma, logvar, inverse_sigma
+
+
+@jit
 def gaussian_forward_kernel(  # type: ignore[no-untyped-def]
     mean_ptr,  # (S, B, P), samples mean_sample_stride apart, rows MEAN_STRIDE
     logvar_ptr,  # (S, B, P), rows LOGVAR_STRIDE apart
@@ -44,13 +54,12 @@ def gaussian_forward_kernel(  # type: ignore[no-untyped-def]
     for start in range(0, P, BLOCK_D):
         pixels = start + tl.arange(0, BLOCK_D)[None, :]
         mask = live[:, None] & (pixels < P)
-        mean_at = mean_ptr + sample * mean_sample_stride + rows[:, None] * MEAN_STRIDE + pixels
-        logvar_at = logvar_ptr + sample * logvar_sample_stride + rows[:, None] * LOGVAR_STRIDE
-        mean = tl.load(mean_at, mask=mask, other=0.0).to(tl.float32)
-        logvar = tl.load(logvar_at + pixels, mask=mask, other=0.0).to(tl.float32)
-        x = tl.load(x_ptr + rows[:, None] * X_STRIDE + pixels, mask=mask, other=0).to(tl.float32)
-        t = (x - mean) * tl.exp2(-0.7213475204444817 * logvar)
-        # Beyond the edge all operands are 0, so this term is 0.
+        t, logvar, _ = standardised_jit(
+            mean_ptr + sample * mean_sample_stride + rows[:, None] * MEAN_STRIDE + pixels,
+            logvar_ptr + sample * logvar_sample_stride + rows[:, None] * LOGVAR_STRIDE + pixels,
+            x_ptr + rows[:, None] * X_STRIDE + pixels,
+            mask,
+        )
         sums += t * t + logvar
     total = tl.sum(sums, 1) + 1.8378770664093453 * P
     tl.store(out_ptr + sample * n_rows + rows, -0.5 * total, mask=live)
@@ -84,13 +93,12 @@ def gaussian_backward_kernel(  # type: ignore[no-untyped-def]
     for start in range(0, P, BLOCK_D):
         pixels = start + tl.arange(0, BLOCK_D)[None, :]
         mask = live[:, None] & (pixels < P)
-        mean_at = mean_ptr + sample * mean_sample_stride + rows[:, None] * MEAN_STRIDE + pixels
-        logvar_at = logvar_ptr + sample * logvar_sample_stride + rows[:, None] * LOGVAR_STRIDE
-        mean = tl.load(mean_at, mask=mask, other=0.0).to(tl.float32)
-        logvar = tl.load(logvar_at + pixels, mask=mask, other=0.0).to(tl.float32)
-        x = tl.load(x_ptr + rows[:, None] * X_STRIDE + pixels, mask=mask, other=0).to(tl.float32)
-        inverse_sigma = tl.exp2(-0.7213475204444817 * logvar)
-        t = (x - mean) * inverse_sigma
+        t, _, inverse_sigma = standardised_jit(
+            mean_ptr + sample * mean_sample_stride + rows[:, None] * MEAN_STRIDE + pixels,
+            logvar_ptr + sample * logvar_sample_stride + rows[:, None] * LOGVAR_STRIDE + pixels,
+            x_ptr + rows[:, None] * X_STRIDE + pixels,
+            mask,
+        )
         at = (sample * n_rows + rows[:, None]) * P + pixels
         if NEED_MEAN:  # tl.store rounds to the tensor's dtype
             tl.store(grad_mean_ptr + at, grad * (t * inverse_sigma), mask=mask)

@@ -34,28 +34,6 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 needs_compiler = pytest.mark.skipif(not compiler.has_cpu_compiler(), reason="no C++ compiler")
 
 
-@pytest.fixture
-def eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(likelihood.twin, "COMPILE_FROM", 1 << 62)
-
-
-@pytest.fixture
-def compilations(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Compile the fallback for every size; returns the functions that were requested."""
-    if not compiler.has_cpu_compiler():
-        pytest.skip("no C++ compiler: the fallback only runs eager")
-    asked = []
-
-    def counted(function: Callable[..., Any], *variant: Any) -> Any:
-        asked.append(function)
-        return compiled(function, *variant)
-
-    compiled = COMPILED
-    monkeypatch.setattr(compiler, "compiled", counted)
-    monkeypatch.setattr(likelihood.twin, "COMPILE_FROM", 1)
-    return asked
-
-
 @pytest.fixture(params=["eager", "compilations"])
 def route(request: pytest.FixtureRequest) -> None:
     request.getfixturevalue(request.param)

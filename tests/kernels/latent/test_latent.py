@@ -5,7 +5,6 @@ helpers.py derives the tolerances.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -55,28 +54,6 @@ SHAPES = [  # S, B, D
     (8, 129, 257),
 ]
 each_mode = pytest.mark.parametrize("mode", list(MODES))
-
-
-@pytest.fixture
-def eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latent.twin, "COMPILE_FROM", 1 << 62)
-
-
-@pytest.fixture
-def compilations(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Compile the fallback for every size; returns the functions that were requested."""
-    if not compiler.has_cpu_compiler():
-        pytest.skip("no C++ compiler: the fallback only runs eager")
-    asked = []
-
-    def counted(function: Callable[..., Any], *variant: Any) -> Any:
-        asked.append(function)
-        return compiled(function, *variant)
-
-    compiled = COMPILED
-    monkeypatch.setattr(compiler, "compiled", counted)
-    monkeypatch.setattr(latent.twin, "COMPILE_FROM", 1)
-    return asked
 
 
 @each_mode

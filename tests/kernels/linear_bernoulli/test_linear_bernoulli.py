@@ -44,11 +44,6 @@ SHAPES = [
 
 
 @pytest.fixture
-def eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(op.twin, "COMPILE_FROM", 1 << 62)
-
-
-@pytest.fixture
 def compilations(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Compile tiles for every size; returns those that were requested."""
     if not has_cpu_compiler():

@@ -35,11 +35,6 @@ needs_compiler = pytest.mark.skipif(not compiler.has_cpu_compiler(), reason="no 
 
 
 @pytest.fixture
-def eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.twin, "COMPILE_FROM", 1 << 62)
-
-
-@pytest.fixture
 def compilations(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compile the fallback for every size."""
     if not compiler.has_cpu_compiler():

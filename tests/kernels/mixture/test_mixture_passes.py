@@ -25,11 +25,6 @@ def passes(case: Mixture, compiled: bool) -> int:
     return -(-len(case.mu) // (plan.tiles * plan.components))
 
 
-@pytest.fixture
-def eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.twin, "COMPILE_FROM", 1 << 62)
-
-
 @pytest.mark.parametrize("leave_out", LEFT_OUT)
 @pytest.mark.usefixtures("eager")
 def test_eager_passes_find_each_draws_own_component(leave_out: str) -> None:

@@ -66,7 +66,7 @@ def importance_estimates(
 ) -> ImportanceEstimates:
     """`importance_log_likelihood`, and the mean of log p(x|z) over the same samples.
 
-    Arguments and errors are the same.
+    Arguments and errors are the same as for `importance_log_likelihood`.
 
     Returns:
         Two estimates, each (B,) in nats: log_likelihood is log 1/S Σ_s p(x, z_s)/q(z_s|x), and

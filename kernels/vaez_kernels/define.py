@@ -18,7 +18,7 @@ from collections.abc import Callable
 from functools import partial
 from itertools import cycle
 from types import ModuleType
-from typing import Any, NamedTuple, cast, get_type_hints
+from typing import Any, cast, get_type_hints
 
 import torch
 from torch import Tensor
@@ -39,19 +39,6 @@ from .backend import (
 # None stands for a tensor that is not wanted.
 Tensors = tuple[Any, ...]
 OPTIONAL = Tensor | None
-
-
-class Direction(NamedTuple):
-    """One direction of an op: its name in both modules, and the Triton kernels that it launches."""
-
-    name: str  # "forward" or "backward"
-    kernel: ModuleType
-    twin: ModuleType
-    kernels: tuple[Any, ...]
-
-    def run(self, by_kernel: bool, *args: Any) -> Tensors:
-        found: Tensors = getattr(self.kernel if by_kernel else self.twin, self.name)(*args)
-        return found
 
 
 class Op:
@@ -88,26 +75,26 @@ class Op:
         self.arguments: Callable[..., Any] = twin.Arguments
         hints = get_type_hints(twin.Arguments)
         self.tensors = sum(hint in (Tensor, OPTIONAL) for hint in hints.values())
-        self.forward = Direction("forward", kernel, twin, forward)
-        self.backward = Direction("backward", kernel, twin, backward) if differentiable else None
+        self.kernel, self.twin = kernel, twin
         self.results, self.differentiable, self.unasked = len(results), differentiable, unasked
         self.traced = _registered(
-            name if self.backward is None else f"{name}_forward",
-            self.forward,
+            f"{name}_forward" if differentiable else name,
+            forward,
+            lambda by_kernel, *args: self._module(by_kernel).forward(*args),
             self._forward_arguments,
             opaque,
             hints,
             len(results) + len(kept),
         )
-        if self.backward is not None:
-            self.traced.register_autograd(self._traced_backward, setup_context=self._setup_context)
         self.transformed = _transformed(self.traced, self._setup_context, self._func_backward)
-        if self.backward is None:
+        if not differentiable:
             return
+        self.traced.register_autograd(self._traced_backward, setup_context=self._setup_context)
         names, of = list(hints), hints.items()
         self.traced_backward = _registered(
             f"{name}_backward",
-            self.backward,
+            backward,
+            lambda by_kernel, *args: self._module(by_kernel).backward(*args),
             self._backward_arguments,
             None if opaque is None else self._like_gradients,
             dict.fromkeys((f"grad_{result}" for result in results), OPTIONAL)
@@ -126,10 +113,11 @@ class Op:
     def __call__(self, *args: Any) -> Any:
         """The results: a tensor, or a tuple of several. `args` are the NamedTuple's fields."""
         if is_plain(*args[: self.tensors]):
-            if self.backward is not None:
+            if self.differentiable:
                 return self.eager.apply(*args)
-            outputs: Any = self.forward.run(uses_triton(args[0]), self.arguments(*args))
-        elif not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+            found = self._module(uses_triton(args[0])).forward(self.arguments(*args))
+            return found[0] if self.results == 1 else found[: self.results]
+        if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
             _check_transforms()
             outputs = self.transformed.apply(*args)
         else:
@@ -137,6 +125,9 @@ class Op:
         if isinstance(outputs, Tensor):
             return outputs
         return outputs[0] if self.results == 1 else outputs[: self.results]
+
+    def _module(self, by_kernel: bool) -> ModuleType:
+        return self.kernel if by_kernel else self.twin
 
     # From the flat arguments of a registered op to the arguments of a direction.
 
@@ -163,7 +154,7 @@ class Op:
         output = output if isinstance(output, tuple) else (output,)
         kept = output[self.results :]
         unasked = (output[i] for i in self.unasked(self.arguments(*inputs)))
-        ctx.mark_non_differentiable(*(output if self.backward is None else (*kept, *unasked)))
+        ctx.mark_non_differentiable(*((*kept, *unasked) if self.differentiable else output))
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*inputs[: self.tensors], *kept)
         ctx.settings = inputs[self.tensors :]
@@ -186,21 +177,20 @@ class Op:
 
     def in_place(self, ctx: Any, found: Tensors, needs: tuple[bool, ...]) -> Tensors:
         """The tuple that autograd expects: a gradient or None for each argument."""
-        wanted = (grad if need else None for grad, need in zip(found, needs, strict=True))
+        wanted = [grad if need else None for grad, need in zip(found, needs, strict=True)]
         return (*wanted, *(None,) * (len(ctx.needs_input_grad) - self.differentiable))
 
 
 def _eager(op: Op, name: str) -> Any:
     """The op past the dispatcher, which would cost 40 µs, a third of a call at 128×20."""
     arguments, tensors, results = op.arguments, op.tensors, op.results
-    forward_of, backward_of, differentiable = op.forward, op.backward, op.differentiable
-    assert backward_of is not None
+    kernel, twin, differentiable = op.kernel, op.twin, op.differentiable
 
     def forward(ctx: Any, *args: Any) -> Any:
         ctx.triton = uses_triton(args[0])  # for backward, even outside the `use_backend` block
         ctx.settings = args[tensors:]
         ctx.set_materialize_grads(False)
-        outputs = forward_of.run(ctx.triton, arguments(*args))
+        outputs = (kernel if ctx.triton else twin).forward(arguments(*args))
         ctx.save_for_backward(*args[:tensors], *outputs[results:])
         return outputs[0] if results == 1 else outputs[:results]
 
@@ -208,10 +198,11 @@ def _eager(op: Op, name: str) -> Any:
         if goes_through_op(*grads):
             return op._traced_backward(ctx, *grads)
         needs, saved = ctx.needs_input_grad[:differentiable], ctx.saved_tensors
-        if all(grad is None for grad in grads):
+        if grads[0] is None and all(grad is None for grad in grads):
             return (None,) * len(ctx.needs_input_grad)
         given = arguments(*saved[:tensors], *ctx.settings)
-        found = backward_of.run(ctx.triton, given, saved[tensors:], grads, needs)
+        module = kernel if ctx.triton else twin
+        found = module.backward(given, saved[tensors:], grads, needs)
         return op.in_place(ctx, found, needs)
 
     return _function(f"{name}_op", forward=forward, backward=backward, jvp=_no_forward_mode)
@@ -273,13 +264,17 @@ def _no_forward_mode(*_: Any) -> None:
 
 def _registered(
     name: str,
-    direction: Direction,
+    kernels: tuple[Any, ...],
+    run: Callable[..., Tensors],
     unpacked: Callable[..., tuple[Any, ...]],
     opaque: Callable[..., Tensors] | None,
     hints: dict[str, Any],
     outputs: int,
 ) -> CustomOpDef:
-    """`torch.ops.vaez.NAME`; `unpacked` turns its flat arguments into those of the direction."""
+    """`torch.ops.vaez.NAME`, which launches these kernels.
+
+    `run(by_kernel, …)` is one direction; `unpacked` makes its arguments from the op's flat ones.
+    """
 
     signature = inspect.Signature(
         [
@@ -304,8 +299,7 @@ def _registered(
         body.__signature__ = signature  # type: ignore[attr-defined]
         return body
 
-    launch = registrable(partial(direction.run, True))
-    twin = registrable(partial(direction.run, False))
+    launch, twin = registrable(partial(run, True)), registrable(partial(run, False))
     if opaque is not None:
         # Defined by schema, because the wrapper of custom_op costs as much as 16,384 normals.
         schema = torch.library.infer_schema(twin, mutates_args=())
@@ -321,7 +315,7 @@ def _registered(
         return launch(*args) if uses_triton(args[on]) else twin(*args)
 
     either.__signature__ = signature  # type: ignore[attr-defined]
-    return _triton_op(f"vaez::{name}", either, direction.kernels)
+    return _triton_op(f"vaez::{name}", either, kernels)
 
 
 def _triton_op(name: str, function: Callable[..., Any], kernels: tuple[Any, ...]) -> CustomOpDef:

@@ -209,7 +209,7 @@ def test_an_op_names_the_kernels_that_it_launches() -> None:
     }
     assert set(ops) == set(ROOMS) - {"importance"}
     for room, op in ops.items():
-        directions = [op.traced] + ([op.traced_backward] if op.backward is not None else [])
+        directions = [op.traced] + ([op.traced_backward] if op.differentiable else [])
         named: list[Any] = [
             kernel for of in directions for kernel in get_triton_kernels_for_op(of._qualname)
         ]

@@ -103,26 +103,24 @@ EAGER_CHUNK = {"cpu": 1 << 14, "cuda": 1 << 22}
 
 
 def forward(a: Arguments) -> tuple[Tensor]:
-    noise, device = a.noise, a.noise.device
-    if a.samples * a.rows * a.columns == 0:
+    noise, samples, rows, columns, row_offset, sample_offset, normal = a
+    if samples * rows * columns == 0:
         return like_the_result(a)
-    quads = -(-a.columns // 4)
-    count = a.samples * a.rows * quads
-    layout = partial(_layout, device, a.rows * quads, a.row_offset * quads, a.sample_offset)
-    on_cpu = device.type == "cpu"
-    code = compiled_quads(a.normal) if on_cpu and has_cpu_compiler() else None
+    quads = -(-columns // 4)
+    count = samples * rows * quads
+    layout = partial(_layout, noise.device, rows * quads, row_offset * quads, sample_offset)
+    code = compiled_quads(normal) if noise.is_cpu and has_cpu_compiler() else None
     if code is not None:
         # A size of 1 would need its own compilation. With at least 2, one serves all shapes.
         sized = torch.empty(max(count, 2), dtype=torch.uint8, device="cpu")
         out = code(noise.contiguous(), layout(0), sized)[:count]
     else:
-        out = torch.empty((count, 4), dtype=torch.float32, device=device)
-        chunk = EAGER_CHUNK.get(device.type, count)
+        out = torch.empty((count, 4), dtype=torch.float32, device=noise.device)
+        chunk = EAGER_CHUNK.get(noise.device.type, count)
         for first in range(0, count, chunk):
             part = out[first : first + chunk]
-            part.copy_(_quads(noise, layout(first), len(part), a.normal))
-    out = out.reshape(a.samples, a.rows, quads * 4)
-    return (out[..., : a.columns].contiguous(),)
+            part.copy_(_quads(noise, layout(first), len(part), normal))
+    return (out.reshape(samples, rows, quads * 4)[..., :columns].contiguous(),)
 
 
 def like_the_result(a: Arguments) -> tuple[Tensor]:

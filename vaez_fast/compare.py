@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vaez_kernels import interpreting, use_backend
 from vaez_kernels.backend import triton
-from vaez_kernels.cases import OPS, cases
+from vaez_kernels.cases import OPS, cases, ours, textbook, truth
 from vaez_kernels.error_bounds import KL_ERROR, Rules, spacing
 from vaez_kernels.testing import Case, Tensors
 
@@ -128,14 +128,12 @@ def compared(
     rows: list[Row] = []
     with Progress(len(grid), "reference", show=show_progress) as progress:
         for i, case in enumerate(grid):
-            room = OPS[case.op]
-            wanted, own = room.truth(case), functools.cache(functools.partial(_own_errors, case))
+            wanted, own = truth(case), functools.cache(functools.partial(_own_errors, case))
+            rules: Rules = OPS[case.op].RULES
             for name in backends:
                 if i < len(results[name]):  # the interpreter runs the small sizes, which come first
                     mine, other = results[name][i], results["fallback"][i]
-                    rows += _rows(
-                        case, name, mine, wanted, own(room.RULES.operands(case, name)), other
-                    )
+                    rows += _rows(case, name, mine, wanted, own(rules.operands(case, name)), other)
             progress.advance()
     return rows
 
@@ -149,7 +147,7 @@ def run(grid: list[Case], backend: str, show_progress: bool = False) -> list[Ten
         Progress(len(grid), backend, show=show_progress) as progress,
     ):
         for case in grid:
-            results.append(OPS[case.op].ours(case, device))
+            results.append(ours(case, device))
             progress.advance()
     return results
 
@@ -222,11 +220,10 @@ def _rows(
 
 def _own_errors(case: Case, operands: str) -> dict[str, float]:
     # errors of textbook code, for each output; there is none for the noise stream
-    room = OPS[case.op]
-    outputs = room.textbook(case, operands)
+    outputs = textbook(case, operands)
     if outputs is None:
         return {}
-    wanted = room.truth(case, rounded=True)
+    wanted = truth(case, rounded=True)
     errors = {name: (output.double() - wanted[name]).abs() for name, output in outputs.items()}
     # An overflow in textbook code must not allow any error.
     return {name: float(error[error.isfinite()].max()) for name, error in errors.items()}

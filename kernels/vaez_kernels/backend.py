@@ -50,6 +50,7 @@ _make_cache_directory()
 __all__ = [
     "BACKENDS",
     "TRITON_VERSION",
+    "autocast_device",
     "goes_through_op",
     "has_fast_bfloat16",
     "interpreting",
@@ -206,10 +207,15 @@ def is_traced(tensor: Tensor) -> bool:
     return not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() > 0
 
 
+def autocast_device(tensor: Tensor) -> str:
+    """The device type under which autocast knows the tensor's computations."""
+    # There is no autocast for meta tensors, which compute nothing.
+    return "cpu" if tensor.is_meta else tensor.device.type
+
+
 def without_autocast(tensor: Tensor) -> torch.autocast:
     """A context in which autocast does not change the dtype of our matrix products."""
-    # There is no autocast for meta tensors, which compute nothing.
-    return torch.autocast("cpu" if tensor.is_meta else tensor.device.type, enabled=False)
+    return torch.autocast(autocast_device(tensor), enabled=False)
 
 
 def goes_through_op(*upstream: Tensor | None) -> bool:

@@ -3,13 +3,12 @@
 An op's case.py has, for each name in its `OPS`:
 
 - `cases()` and `large_cases()`: calls to compare, of small sizes and of sizes that fill a GPU;
-- `inputs(case)`: the tensors on the CPU, by argument name, the same for every backend;
-- three ways to compute a case, each of which returns outputs and gradients ("grad mu") on the CPU:
-  `ours(case, device)`, the public function on the backend in force; `truth(case, rounded)`, the
-  float64 reference; `textbook(case, operands)`, the code that a user would write, in the dtype of
-  the inputs (None if no such code exists). With `rounded`, eps and the upstream gradients of the
-  truth are rounded to the case's dtype, as in a user's code. `operands` says what the operands of a
-  matrix product are rounded to;
+- `inputs(case)`: the arguments of the public function, by name, with tensors on the CPU. They are
+  the same for every backend;
+- three ways to compute the outputs, by name, from a case and its arguments: `call`, the public
+  function; `truth`, the formula in float64; `textbook`, the code that a user would write, in the
+  dtype of the inputs (None if no such code exists);
+- `LEAVES`: the names of the arguments with a gradient;
 - `RULES`: where the requirements on the results differ from the common rule;
 - `TIMED`: how the op is timed, if the benchmark of all ops times it.
 """
@@ -17,7 +16,10 @@ An op's case.py has, for each name in its `OPS`:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from types import ModuleType
+
+import torch
 
 from .bernoulli import case as bernoulli
 from .gaussian import case as gaussian
@@ -26,7 +28,7 @@ from .latent import case as latent
 from .linear_bernoulli import case as linear_bernoulli
 from .mixture import case as mixture
 from .noise import case as noise
-from .testing import Case, Timed
+from .testing import Case, Tensors, Timed, in_float64, on_device, with_gradients
 
 ROOMS: dict[str, ModuleType] = {
     "noise": noise,
@@ -54,3 +56,32 @@ def cases(ops: Sequence[str], large: bool) -> list[Case]:
     if large:
         grid += [case for room in ROOMS.values() for case in room.large_cases()]
     return [case for case in grid if case.op in ops]
+
+
+def ours(case: Case, device: torch.device) -> Tensors:
+    """Outputs and gradients of the public function on the backend in force, on the CPU."""
+    room = OPS[case.op]
+    return with_gradients(case, room.call, on_device(device, room.inputs(case)), room.LEAVES)
+
+
+def truth(case: Case, rounded: bool = False) -> Tensors:
+    """Outputs and gradients in float64.
+
+    With `rounded`, eps and the upstream gradients are rounded to the case's dtype, as in a user's
+    code.
+    """
+    room = OPS[case.op]
+    formula = partial(room.truth, rounded=rounded)
+    return with_gradients(case, formula, in_float64(room.inputs(case)), room.LEAVES, rounded)
+
+
+def textbook(case: Case, operands: str = "") -> Tensors | None:
+    """Outputs and gradients of textbook code in the dtype of the inputs; None if there is none.
+
+    `operands` says what the operands of a matrix product are rounded to.
+    """
+    room = OPS[case.op]
+    if room.textbook is None:
+        return None
+    code = partial(room.textbook, operands=operands)
+    return with_gradients(case, code, room.inputs(case), room.LEAVES)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 
 from .error_bounds import Check
 from .noise import noise_key
@@ -22,6 +23,7 @@ LATENT_SHAPES = (  # S, B, D
 LARGE_LATENT_SHAPES = ((1, 8192, 128), (8, 2048, 128))
 
 Tensors = dict[str, Tensor]
+Arguments = dict[str, Any]  # of a public function, by name
 
 
 # Calls that are compared with float64 and with textbook code in the same dtype.
@@ -52,49 +54,52 @@ class Case:
         return f"{sizes} {kind}, {'a called decoder' if self.called else about}"
 
 
-def on_device(device: torch.device, tensors: Tensors) -> Tensors:
+def on_device(device: torch.device, arguments: Arguments) -> Arguments:
+    """The arguments, with tensors and a decoder on `device`."""
+    moved = {n: x.to(device) if isinstance(x, Tensor | Module) else x for n, x in arguments.items()}
     # Halves of one tensor must stay halves: copied one by one they would become contiguous.
-    if "mu" in tensors and not tensors["mu"].is_contiguous():
-        both = torch.cat((tensors["mu"], tensors["logvar"]), 1).to(device)
-        return dict(zip(("mu", "logvar"), both.chunk(2, 1), strict=True))
-    return {name: x.to(device) for name, x in tensors.items()}
+    if "mu" in arguments and not arguments["mu"].is_contiguous():
+        both = torch.cat((arguments["mu"], arguments["logvar"]), 1).to(device)
+        moved["mu"], moved["logvar"] = both.chunk(2, 1)
+    return moved
 
 
-def in_float64(tensors: Tensors) -> Tensors:
-    """The tensors, with floating-point ones converted to float64."""
-    return {name: x.double() if x.is_floating_point() else x for name, x in tensors.items()}
+def in_float64(arguments: Arguments) -> Arguments:
+    """The arguments, with floating-point tensors and a decoder converted to float64."""
+    return {
+        name: x.double()
+        if isinstance(x, Module) or (isinstance(x, Tensor) and x.is_floating_point())
+        else x
+        for name, x in arguments.items()
+    }
 
 
-def leaves_of(tensors: Tensors) -> Tensors:
-    return {n: x.detach().requires_grad_() for n, x in tensors.items() if x.is_floating_point()}
-
-
-def with_gradients(case: Case, outputs: Tensors, leaves: Tensors, rounded: bool = False) -> Tensors:
-    """The outputs and their gradients ("grad mu"), on the CPU.
-
-    With `rounded`, upstream gradients are rounded to the case's dtype. That of z always is.
-    """
-    grads = torch.autograd.grad(
-        list(outputs.values()),
-        list(leaves.values()),
-        [_upstream(name, output, case.dtype, rounded) for name, output in outputs.items()],
-        allow_unused=True,
-        materialize_grads=True,
-    )
-    named = {f"grad {leaf}": grad for leaf, grad in zip(leaves, grads, strict=True)}
-    return {name: result.detach().cpu() for name, result in (outputs | named).items()}
-
-
-def evaluated(
+def with_gradients(
     case: Case,
-    tensors: Tensors,
-    op: Callable[..., Tensor],
+    function: Callable[..., Tensors],
+    arguments: Arguments,
+    leaves: tuple[str, ...],
     rounded: bool = False,
-    leaves: tuple[str, ...] | None = None,
 ) -> Tensors:
-    """An op's log_prob and its gradients for `leaves`, by default all floating-point tensors."""
-    of = leaves_of({name: x for name, x in tensors.items() if leaves is None or name in leaves})
-    return with_gradients(case, {"log_prob": op(**(tensors | of))}, of, rounded)
+    """The outputs of `function(case, arguments)`, and their gradients ("grad mu"), on the CPU.
+
+    Args:
+        leaves: the names of the arguments with a gradient, if they are floating-point.
+        rounded: whether upstream gradients are rounded to the case's dtype. That of z always is.
+    """
+    floats = [name for name in leaves if arguments[name].is_floating_point()]
+    of = {name: arguments[name].detach().requires_grad_() for name in floats}
+    results = outputs = function(case, arguments | of)
+    if of:
+        grads = torch.autograd.grad(
+            list(outputs.values()),
+            list(of.values()),
+            [_upstream(name, output, case.dtype, rounded) for name, output in outputs.items()],
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        results = outputs | {f"grad {leaf}": grad for leaf, grad in zip(of, grads, strict=True)}
+    return {name: result.detach().cpu() for name, result in results.items()}
 
 
 def _upstream(name: str, output: Tensor, dtype: torch.dtype, rounded: bool) -> Tensor:

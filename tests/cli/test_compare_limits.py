@@ -40,7 +40,7 @@ def promised(case: Case, name: str) -> torch.dtype:
 
 def pretended(case: Case, errors: Errors) -> Tensors:
     numbers = {}
-    for name, want in cases.OPS[case.op].truth(case).items():
+    for name, want in cases.truth(case).items():
         # At the smallest number, where rounding changes the error least.
         actual, at = want.clone().flatten(), int(want.abs().argmin())
         actual[at] += errors(case, name)
@@ -83,10 +83,10 @@ def ulp_of(value: float, dtype: torch.dtype) -> float:
 
 def own_error(case: Case, name: str, backend: str = "fallback") -> float:
     """The error of textbook PyTorch, whose products round operands as the backend does."""
-    outputs = cases.OPS[case.op].textbook(case, operands_of(case, backend))
+    outputs = cases.textbook(case, operands_of(case, backend))
     if outputs is None:
         return 0.0
-    return largest(outputs[name].double() - cases.OPS[case.op].truth(case, rounded=True)[name])
+    return largest(outputs[name].double() - cases.truth(case, rounded=True)[name])
 
 
 class Output(NamedTuple):
@@ -125,7 +125,7 @@ OUTPUTS = [
 
 def beyond_the_textbook(case: Case, name: str, backend: str = "fallback") -> float:
     """What the legend allows beyond PyTorch's own error."""
-    wanted = cases.OPS[case.op].truth(case)
+    wanted = cases.truth(case)
     size = largest(wanted[name])
     allowed = 1e-6 * max(1.0, size)
     if case.op.startswith("mixture") and name == "grad z":
@@ -166,7 +166,7 @@ def test_an_analytic_kl_keeps_five_digits_near_zero(
     def errors(case: Case, name: str) -> float:
         if (case.values, case.dtype, name) != ("near zero", FLOAT32, output):
             return 0.0
-        smallest = cases.OPS[case.op].truth(case)[name].abs().min()
+        smallest = cases.truth(case)[name].abs().min()
         return factor * 1e-5 * float(smallest)  # far below what other numbers may err by
 
     rows = compared(monkeypatch, op, errors)
@@ -266,14 +266,10 @@ def test_the_yardstick_is_no_licence(op: str) -> None:
     # The error of textbook float32 is a few roundings of sums of a hundred terms, and of the
     # operands of products. A wrong textbook formula would let wrong kernels pass.
     for case in cases.cases([op], large=False):
-        if (
-            case.dtype != FLOAT32
-            or cases.OPS[case.op].textbook(case) is None
-            or case.values == "wide"
-        ):
+        if case.dtype != FLOAT32 or cases.textbook(case) is None or case.values == "wide":
             continue
-        wanted = cases.OPS[case.op].truth(case, rounded=True)
-        for name, output in (cases.OPS[case.op].textbook(case) or {}).items():
+        wanted = cases.truth(case, rounded=True)
+        for name, output in (cases.textbook(case) or {}).items():
             size = max(1.0, largest(wanted[name]))
             assert largest(output.double() - wanted[name]) < 2e-5 * size, (case.name, name)
 
@@ -305,7 +301,7 @@ def test_gradients_are_taken_along_no_special_direction() -> None:
     # dz/dmu is 1, so this gradient is the upstream gradient, summed over samples.
     case = cases.cases(["rsample"], large=False)[0]
     assert case.shape[1:] == (7, 19)
-    assert len(cases.OPS[case.op].truth(case)["grad mu"].unique()) == 7 * 19
+    assert len(cases.truth(case)["grad mu"].unique()) == 7 * 19
 
 
 def test_the_interpreter_is_compared_with_a_textbook_that_cuts_bits_off() -> None:

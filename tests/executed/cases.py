@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from types import ModuleType
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -25,7 +24,7 @@ from tests.kernels.linear_bernoulli import last_layer
 from tests.kernels.mixture import mixtures
 from vaez_fast import compare as comparison
 from vaez_kernels import compiler, importance_estimates, noise_key, normal, reference, uniform
-from vaez_kernels.cases import ROOMS
+from vaez_kernels.cases import ROOMS, ours, truth
 from vaez_kernels.linear_bernoulli import PRECISIONS
 from vaez_kernels.testing import Case as OpCase
 
@@ -83,13 +82,13 @@ def _others() -> Iterator[Case]:
             continue
         for case in room.cases():
             if min(case.shape) > 1 and case.shape[-1] < 100:
-                run, quick = partial(_compared, room, case), case.values == "normal"
+                run, quick = partial(_compared, case), case.values == "normal"
                 yield Case(case.op, case.values, case.dtype, case.shape, run, quick=quick)
 
 
-def _compared(room: ModuleType, case: OpCase) -> list[Compared]:
+def _compared(case: OpCase) -> list[Compared]:
     """Outputs of the PTX, with what `vaez-fast compare` allows them to err by on a GPU."""
-    wanted, found = room.truth(case), room.ours(case, torch.device("cpu"))
+    wanted, found = truth(case), ours(case, torch.device("cpu"))
     # Nothing is compiled for the CPU where fresh memory is filled with NaN, which would be traced.
     with patch.object(compiler, "has_cpu_compiler", lambda: False):
         results = {"fallback": comparison.run([case], "fallback"), "cuda": [found]}
@@ -259,9 +258,9 @@ def _sampled(shape: tuple[int, ...], activation: type[nn.Module], precision: str
     of = decoders.given(images, *widths, activation=activation)
     offsets: dict[str, Any] = OFFSETS | {"sample_offset": 3}
     found = importance_estimates(*of, KEY, samples, precision, **offsets)
-    truth = decoders.truth(of, KEY, samples, precision, **offsets)
+    wanted = decoders.truth(of, KEY, samples, precision, **offsets)
     return [
-        Compared(name, getattr(found, name), getattr(truth, name), truth.bound)
+        Compared(name, getattr(found, name), getattr(wanted, name), wanted.bound)
         for name in found._fields
     ]
 

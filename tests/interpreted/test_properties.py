@@ -13,9 +13,17 @@ from hypothesis import strategies as st
 
 from tests.interpreted.watch import watch
 from tests.kernels import properties
-from tests.kernels.drawn import LatentCase, PixelCase, latent_cases, pixel_cases, repeatable
+from tests.kernels.drawn import (
+    LatentCase,
+    PixelCase,
+    apart,
+    latent_cases,
+    pixel_cases,
+    repeatable,
+)
 from vaez_kernels import bernoulli as likelihood
 from vaez_kernels import interpreting, kl_standard_normal, latent
+from vaez_kernels.cases import ROOMS
 
 pytestmark = [
     pytest.mark.skipif(
@@ -26,6 +34,10 @@ pytestmark = [
 ]
 
 
+# One op of each room, the one with most flags.
+LAST_OPS = [list(room.OPS)[-1] for room in ROOMS.values() if room.LEAVES]
+
+
 @pytest.fixture(autouse=True)
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The launched kernels. Fresh memory is filled with NaN, so unwritten outputs are found."""
@@ -33,6 +45,13 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         (module.kernel, name) for module in (latent, likelihood) for name in ("forward", "backward")
     ]
     return watch(monkeypatch, *launchers)
+
+
+@pytest.mark.parametrize("op", LAST_OPS)
+@repeatable(2)
+@given(st.data())
+def test_the_memory_layout_does_not_matter(op: str, data: st.DataObject) -> None:
+    properties.the_memory_layout_does_not_matter(op, lambda dims: data.draw(apart(dims)))
 
 
 @repeatable(12)

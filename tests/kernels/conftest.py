@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from vaez_kernels import bernoulli, compiler, gaussian, latent, linear_bernoulli, mixture
+from vaez_kernels import compiler
+from vaez_kernels.cases import ROOMS
 
-OPS = (bernoulli, gaussian, latent, linear_bernoulli, mixture)
+# The fallbacks that are compiled from some size on, except importance sampling's, whose size is
+# that of a tile.
+TWINS = [
+    twin
+    for twin in (importlib.import_module(f"vaez_kernels.{room}.twin") for room in ROOMS)
+    if hasattr(twin, "COMPILE_FROM") and "importance" not in twin.__name__
+]
 
 
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compile no fallback."""
-    for op in OPS:
-        monkeypatch.setattr(op.twin, "COMPILE_FROM", 1 << 62)
+    for twin in TWINS:
+        monkeypatch.setattr(twin, "COMPILE_FROM", 1 << 62)
 
 
 @pytest.fixture
@@ -32,6 +40,6 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     compiled = compiler.compiled
     monkeypatch.setattr(compiler, "compiled", counted)
-    for op in OPS:
-        monkeypatch.setattr(op.twin, "COMPILE_FROM", 1)
+    for twin in TWINS:
+        monkeypatch.setattr(twin, "COMPILE_FROM", 1)
     return asked

@@ -71,6 +71,13 @@ def layouts(dims: int) -> st.SearchStrategy[Layout]:
     )
 
 
+def apart(dims: int) -> st.SearchStrategy[Layout]:
+    """Layouts with gaps between rows, the simplest first, and without broadcast dimensions."""
+    order = st.permutations(range(dims)).map(tuple)
+    every = st.just(frozenset[int]())
+    return st.builds(Layout, order, st.integers(1, 3), st.integers(1, 5), st.integers(0, 5), every)
+
+
 # An element's index, modulo the number of elements, and the special value that it gets.
 Specials = list[tuple[int, float]]
 

@@ -13,12 +13,15 @@ rounded twice). Below the smallest normal number of float32 there is no bound.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from tests.kernels import helpers
 from tests.kernels.bernoulli import pixels
-from tests.kernels.drawn import LatentCase, PixelCase
+from tests.kernels.drawn import LatentCase, Layout, PixelCase, place
+from tests.kernels.every_op import arguments_of, assert_close, outputs_and_gradients
 from tests.kernels.helpers import ERROR, MODES, ROUNDING, SUBNORMAL, Numbers, Upstream
 from vaez_kernels import bernoulli_log_prob, reference
 
@@ -130,6 +133,21 @@ def pixels_propagate(case: PixelCase, truncates: bool = False) -> None:
         assert (value is None) == (want is None), name
         if value is not None and want is not None and limit is not None:
             assert_propagates(name, value, want, limit, truncates)
+
+
+def the_memory_layout_does_not_matter(op: str, drawn: Callable[[int], Layout]) -> None:
+    """`drawn` gives a layout for a tensor's number of dimensions.
+
+    The same numbers are computed, but the order of a sum may follow the memory.
+    """
+    arguments = arguments_of(op)
+    moved = {
+        name: place(x, drawn(x.dim())).detach() if isinstance(x, Tensor) else x
+        for name, x in arguments.items()
+    }
+    wanted = outputs_and_gradients(op, arguments)
+    for one, two in zip(outputs_and_gradients(op, moved), wanted, strict=True):
+        assert_close(op, one, two)
 
 
 def _assert_same_bits(name: str, one: Tensor | None, other: Tensor | None) -> None:

@@ -7,6 +7,7 @@ CPU tensors. The tests inspect the graphs of forward and backward, and never run
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch.fx import GraphModule, Node
 
 from tests.kernels.bernoulli.pixels import pixels
+from tests.kernels.every_op import CASES
 from tests.kernels.helpers import MODES, call, latents
 from tests.kernels.linear_bernoulli import last_layer
 from tests.kernels.mixture.mixtures import mixture
@@ -30,6 +32,8 @@ from vaez_kernels import (
     uniform,
 )
 from vaez_kernels.backend import triton
+from vaez_kernels.cases import OPS
+from vaez_kernels.testing import Arguments, Case
 
 pytestmark = [
     pytest.mark.skipif(triton is None, reason="triton is not installed: no kernels to launch"),
@@ -166,6 +170,32 @@ def assert_nothing_but(graph: GraphModule, *allowed: str) -> None:
         if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace == "aten"
     }
     assert called <= {"new_empty", "empty", "sym_size", "sym_stride", *allowed}
+
+
+@pytest.mark.parametrize("op", [op for op in OPS if OPS[op].LEAVES])
+def test_an_op_is_one_launch_forward_and_a_few_backward_at_any_batch_size(
+    op: str, capture: Capture
+) -> None:
+    """Two launches backward at most: a gradient that sums over rows has a kernel of its own."""
+    room, case = OPS[op], CASES[op]
+    samples, rows, *rest = case.shape
+
+    def given(case: Case) -> Arguments:
+        arguments = room.inputs(case)
+        for name in room.LEAVES:
+            arguments[name].requires_grad_(arguments[name].is_floating_point())
+        return arguments
+
+    small, large = given(case), given(replace(case, shape=(samples, 3 * rows, *rest)))
+    names = [name for name, x in small.items() if isinstance(x, Tensor)]
+
+    def function(*tensors: Tensor) -> list[Tensor]:
+        return list(room.call(case, small | dict(zip(names, tensors, strict=True))).values())
+
+    graphs = capture(function, *(small[n] for n in names), then=tuple(large[n] for n in names))
+    assert [len(launches(graph)) for graph in graphs] in ([1, 1], [1, 2])
+    for launch in (launch for graph in graphs for launch in launches(graph)):
+        assert_writes_only(launch, set(launch.kwargs["tensors_to_clone"]))  # type: ignore[arg-type]
 
 
 @each_mode

@@ -11,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.kernels import properties
-from tests.kernels.drawn import LatentCase, PixelCase, latent_cases, pixel_cases, repeatable
+from tests.kernels.drawn import (
+    LatentCase,
+    PixelCase,
+    apart,
+    latent_cases,
+    pixel_cases,
+    repeatable,
+)
+from vaez_kernels.cases import OPS
 
 # Few kinds are compiled: one mode, one pair of dtypes, no size of 1, only contiguous tensors.
 COMPILED_MODE = ("rsample_kl/sticking-the-landing",)
@@ -20,6 +28,12 @@ COMPILED_DTYPE = (torch.float32,)
 
 @pytest.mark.usefixtures("eager")
 class TestEager:
+    @pytest.mark.parametrize("op", OPS)
+    @repeatable(10)
+    @given(st.data())
+    def test_the_memory_layout_does_not_matter(self, op: str, data: st.DataObject) -> None:
+        properties.the_memory_layout_does_not_matter(op, lambda dims: data.draw(apart(dims)))
+
     @repeatable(100)
     @given(latent_cases())
     def test_latent_values_and_gradients_are_the_references(self, case: LatentCase) -> None:

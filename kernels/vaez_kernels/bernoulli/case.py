@@ -15,14 +15,12 @@ from ..error_bounds import ROUNDING, Check, Rules, worst
 from ..testing import (
     DTYPES,
     VALUES_SHAPE,
+    Arguments,
     Case,
     Function,
     Shape,
     Tensors,
     Timed,
-    evaluated,
-    in_float64,
-    on_device,
 )
 from . import bernoulli_log_prob
 
@@ -32,6 +30,7 @@ OPS = {
 }
 SHAPES = ((1, 1, 1), (9, 7, 19), (1, 129, 784), (3, 7, 784))  # S, B, P
 LARGE = (8, 256, 784)
+LEAVES = ("logits", "x")
 RULES = Rules()
 
 
@@ -47,7 +46,7 @@ def large_cases() -> Iterator[Case]:
     return (Case(op, LARGE, dtype) for op in OPS for dtype in DTYPES)
 
 
-def inputs(case: Case) -> Tensors:
+def inputs(case: Case) -> Arguments:
     _, rows, columns = case.shape
     generator = torch.Generator().manual_seed(7)
     scale = 30.0 if case.values == "wide" else 3.0
@@ -58,16 +57,16 @@ def inputs(case: Case) -> Tensors:
     return {"logits": logits.to(case.dtype), "x": x}
 
 
-def ours(case: Case, device: torch.device) -> Tensors:
-    return evaluated(case, on_device(device, inputs(case)), bernoulli_log_prob)
+def call(case: Case, arguments: Arguments) -> Tensors:
+    return {"log_prob": bernoulli_log_prob(**arguments)}
 
 
-def truth(case: Case, rounded: bool = False) -> Tensors:
-    return evaluated(case, in_float64(inputs(case)), reference.bernoulli_log_prob, rounded)
+def truth(case: Case, arguments: Arguments, rounded: bool) -> Tensors:
+    return {"log_prob": reference.bernoulli_log_prob(**arguments)}
 
 
-def textbook(case: Case, operands: str = "") -> Tensors:
-    return evaluated(case, inputs(case), textbook_log_prob)
+def textbook(case: Case, arguments: Arguments, operands: str) -> Tensors:
+    return {"log_prob": textbook_log_prob(**arguments)}
 
 
 def textbook_log_prob(logits: Tensor, x: Tensor) -> Tensor:

@@ -4,13 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..checks import (
-    check_float,
-    check_like,
-    check_no_gradient,
-    check_pixels,
-    check_targets,
-)
+from ..checks import check_float, check_like, check_no_gradient, check_pixels, check_targets
 from ..define import Op
 from . import kernel, twin
 
@@ -28,9 +22,9 @@ def _check(mean: Tensor, logvar: Tensor, x: Tensor) -> None:
     op = "gaussian_log_prob"
     check_float(op, "mean", mean)
     check_float(op, "logvar", logvar)
-    check_like(op, "logvar", logvar, "mean", mean)
     check_targets(op, x)
     check_pixels(op, "mean", mean, x)
+    check_like(op, "logvar", logvar, "mean", mean)
     check_no_gradient(op, "x", x, "it")
 
 

@@ -6,11 +6,10 @@ import math
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
 from torch.distributions import Normal
 
 from ..error_bounds import Rules
-from ..testing import DTYPES, VALUES_SHAPE, Case, Tensors, evaluated, in_float64, on_device
+from ..testing import DTYPES, VALUES_SHAPE, Arguments, Case, Tensors
 from . import gaussian_log_prob
 
 OPS = ("gaussian_log_prob",)
@@ -33,7 +32,7 @@ def large_cases() -> Iterator[Case]:
     return (Case("gaussian_log_prob", LARGE, dtype) for dtype in DTYPES)
 
 
-def inputs(case: Case) -> Tensors:
+def inputs(case: Case) -> Arguments:
     generator = torch.Generator().manual_seed(7)
     samples, rows, pixels = case.shape
     mean, logvar = torch.randn((samples, rows, 2 * pixels), generator=generator).chunk(2, 2)
@@ -47,21 +46,17 @@ def inputs(case: Case) -> Tensors:
     return {"mean": mean.contiguous(), "logvar": logvar.contiguous(), "x": x.to(case.dtype)}
 
 
-def ours(case: Case, device: torch.device) -> Tensors:
-    return evaluated(case, on_device(device, inputs(case)), gaussian_log_prob, leaves=LEAVES)
+def call(case: Case, arguments: Arguments) -> Tensors:
+    return {"log_prob": gaussian_log_prob(**arguments)}
 
 
-def truth(case: Case, rounded: bool = False) -> Tensors:
-    def formula(mean: Tensor, logvar: Tensor, x: Tensor) -> Tensor:
-        squares = (x - mean).square() * torch.exp(-logvar)
-        return -0.5 * (squares + logvar + math.log(2.0 * math.pi)).sum(2)
-
-    return evaluated(case, in_float64(inputs(case)), formula, rounded, leaves=LEAVES)
+def truth(case: Case, arguments: Arguments, rounded: bool) -> Tensors:
+    mean, logvar, x = arguments.values()
+    squares = (x - mean).square() * torch.exp(-logvar)
+    return {"log_prob": -0.5 * (squares + logvar + math.log(2.0 * math.pi)).sum(2)}
 
 
-def textbook(case: Case, operands: str = "") -> Tensors:
-    def log_prob(mean: Tensor, logvar: Tensor, x: Tensor) -> Tensor:
-        p = Normal(mean, torch.exp(0.5 * logvar), validate_args=False)
-        return p.log_prob(x).sum(2)
-
-    return evaluated(case, inputs(case), log_prob, leaves=LEAVES)
+def textbook(case: Case, arguments: Arguments, operands: str) -> Tensors:
+    mean, logvar, x = arguments.values()
+    p = Normal(mean, torch.exp(0.5 * logvar), validate_args=False)
+    return {"log_prob": p.log_prob(x).sum(2)}

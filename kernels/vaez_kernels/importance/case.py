@@ -14,7 +14,7 @@ from .. import reference
 from ..bernoulli.case import textbook_log_prob
 from ..error_bounds import Rules
 from ..linear_bernoulli.case import operands_of, textbook_layer
-from ..testing import KEY, Case, Tensors, in_float64, on_device
+from ..testing import KEY, Arguments, Case, Tensors
 from . import importance_estimates
 
 # The precision of float32 products.
@@ -27,6 +27,7 @@ OPS = {
 # taken apart.
 CALLED_SHAPE, SHAPE = (40, 3, 5, 19, 23, 84), (9, 2, 128, 256, 256, 784)
 LARGE = (100, 64, 128, 256, 256, 784)
+LEAVES = ()
 RULES = Rules(products=True, operands=lambda case, backend: operands_of(OPS[case.op], backend))
 
 
@@ -40,8 +41,7 @@ def large_cases() -> Iterator[Case]:
     return (Case(op, LARGE, torch.float32) for op in OPS)
 
 
-def inputs(case: Case) -> Tensors:
-    """The op's tensors, and a decoder's layers ("weight 0")."""
+def inputs(case: Case) -> Arguments:
     generator = torch.Generator().manual_seed(7)
 
     def draw(*shape: int) -> Tensor:
@@ -49,62 +49,42 @@ def inputs(case: Case) -> Tensors:
 
     rows, pixels, widths = case.shape[1], case.shape[-1], case.shape[2:]
     x = (draw(rows, pixels) > 0).to(torch.uint8)
-    tensors = {"mu": draw(rows, widths[0]), "logvar": draw(rows, widths[0]) - 1.0, "x": x}
-    for i, (fan_in, fan_out) in enumerate(pairwise(widths)):
-        tensors[f"weight {i}"] = 1.5 / math.sqrt(fan_in) * draw(fan_out, fan_in)
-        tensors[f"bias {i}"] = draw(fan_out)
-    return tensors
-
-
-def _layers(tensors: Tensors) -> list[tuple[Tensor, Tensor]]:
-    count = sum(name.startswith("weight ") for name in tensors)
-    return [(tensors[f"weight {i}"], tensors[f"bias {i}"]) for i in range(count)]
-
-
-def _decoder(tensors: Tensors) -> nn.Sequential:
+    mu, logvar = draw(rows, widths[0]), draw(rows, widths[0]) - 1.0
     modules: list[nn.Module] = []
-    for weight, bias in _layers(tensors):
-        module = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
-        module.weight = nn.Parameter(weight, requires_grad=False)
-        module.bias = nn.Parameter(bias, requires_grad=False)
-        modules += [module, nn.ReLU()]
-    return nn.Sequential(*modules[:-1])
+    for fan_in, fan_out in pairwise(widths):
+        layer = nn.Linear(fan_in, fan_out, device="meta")
+        weight = 1.5 / math.sqrt(fan_in) * draw(fan_out, fan_in)
+        layer.weight = nn.Parameter(weight, requires_grad=False)
+        layer.bias = nn.Parameter(draw(fan_out), requires_grad=False)
+        modules += [layer, nn.ReLU()]
+    decoder = nn.Sequential(*modules[:-1])
+    settings = {"noise": KEY, "num_samples": case.shape[0], "precision": OPS[case.op]}
+    return {"decoder": decoder, "mu": mu, "logvar": logvar, "x": x} | settings
 
 
-def ours(case: Case, device: torch.device) -> Tensors:
-    tensors = on_device(device, inputs(case))
-    decoder = _decoder(tensors)
-    estimates = importance_estimates(
-        (lambda z: decoder(z)) if case.called else decoder,
-        tensors["mu"],
-        tensors["logvar"],
-        tensors["x"],
-        KEY.to(device),
-        case.shape[0],
-        OPS[case.op],
-    )
-    return {name: value.cpu() for name, value in estimates._asdict().items()}
+def call(case: Case, arguments: Arguments) -> Tensors:
+    decoder = arguments["decoder"]
+    if case.called:
+        arguments = arguments | {"decoder": lambda z: decoder(z)}
+    return importance_estimates(**arguments)._asdict()
 
 
-def truth(case: Case, rounded: bool = False) -> Tensors:
-    tensors = in_float64(inputs(case))
-    eps = reference.normal(KEY, case.shape[0], *tensors["mu"].shape)
-    log_weight, log_prob = reference.importance_log_weights(
-        _decoder(tensors), tensors["mu"], tensors["logvar"], tensors["x"], eps
-    )
-    return _estimates(log_weight, log_prob)
+def truth(case: Case, arguments: Arguments, rounded: bool) -> Tensors:
+    mu, logvar, x = arguments["mu"], arguments["logvar"], arguments["x"]
+    eps = reference.normal(KEY, case.shape[0], *mu.shape)
+    return _estimates(*reference.importance_log_weights(arguments["decoder"], mu, logvar, x, eps))
 
 
-def textbook(case: Case, operands: str = "") -> Tensors:
-    tensors = inputs(case)
-    mu, logvar = tensors["mu"], tensors["logvar"]
+def textbook(case: Case, arguments: Arguments, operands: str) -> Tensors:
+    mu, logvar = arguments["mu"], arguments["logvar"]
     sigma = torch.exp(0.5 * logvar)
     z = mu + sigma * reference.normal(KEY, case.shape[0], *mu.shape).float()
-    *hidden, last = _layers(tensors)
+    *hidden, last = (layer for layer in arguments["decoder"] if isinstance(layer, nn.Linear))
     a = z
-    for weight, bias in hidden:
-        a = torch.relu(textbook_layer(a, weight, bias, operands))
-    log_prob = textbook_log_prob(textbook_layer(a, *last, operands), tensors["x"])
+    for layer in hidden:
+        a = torch.relu(textbook_layer(a, layer.weight, layer.bias, operands))
+    logits = textbook_layer(a, last.weight, last.bias, operands)
+    log_prob = textbook_log_prob(logits, arguments["x"])
     q = Normal(mu, sigma, validate_args=False)
     p = Normal(torch.zeros_like(mu), torch.ones_like(mu))
     return _estimates(log_prob + (p.log_prob(z) - q.log_prob(z)).sum(2), log_prob)

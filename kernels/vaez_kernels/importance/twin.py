@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..backend import is_plain, without_autocast
+from ..backend import autocast_device, is_plain, without_autocast
 from ..bernoulli import bernoulli_log_prob
 from ..bernoulli.kernel import readable
 from ..compiler import (
@@ -177,7 +177,7 @@ def run_layers(
     streaming: Streaming,
 ) -> None:
     # any decoder; the logits of a perceptron never reach memory
-    device = of.mu.device.type
+    device = autocast_device(of.mu)
     bfloat16 = precision == "bfloat16"
     tensors = [] if layers is None else layers.tensors(_products_dtype(precision))
     for image, b, sample, s in _tiles(len(of.mu), of.num_samples, _rows(of.x)):

@@ -19,15 +19,12 @@ from ..testing import (
     LARGE_LATENT_SHAPES,
     LATENT_SHAPES,
     VALUES_SHAPE,
+    Arguments,
     Case,
     Function,
     Shape,
     Tensors,
     Timed,
-    in_float64,
-    leaves_of,
-    on_device,
-    with_gradients,
 )
 from . import kl_standard_normal, kl_standard_normal_mc, rsample, rsample_kl
 
@@ -44,6 +41,7 @@ OPS = {
 # "normal" is N(0, 1). "near zero" has a KL between 1e-8 and 1, as at the end of training. "wide"
 # has σ from e⁻⁶ to e³ and mu up to 30.
 VALUES = ("normal", "near zero", "wide")
+LEAVES = ("mu", "logvar")
 RULES = Rules(
     promises_digits=lambda case, output: (
         case.op == "kl_standard_normal" or (case.op, output) == ("rsample_kl/analytic", "kl")
@@ -67,7 +65,7 @@ def large_cases() -> Iterator[Case]:
     )
 
 
-def inputs(case: Case) -> Tensors:
+def inputs(case: Case) -> Arguments:
     _, rows, columns = case.shape
     generator = torch.Generator().manual_seed(7)
     mu, logvar = torch.randn((rows, 2 * columns), generator=generator).chunk(2, 1)
@@ -80,29 +78,28 @@ def inputs(case: Case) -> Tensors:
     mu, logvar = both.chunk(2, 1)
     if not case.halves:
         mu, logvar = mu.contiguous(), logvar.contiguous()
-    return {"mu": mu, "logvar": logvar}
+    arguments = {"mu": mu, "logvar": logvar}
+    op, _, kind = case.op.partition("/")
+    if op == "kl_standard_normal":
+        return arguments
+    kinds = {"kl_standard_normal_mc": {"estimator": kind}, "rsample_kl": {"kl": kind}}
+    return arguments | {"noise": KEY, "num_samples": case.shape[0]} | kinds.get(op, {})
 
 
-def ours(case: Case, device: torch.device) -> Tensors:
-    samples, noise = case.shape[0], KEY.to(device)
-    leaves = leaves_of(on_device(device, inputs(case)))
-    mu, logvar = leaves["mu"], leaves["logvar"]
-    name, _, kind = case.op.partition("/")
-    if name == "rsample":
-        outputs = {"z": rsample(mu, logvar, noise, samples)}
-    elif name == "kl_standard_normal":
-        outputs = {"kl": kl_standard_normal(mu, logvar)}
-    elif name == "kl_standard_normal_mc":
-        outputs = {"kl": kl_standard_normal_mc(mu, logvar, noise, samples, kind)}
-    else:
-        outputs = dict(zip(("z", "kl"), rsample_kl(mu, logvar, noise, samples, kind), strict=True))
-    return with_gradients(case, outputs, leaves)
+def call(case: Case, arguments: Arguments) -> Tensors:
+    op = case.op.partition("/")[0]
+    if op == "kl_standard_normal":
+        return {"kl": kl_standard_normal(**arguments)}
+    if op == "kl_standard_normal_mc":
+        return {"kl": kl_standard_normal_mc(**arguments)}
+    if op == "rsample":
+        return {"z": rsample(**arguments)}
+    return dict(zip(("z", "kl"), rsample_kl(**arguments), strict=True))
 
 
-def truth(case: Case, rounded: bool = False) -> Tensors:
-    leaves = leaves_of(in_float64(inputs(case)))
+def truth(case: Case, arguments: Arguments, rounded: bool) -> Tensors:
     write_z, kl = OPS[case.op]
-    mu, logvar = leaves["mu"], leaves["logvar"]
+    mu, logvar = arguments["mu"], arguments["logvar"]
     eps = reference.normal(KEY, *case.shape)
     if rounded:
         eps = eps.to(case.dtype).double()
@@ -111,13 +108,12 @@ def truth(case: Case, rounded: bool = False) -> Tensors:
         outputs["kl"] = reference.kl_standard_normal(mu, logvar)
     elif kl is not None:
         outputs["kl"] = reference.kl_standard_normal_mc(mu, logvar, eps, kl)
-    return with_gradients(case, outputs, leaves, rounded)
+    return outputs
 
 
-def textbook(case: Case, operands: str = "") -> Tensors:
-    leaves = leaves_of(inputs(case))
+def textbook(case: Case, arguments: Arguments, operands: str) -> Tensors:
     write_z, kl = OPS[case.op]
-    mu, logvar = leaves["mu"], leaves["logvar"]
+    mu, logvar = arguments["mu"], arguments["logvar"]
     eps = reference.normal(KEY, *case.shape).to(case.dtype)
     sigma = torch.exp(0.5 * logvar)
     z = mu + sigma * eps
@@ -129,7 +125,7 @@ def textbook(case: Case, operands: str = "") -> Tensors:
         held = kl == "sticking-the-landing"
         q = Normal(mu.detach(), sigma.detach()) if held else Normal(mu, sigma)
         outputs["kl"] = (q.log_prob(z) - p.log_prob(z)).sum(2).mean(0)
-    return with_gradients(case, outputs, leaves)
+    return outputs
 
 
 # Rows that are checked at the start and at the end of a batch. Float64 copies of a large batch

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -21,14 +20,12 @@ from ..bernoulli.case import textbook_log_prob
 from ..error_bounds import ROUNDING, Check, Rules, worst
 from ..testing import (
     DTYPES,
+    Arguments,
     Case,
     Function,
     Shape,
     Tensors,
     Timed,
-    evaluated,
-    in_float64,
-    on_device,
 )
 from . import linear_bernoulli_log_prob
 
@@ -53,6 +50,7 @@ def operands_of(precision: str, backend: str) -> str:
     return "tf32" if precision == "tf32" and backend != "fallback" else ""
 
 
+LEAVES = ("hidden", "weight", "bias", "x")
 RULES = Rules(products=True, operands=lambda case, backend: operands_of(OPS[case.op][1], backend))
 
 
@@ -69,7 +67,7 @@ def large_cases() -> Iterator[Case]:
     return (Case(op, LARGE, dtype) for op in OPS for dtype in _dtypes(op))
 
 
-def inputs(case: Case) -> Tensors:
+def inputs(case: Case) -> Arguments:
     samples, rows, width, pixels = case.shape
     generator = torch.Generator().manual_seed(7)
 
@@ -84,26 +82,22 @@ def inputs(case: Case) -> Tensors:
         "weight": 2.0 / math.sqrt(width) * draw(pixels, width),
         "bias": draw(pixels),
     }
-    return {name: value.to(case.dtype) for name, value in floats.items()} | {"x": x}
+    of_dtype = {name: value.to(case.dtype) for name, value in floats.items()}
+    return of_dtype | {"x": x, "precision": OPS[case.op][1]}
 
 
-def ours(case: Case, device: torch.device) -> Tensors:
-    op = partial(linear_bernoulli_log_prob, precision=OPS[case.op][1])
-    return evaluated(case, on_device(device, inputs(case)), op)
+def call(case: Case, arguments: Arguments) -> Tensors:
+    return {"log_prob": linear_bernoulli_log_prob(**arguments)}
 
 
-def truth(case: Case, rounded: bool = False) -> Tensors:
-    def op(hidden: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
-        return reference.bernoulli_log_prob(linear(hidden, weight, bias), x)
-
-    return evaluated(case, in_float64(inputs(case)), op, rounded)
+def truth(case: Case, arguments: Arguments, rounded: bool) -> Tensors:
+    hidden, weight, bias, x, _ = arguments.values()
+    return {"log_prob": reference.bernoulli_log_prob(linear(hidden, weight, bias), x)}
 
 
-def textbook(case: Case, operands: str = "") -> Tensors:
-    def op(hidden: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
-        return textbook_log_prob(textbook_layer(hidden, weight, bias, operands), x)
-
-    return evaluated(case, inputs(case), op)
+def textbook(case: Case, arguments: Arguments, operands: str) -> Tensors:
+    hidden, weight, bias, x, _ = arguments.values()
+    return {"log_prob": textbook_log_prob(textbook_layer(hidden, weight, bias, operands), x)}
 
 
 def textbook_layer(x: Tensor, weight: Tensor, bias: Tensor, operands: str) -> Tensor:

@@ -16,14 +16,12 @@ from ..error_bounds import ROUNDING, Check, Rules, worst
 from ..testing import (
     DTYPES,
     VALUES_SHAPE,
+    Arguments,
     Case,
     Function,
     Shape,
     Tensors,
     Timed,
-    evaluated,
-    in_float64,
-    on_device,
 )
 from . import kernel, mixture_log_prob
 
@@ -31,6 +29,7 @@ from . import kernel, mixture_log_prob
 OPS = {"mixture_log_prob": False, "mixture_log_prob/leave_out": True}
 SHAPES = ((1, 2, 1), (7, 5, 3), (17, 129, 20), (5, 300, 128))  # M, N, D
 LARGE = (500, 2000, 64)
+LEAVES = ("z",)  # components have no gradient
 # The gradient is a mean weighted by responsibilities, whose relative error is the error of log q.
 RULES = Rules(
     growth=lambda output, wanted: (
@@ -51,7 +50,7 @@ def large_cases() -> Iterator[Case]:
     return (Case(op, LARGE, dtype) for op in OPS for dtype in DTYPES)
 
 
-def inputs(case: Case) -> Tensors:
+def inputs(case: Case) -> Arguments:
     # z is drawn from the components: far from all of them, textbook code would lose all digits.
     draws, components, columns = case.shape
     generator = torch.Generator().manual_seed(7)
@@ -68,18 +67,16 @@ def inputs(case: Case) -> Tensors:
     return tensors | ({"leave_out": own} if OPS[case.op] else {})
 
 
-def ours(case: Case, device: torch.device) -> Tensors:
-    # Components have no gradient.
-    return evaluated(case, on_device(device, inputs(case)), mixture_log_prob, leaves=("z",))
+def call(case: Case, arguments: Arguments) -> Tensors:
+    return {"log_prob": mixture_log_prob(**arguments)}
 
 
-def truth(case: Case, rounded: bool = False) -> Tensors:
-    tensors = in_float64(inputs(case))
-    return evaluated(case, tensors, reference.mixture_log_prob, rounded, leaves=("z",))
+def truth(case: Case, arguments: Arguments, rounded: bool) -> Tensors:
+    return {"log_prob": reference.mixture_log_prob(**arguments)}
 
 
-def textbook(case: Case, operands: str = "") -> Tensors:
-    return evaluated(case, inputs(case), textbook_log_prob, leaves=("z",))
+def textbook(case: Case, arguments: Arguments, operands: str) -> Tensors:
+    return {"log_prob": textbook_log_prob(**arguments)}
 
 
 def textbook_log_prob(

@@ -1,4 +1,4 @@
-"""Cases of the noise stream. There is no textbook code for its numbers."""
+"""Cases of the noise stream."""
 
 from __future__ import annotations
 
@@ -8,11 +8,22 @@ import torch
 
 from .. import reference
 from ..error_bounds import Rules
-from ..testing import KEY, LARGE_LATENT_SHAPES, LATENT_SHAPES, VALUES_SHAPE, Case, Tensors
+from ..testing import (
+    KEY,
+    LARGE_LATENT_SHAPES,
+    LATENT_SHAPES,
+    VALUES_SHAPE,
+    Arguments,
+    Case,
+    Tensors,
+)
 from . import normal, uniform
 
 OPS = ("normal", "uniform")
+LEAVES = ()
 RULES = Rules()
+# There is no textbook code for the stream's numbers.
+textbook = None
 
 
 def cases() -> Iterator[Case]:
@@ -26,21 +37,16 @@ def large_cases() -> Iterator[Case]:
     return (Case(op, shape, torch.float32) for op in OPS for shape in LARGE_LATENT_SHAPES)
 
 
-def inputs(case: Case) -> Tensors:
-    return {}
+def inputs(case: Case) -> Arguments:
+    S, B, D = case.shape
+    return {"noise": KEY, "S": S, "B": B, "D": D, "row_offset": case.row_offset}
 
 
-def ours(case: Case, device: torch.device) -> Tensors:
+def call(case: Case, arguments: Arguments) -> Tensors:
     draw = normal if case.op == "normal" else uniform
-    S, B, D = case.shape
-    return {"n": draw(KEY.to(device), S, B, D, row_offset=case.row_offset).cpu()}
+    return {"n": draw(**arguments)}
 
 
-def truth(case: Case, rounded: bool = False) -> Tensors:
+def truth(case: Case, arguments: Arguments, rounded: bool) -> Tensors:
     draw = reference.normal if case.op == "normal" else reference.uniform
-    S, B, D = case.shape
-    return {"n": draw(KEY, S, B, D, row_offset=case.row_offset)}
-
-
-def textbook(case: Case, operands: str = "") -> None:
-    return None
+    return {"n": draw(**arguments)}

@@ -169,6 +169,14 @@ class TestBackends:
             assert kl_standard_normal(*latents(2, 3, torch.float64)).dtype == torch.float64
 
 
+def test_a_jacobian_has_a_row_for_each_result() -> None:
+    mu, logvar = torch.randn(40, 30), torch.randn(40, 30)
+    found = torch.func.jacrev(lambda mu: kl_standard_normal(mu, logvar))(mu)
+    wanted = torch.zeros(40, 40, 30)
+    wanted[range(40), range(40)] = mu
+    assert torch.equal(found, wanted)
+
+
 MU = torch.zeros(2, 3)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -318,3 +319,21 @@ def test_a_key_in_awkward_memory_draws_what_it_would_elsewhere(
     for key in strided_keys():
         wanted = getattr(reference, draw.__name__)(key.clone().contiguous(), 2, 3, 5)
         assert_within("numbers", draw(key, 2, 3, 5), wanted, 1e-6 * wanted.abs().clamp(min=1))
+
+
+@pytest.mark.parametrize("draw", [normal, uniform])
+def test_vmap_over_keys_draws_the_numbers_of_each(draw: Callable[..., Tensor]) -> None:
+    keys = torch.stack([noise_key(1, "train", step) for step in range(4)])
+    found = torch.func.vmap(lambda key: draw(key, 2, 40, 30))(keys)
+    assert torch.equal(found, torch.stack([draw(key, 2, 40, 30) for key in keys]))
+
+
+def test_the_last_step_is_taken_and_a_key_of_any_64_bits() -> None:
+    assert normal(torch.tensor((-1, 2**32 - 1)), 1, 2, 3).isfinite().all()
+
+
+def test_a_step_is_not_read_where_a_call_is_traced() -> None:
+    traced = torch.compile(lambda key: normal(key, 1, 2, 3), backend="eager", fullgraph=True)
+    assert torch.equal(traced(KEY), normal(KEY, 1, 2, 3))
+    meta = normal(torch.empty(2, dtype=torch.int64, device="meta"), 1, 2, 3)
+    assert meta.shape == (1, 2, 3)

@@ -12,16 +12,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from .. import reference
 from ..error_bounds import ROUNDING, Check, Rules, worst
-from ..testing import (
-    DTYPES,
-    VALUES_SHAPE,
-    Arguments,
-    Case,
-    Function,
-    Shape,
-    Tensors,
-    Timed,
-)
+from ..testing import DTYPES, VALUES_SHAPE, Arguments, Case, Function, Shape, Tensors, Timed
 from . import bernoulli_log_prob
 
 OPS = {

@@ -18,15 +18,7 @@ from torch.nn.functional import linear
 from .. import reference
 from ..bernoulli.case import textbook_log_prob
 from ..error_bounds import ROUNDING, Check, Rules, worst
-from ..testing import (
-    DTYPES,
-    Arguments,
-    Case,
-    Function,
-    Shape,
-    Tensors,
-    Timed,
-)
+from ..testing import DTYPES, Arguments, Case, Function, Shape, Tensors, Timed
 from . import linear_bernoulli_log_prob
 
 # The dtype of the targets, and the precision of float32 products.

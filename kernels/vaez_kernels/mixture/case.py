@@ -13,16 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .. import reference
 from ..error_bounds import ROUNDING, Check, Rules, worst
-from ..testing import (
-    DTYPES,
-    VALUES_SHAPE,
-    Arguments,
-    Case,
-    Function,
-    Shape,
-    Tensors,
-    Timed,
-)
+from ..testing import DTYPES, VALUES_SHAPE, Arguments, Case, Function, Shape, Tensors, Timed
 from . import kernel, mixture_log_prob
 
 # Whether each draw leaves a component out.

@@ -225,7 +225,7 @@ def with_tile(
     if on.device.type == "cuda" and os.environ.get("VAEZ_AUTOTUNE") == "1":
         eager = not (is_traced(on) or interpreting())
         with torch.cuda.device_of(on):
-            usual = _tuned(eager, (name, on.device, case), usual, run)
+            usual = tuned_tile(eager, (name, on.device, case), usual, run)
     return run(usual)
 
 
@@ -255,7 +255,7 @@ def from_table(name: str, device: torch.device) -> Tile:
     return TABLE.get(architecture(device), FROM_OFFLINE_BUILDS).get(name, USUAL)
 
 
-def _tuned(eager: bool, key: object, usual: AnyTile, run: Callable[[AnyTile], Any]) -> AnyTile:
+def tuned_tile(eager: bool, key: object, usual: AnyTile, run: Callable[[AnyTile], Any]) -> AnyTile:
     # A traced launch does not run, and a captured one cannot be timed. Both use an earlier result.
     if key not in _fastest and eager and not torch.cuda.is_current_stream_capturing():
         candidates = CANDIDATES if isinstance(usual, Tile) else PRODUCT_CANDIDATES

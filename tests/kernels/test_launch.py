@@ -113,7 +113,7 @@ def test_tuning_times_a_case_once_and_never_a_traced_launch(
     usual = launch.TABLE["sm_90"]["noise"]
 
     def tuned(eager: bool, case: object) -> launch.Tile:
-        return launch._tuned(eager, ("noise", case), usual, lambda tile: None)
+        return launch.tuned_tile(eager, ("noise", case), usual, lambda tile: None)
 
     traced, eager = False, True
     assert tuned(traced, 1) == launch.TABLE["sm_90"]["noise"]

@@ -259,7 +259,7 @@ def training() -> Iterator[tuple[Callable[[], Run], dict[str, Any]]]:
         begun.begin_epoch(0)
         begun.phases[0].advance(3)
         rate, distortion = begun.phases[0].engines[0].take_totals(3)
-        begun.curve.append(begun._point(begun.phases[0], "train", rate, distortion))
+        begun.curve.append(begun.point(begun.phases[0], "train", rate, distortion))
         state = begun.checkpoint().training
         assert state is not None
         yield make, state

@@ -94,7 +94,7 @@ class Run(RunState):
         rate, distortion = (sum(values) for values in zip(*totals, strict=True))
         if not math.isfinite(rate + distortion):
             raise self.not_finite(f"rate {rate}, distortion {distortion}")
-        curve = [self._point(phase, "train", rate, distortion)]
+        curve = [self.point(phase, "train", rate, distortion)]
         if (epoch + 1) % self.look_every == 0 or phase.done == self.steps:
             curve.append(self._validation_pass(phase))
             progress.note(f"{self.config.arm}: held-out bound {curve[1]['elbo']:.2f}")
@@ -139,7 +139,7 @@ class Run(RunState):
         if bound > self.best_bound or self.config.decoder != "joint":
             self.best_bound, self.best_step = bound, self.done
             self.best = {name: p.detach().clone() for name, p in self.vae.state_dict().items()}
-        return self._point(phase, "validation", rate, distortion)
+        return self.point(phase, "validation", rate, distortion)
 
     def validate(self) -> tuple[float, float]:
         """Rate and distortion of the model on the validation split, defined as in training."""
@@ -149,7 +149,7 @@ class Run(RunState):
         held_out = self._evaluate(self.vae, self.config.num_samples)
         return -held_out.log_px - held_out.distortion, held_out.distortion
 
-    def _point(self, phase: Phase, split: str, rate: float, distortion: float) -> dict[str, Any]:
+    def point(self, phase: Phase, split: str, rate: float, distortion: float) -> dict[str, Any]:
         return {
             "phase": phase.name,
             "step": self.done,

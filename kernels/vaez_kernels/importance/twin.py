@@ -79,7 +79,7 @@ def _perceptron_tile(
 
 
 @compiled_once
-def _compiled_tile(
+def compiled_tile(
     activation: str, shapes: tuple[tuple[int, int], ...], dtype: torch.dtype, targets: torch.dtype
 ) -> Any:
     latents, pixels = shapes[0][1], shapes[-1][0]
@@ -159,7 +159,7 @@ def run_perceptron_tiles(
     worth_it = mu.device.type == "cpu" and of.num_samples * x.numel() >= COMPILE_FROM
     if worth_it and is_plain(mu, logvar, x, of.noise) and has_cpu_compiler():
         shapes = tuple((w.shape[0], w.shape[1]) for w in decoder.weights)
-        code = _compiled_tile(decoder.activation, shapes, dtype, x.dtype)
+        code = compiled_tile(decoder.activation, shapes, dtype, x.dtype)
     run = code or functools.partial(_perceptron_tile, decoder.activation)
     for image, b, sample, s in _tiles(len(mu), of.num_samples, _rows(x)):
         rows = slice(image, image + b)

@@ -72,11 +72,11 @@ def _tile_logits(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return logits.unflatten(0, (samples, images))
 
 
-def _tile_forward(hidden: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+def tile_forward(hidden: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
     return bernoulli_in_products(_tile_logits(hidden, weight, bias), x)
 
 
-def _tile_backward(
+def tile_backward(
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor,
@@ -116,7 +116,7 @@ def multiplied_in(dtype: torch.dtype, precision: str) -> torch.dtype:
 
 
 @compiled_once
-def _compiled_tile(
+def compiled_tile(
     function: Callable[..., Any],
     needs: tuple[bool, ...],
     dtype: torch.dtype,
@@ -154,7 +154,7 @@ def _runner(
     logits = hidden.shape[0] * hidden.shape[1] * pixels
     worth_it = weight.device.type == "cpu" and logits >= COMPILE_FROM
     if worth_it and weight.dtype != torch.float64 and has_cpu_compiler():
-        code = _compiled_tile(function, needs, weight.dtype, x.dtype, pixels, width)
+        code = compiled_tile(function, needs, weight.dtype, x.dtype, pixels, width)
         if code is not None:
             return code
     return lambda *tensors: function(*tensors, *needs)
@@ -174,7 +174,7 @@ def forward(a: Arguments) -> Tensors:
     hidden, weight, bias, x, _ = _operands(a)
     samples, images, _ = hidden.shape
     out = bias.new_empty((samples, images))
-    run = _runner(_tile_forward, hidden, weight, x)
+    run = _runner(tile_forward, hidden, weight, x)
     for s, b in _tiles(samples, images, len(weight), hidden.device):
         tile = hidden[s, b].to(weight.dtype).contiguous()
         with without_autocast(tile):
@@ -198,7 +198,7 @@ def backward(a: Arguments, kept: Tensors, grads: Tensors, needs: tuple[bool, ...
     if need_weight:
         of_weight, of_bias = torch.zeros_like(weight, dtype=bias.dtype), torch.zeros_like(bias)
     if need_hidden or need_weight:
-        run = _runner(_tile_backward, hidden, weight, x, (need_hidden, need_weight))
+        run = _runner(tile_backward, hidden, weight, x, (need_hidden, need_weight))
         for s, b in _tiles(samples, images, len(weight), hidden.device):
             tile = hidden[s, b].to(weight.dtype).contiguous()
             upstream = grad.detach()[s, b].to(bias.dtype).contiguous()

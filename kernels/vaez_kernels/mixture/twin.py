@@ -81,7 +81,7 @@ def _scores(z: Tensor, tiles: _Tiles, skip: Tensor) -> Tensor:
     return torch.where(component == skip[:, None], -torch.inf, scores)
 
 
-def _forward_tiles(
+def forward_tiles(
     z: Tensor, skip: Tensor, top: Tensor, total: Tensor, *tiles: Tensor
 ) -> tuple[Tensor, Tensor]:
     # z (LANES, m, G, 2, E), skip (LANES, m) int32, outside [0, T·n) for none; top and total
@@ -98,7 +98,7 @@ def _forward_tiles(
     return torch.stack(tops), torch.stack(totals)
 
 
-def _backward_tiles(
+def backward_tiles(
     z: Tensor,
     skip: Tensor,
     top: Tensor,
@@ -119,14 +119,14 @@ def _backward_tiles(
     return torch.stack(outs)
 
 
-class _Plan(NamedTuple):
+class Plan(NamedTuple):
     # How the fallback splits M draws of D dimensions and N components.
     draws: int
     components: int  # per tile
     tiles: int
 
     @classmethod
-    def of(cls, z: Tensor, mu: Tensor, compiled: bool) -> _Plan:
+    def of(cls, z: Tensor, mu: Tensor, compiled: bool) -> Plan:
         components = max(1, min(MOST_COMPONENTS, TILE // z.shape[1], len(mu) + 15) // 16) * 16
         everything = -(-len(mu) // components)
         if compiled:
@@ -171,7 +171,7 @@ def _skipped(leave_out: Tensor | None, drawn: Tensor, first: int, components: in
     return here.clamp(-1, components).to(torch.int32)
 
 
-def _tiled(x: Tensor, drawn: Tensor, value: float, plan: _Plan) -> Tensor:
+def _tiled(x: Tensor, drawn: Tensor, value: float, plan: Plan) -> Tensor:
     # (part of N, D) → (T, n, D) in the draws' dtype, padded with `value`
     dims = math.prod(drawn.shape[1:])
     count = max(min(plan.tiles, 2), -(-len(x) // plan.components))
@@ -188,11 +188,11 @@ def _transposed(x: Tensor, drawn: Tensor) -> Tensor:
 
 def forward(a: Arguments) -> Tensors:
     exact, shift = log_normalisers(a.logvar)
-    code = _code(_compiled_forward, a.z, a.mu)
-    drawn, plan = _in_segments(a.z), _Plan.of(a.z, a.mu, code is not None)
+    code = _code(compiled_forward, a.z, a.mu)
+    drawn, plan = _in_segments(a.z), Plan.of(a.z, a.mu, code is not None)
     top = drawn.new_full((len(drawn),), -torch.inf)
     total = torch.zeros_like(top)
-    step = code or _forward_tiles
+    step = code or forward_tiles
     for _, skip, tiles in _passing(a, drawn, exact, plan):
         for m in range(0, len(drawn), plan.draws):
             so_far = (_in_lanes(x, m, plan.draws) for x in (drawn, skip, top, total))
@@ -204,7 +204,7 @@ def forward(a: Arguments) -> Tensors:
 
 
 def _passing(
-    a: Arguments, drawn: Tensor, exact: Tensor, plan: _Plan
+    a: Arguments, drawn: Tensor, exact: Tensor, plan: Plan
 ) -> Iterator[tuple[int, Tensor, _Tiles]]:
     # → for each group of components: the first, which of them each draw skips, and their tiles
     at_once = plan.tiles * plan.components
@@ -223,11 +223,11 @@ def _passing(
 def backward(a: Arguments, kept: Tensors, grads: Tensors, needs: tuple[bool]) -> Tensors:
     (grad,), (top, total) = grads, kept
     exact, _ = log_normalisers(a.logvar)
-    code = _code(_compiled_backward, a.z, a.mu)
-    drawn, plan = _in_segments(a.z), _Plan.of(a.z, a.mu, code is not None)
+    code = _code(compiled_backward, a.z, a.mu)
+    drawn, plan = _in_segments(a.z), Plan.of(a.z, a.mu, code is not None)
     top = pad(top, (0, len(drawn) - len(a.z)))
     out = torch.zeros_like(drawn).flatten(1)
-    step = code or _backward_tiles
+    step = code or backward_tiles
     for first, skip, tiles in _passing(a, drawn, exact, plan):
         part = slice(first, first + plan.tiles * plan.components)
         rows_of_mu = _tiled(a.mu[part], drawn, 0.0, plan)
@@ -246,15 +246,15 @@ def like_the_results(a: Arguments) -> Tensors:
 
 
 @compiled_once
-def _compiled_forward() -> Any:
+def compiled_forward() -> Any:
     z, skip, top, total, _, _, _, *tiles = _examples()
-    return compiled_without_guards(_forward_tiles, z, skip, top, total, *tiles)
+    return compiled_without_guards(forward_tiles, z, skip, top, total, *tiles)
 
 
 @compiled_once
-def _compiled_backward() -> Any:
+def compiled_backward() -> Any:
     z, skip, top, _, *rest = _examples()
-    return compiled_without_guards(_backward_tiles, z, skip, top, *rest)
+    return compiled_without_guards(backward_tiles, z, skip, top, *rest)
 
 
 def _examples() -> list[Tensor]:

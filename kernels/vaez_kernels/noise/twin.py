@@ -29,11 +29,11 @@ class Arguments(NamedTuple):
     normal: bool
 
 
-def _uniform_of(x: Tensor) -> Tensor:
+def uniform_of(x: Tensor) -> Tensor:
     return ((x.to(torch.float32) + 0.5) * 2.0**-32).clamp(max=LARGEST_UNIFORM)
 
 
-def _radius_of(x: Tensor) -> Tensor:
+def radius_of(x: Tensor) -> Tensor:
     near_one = x >= NEAR_ONE
     u = (torch.where(near_one, x ^ WORD, x).to(torch.float32) + 0.5) * 2.0**-32
     bits = u.view(torch.int32)
@@ -47,7 +47,7 @@ def _radius_of(x: Tensor) -> Tensor:
     return torch.sqrt((-2.0 * log_u).double()).float()
 
 
-def _cos_sin_of(x: Tensor) -> tuple[Tensor, Tensor]:
+def cos_sin_of(x: Tensor) -> tuple[Tensor, Tensor]:
     shifted = (x + 0x20000000) & WORD
     quadrant = shifted >> 30
     a = ((shifted & 0x3FFFFFFF) - 0x20000000).to(torch.float32) * 1.4629180792671596e-09
@@ -92,9 +92,9 @@ def _quads(noise: Tensor, layout: Tensor, count: int, normal: bool) -> Tensor:
         (quad & WORD, (quad >> 32) & WORD, sample + layout[3], (step & WORD).expand_as(quad)),
     )
     if not normal:
-        return torch.stack([_uniform_of(x) for x in (x0, x1, x2, x3)], -1)
-    r0, r1 = _radius_of(x0), _radius_of(x2)
-    (c0, s0), (c1, s1) = _cos_sin_of(x1), _cos_sin_of(x3)
+        return torch.stack([uniform_of(x) for x in (x0, x1, x2, x3)], -1)
+    r0, r1 = radius_of(x0), radius_of(x2)
+    (c0, s0), (c1, s1) = cos_sin_of(x1), cos_sin_of(x3)
     return torch.stack((r0 * c0, r0 * s0, r1 * c1, r1 * s1), -1)
 
 

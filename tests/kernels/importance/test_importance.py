@@ -71,14 +71,14 @@ def test_a_perceptron_is_the_references(
 
 def test_few_logits_are_not_worth_a_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importance.twin, "COMPILE_FROM", 9 * 5 * 84 + 1)
-    importance.twin._compiled_tile.kept.clear()
+    importance.twin.compiled_tile.kept.clear()
     check(given(5, *WIDTHS), 9)
-    assert len(importance.twin._compiled_tile.kept) == 0
+    assert len(importance.twin.compiled_tile.kept) == 0
 
 
 @pytest.mark.skipif(not has_cpu_compiler(), reason="no C++ compiler here")
 def test_a_compiled_tile_takes_float32_whatever_the_default_is() -> None:
-    importance.twin._compiled_tile.kept.clear()
+    importance.twin.compiled_tile.kept.clear()
     of = given(5, 4, 7, 85)
     torch.set_default_dtype(torch.float64)
     try:
@@ -92,11 +92,11 @@ def test_a_compiled_tile_takes_float32_whatever_the_default_is() -> None:
 @pytest.mark.skipif(not has_cpu_compiler(), reason="no C++ compiler here")
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_one_compiled_tile_serves_any_number_of_samples_and_images(precision: str) -> None:
-    importance.twin._compiled_tile.kept.clear()
+    importance.twin.compiled_tile.kept.clear()
     # One image, one sample; tiles of one image and of many; partial tiles of both.
     for images, samples in ((3, 40), (1, 1), (1, 2100), (1100, 1), (41, 23), (23, 41), (70, 65)):
         check(given(images, *WIDTHS), samples, precision)
-    assert len(importance.twin._compiled_tile.kept) == 1
+    assert len(importance.twin.compiled_tile.kept) == 1
 
 
 @pytest.mark.parametrize("targets", [torch.uint8, torch.bool, torch.float32, torch.float16])

@@ -54,8 +54,8 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         asked.append(variant)
         return compiled(*variant)
 
-    compiled = op.twin._compiled_tile
-    monkeypatch.setattr(op.twin, "_compiled_tile", counted)
+    compiled = op.twin.compiled_tile
+    monkeypatch.setattr(op.twin, "compiled_tile", counted)
     monkeypatch.setattr(op.twin, "COMPILE_FROM", 1)
     return asked
 
@@ -79,8 +79,8 @@ def test_one_compiled_tile_serves_any_number_of_samples_and_images(
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     layer = (dtype, torch.uint8, 84, 19)
     assert set(compilations) == {
-        (op.twin._tile_forward, (), *layer),
-        (op.twin._tile_backward, (True, True), *layer),
+        (op.twin.tile_forward, (), *layer),
+        (op.twin.tile_backward, (True, True), *layer),
     }
 
 
@@ -223,13 +223,13 @@ def test_no_images_give_empty_results_and_gradients(dtype: torch.dtype) -> None:
 @pytest.mark.usefixtures("eager")
 def test_no_gradient_is_computed_that_nobody_wants(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    tile = op.twin._tile_backward
+    tile = op.twin.tile_backward
 
     def counted(*args: Any) -> Any:
         asked.append(args[-2:])
         return tile(*args)
 
-    monkeypatch.setattr(op.twin, "_tile_backward", counted)
+    monkeypatch.setattr(op.twin, "tile_backward", counted)
     given = inputs((3, 7, 20, 84), targets=torch.float32)
     every = measured(given)
     wanted = (every.grad_hidden, every.grad_weight, every.grad_bias, every.grad_x)

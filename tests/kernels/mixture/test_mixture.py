@@ -44,10 +44,10 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("the eager fallback was called")
 
     # Compile before the functions are replaced.
-    module.twin._compiled_forward()
-    module.twin._compiled_backward()
-    monkeypatch.setattr(module.twin, "_forward_tiles", refuse)
-    monkeypatch.setattr(module.twin, "_backward_tiles", refuse)
+    module.twin.compiled_forward()
+    module.twin.compiled_backward()
+    monkeypatch.setattr(module.twin, "forward_tiles", refuse)
+    monkeypatch.setattr(module.twin, "backward_tiles", refuse)
     monkeypatch.setattr(module.twin, "COMPILE_FROM", 1)
 
 

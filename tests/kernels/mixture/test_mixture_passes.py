@@ -21,7 +21,7 @@ LEFT_OUT = ["none", "own", "other"]
 
 
 def passes(case: Mixture, compiled: bool) -> int:
-    plan = module.twin._Plan.of(case.z, case.mu, compiled)
+    plan = module.twin.Plan.of(case.z, case.mu, compiled)
     return -(-len(case.mu) // (plan.tiles * plan.components))
 
 

@@ -93,29 +93,29 @@ def test_the_radius_keeps_its_digits_at_both_ends() -> None:
     # u has 33 bits, so float64 holds it exactly, and its logarithm to a unit in the last place.
     wanted = torch.sqrt(-2.0 * torch.log((words.double() + 0.5) * 2.0**-32))
     # Twice the spacing of float32: half the rounding errors of the logarithm, and that of the root.
-    assert_within("radius", noise.twin._radius_of(words), wanted, 2.4e-7 * wanted)
+    assert_within("radius", noise.twin.radius_of(words), wanted, 2.4e-7 * wanted)
 
 
 def test_the_largest_normal_is_below_6_77() -> None:
     # The radius decreases with the word, so word 0 has the largest radius.
-    assert noise.twin._radius_of(torch.tensor([0])).item() == pytest.approx(
+    assert noise.twin.radius_of(torch.tensor([0])).item() == pytest.approx(
         math.sqrt(66 * math.log(2))
     )
-    assert 6.76 < noise.twin._radius_of(_edge_words()).max().item() < 6.77
+    assert 6.76 < noise.twin.radius_of(_edge_words()).max().item() < 6.77
 
 
 def test_the_angle_is_right_in_all_quadrants_and_at_their_borders() -> None:
     border = torch.arange(8)[:, None] * 2**29 + torch.arange(-500, 500)
     words = torch.cat((border.flatten() % 2**32, _edge_words()))
     angle = 2.0 * torch.pi * (words.double() + 0.5) * 2.0**-32
-    cos, sin = noise.twin._cos_sin_of(words)
+    cos, sin = noise.twin.cos_sin_of(words)
     # The angle omits the ½ (7e-10). The rest are a few roundings of a polynomial below 1.
     assert_within("cos", cos, torch.cos(angle), 2e-7)
     assert_within("sin", sin, torch.sin(angle), 2e-7)
 
 
 def test_uniforms_lie_strictly_between_0_and_1() -> None:
-    u = noise.twin._uniform_of(torch.tensor([0, 1, 2**32 - 2**8, 2**32 - 2, 2**32 - 1]))
+    u = noise.twin.uniform_of(torch.tensor([0, 1, 2**32 - 2**8, 2**32 - 2, 2**32 - 1]))
     assert u.dtype == torch.float32
     assert u.min().item() == 2.0**-33
     assert u.max().item() == 1.0 - 2.0**-24

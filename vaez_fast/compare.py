@@ -185,7 +185,7 @@ def _rows(
         error = (actual.double() - want).abs()
         own = own_errors.get(name)
         by_operands = own_errors[name] if rules.operands(case, backend) else 0.0
-        tolerance = rules.tolerance(name, actual, wanted, by_operands)
+        tolerance = rules.tolerance(name, actual.dtype, wanted, by_operands)
         passed = bool(error.max() <= (own or 0.0) + tolerance)
         counted = want.abs() >= SMALL * want.abs().max()
         if rules.promises_digits(case, name):

@@ -30,7 +30,7 @@ from .mixture import case as mixture
 from .noise import case as noise
 from .testing import Case, Tensors, Timed, in_float64, on_device, with_gradients
 
-ROOMS: dict[str, ModuleType] = {
+FOLDERS: dict[str, ModuleType] = {
     "noise": noise,
     "latent": latent,
     "bernoulli": bernoulli,
@@ -40,7 +40,7 @@ ROOMS: dict[str, ModuleType] = {
     "importance": importance,
 }
 # The case module of each op, by the op's name in `vaez-fast compare`.
-OPS: dict[str, ModuleType] = {name: room for room in ROOMS.values() for name in room.OPS}
+OPS: dict[str, ModuleType] = {name: module for module in FOLDERS.values() for name in module.OPS}
 # The ops that bench/ops/bench_ops.py times, by the name of the test, most important first.
 TIMED: dict[str, Timed] = {
     "latent": latent.TIMED,
@@ -52,16 +52,16 @@ TIMED: dict[str, Timed] = {
 
 def cases(ops: Sequence[str], large: bool) -> list[Case]:
     """All cases of `ops`, always the same; with `large`, followed by sizes that fill a GPU."""
-    grid = [case for room in ROOMS.values() for case in room.cases()]
+    grid = [case for module in FOLDERS.values() for case in module.cases()]
     if large:
-        grid += [case for room in ROOMS.values() for case in room.large_cases()]
+        grid += [case for module in FOLDERS.values() for case in module.large_cases()]
     return [case for case in grid if case.op in ops]
 
 
 def ours(case: Case, device: torch.device) -> Tensors:
-    """Outputs and gradients of the public function on the backend in force, on the CPU."""
-    room = OPS[case.op]
-    return with_gradients(case, room.call, on_device(device, room.inputs(case)), room.LEAVES)
+    """Outputs and gradients of the public function, computed on `device`, then moved to the CPU."""
+    module = OPS[case.op]
+    return with_gradients(case, module.call, on_device(device, module.inputs(case)), module.LEAVES)
 
 
 def truth(case: Case, rounded: bool = False) -> Tensors:
@@ -70,9 +70,9 @@ def truth(case: Case, rounded: bool = False) -> Tensors:
     With `rounded`, eps and the upstream gradients are rounded to the case's dtype, as in a user's
     code.
     """
-    room = OPS[case.op]
-    formula = partial(room.truth, rounded=rounded)
-    return with_gradients(case, formula, in_float64(room.inputs(case)), room.LEAVES, rounded)
+    module = OPS[case.op]
+    formula = partial(module.truth, rounded=rounded)
+    return with_gradients(case, formula, in_float64(module.inputs(case)), module.LEAVES, rounded)
 
 
 def textbook(case: Case, operands: str = "") -> Tensors | None:
@@ -80,8 +80,8 @@ def textbook(case: Case, operands: str = "") -> Tensors | None:
 
     `operands` says what the operands of a matrix product are rounded to.
     """
-    room = OPS[case.op]
-    if room.textbook is None:
+    module = OPS[case.op]
+    if module.textbook is None:
         return None
-    code = partial(room.textbook, operands=operands)
-    return with_gradients(case, code, room.inputs(case), room.LEAVES)
+    code = partial(module.textbook, operands=operands)
+    return with_gradients(case, code, module.inputs(case), module.LEAVES)

@@ -45,21 +45,21 @@ class Rules:
     operands: Callable[[Any, str], str] = lambda case, backend: ""
 
     def tolerance(
-        self, output: str, actual: Tensor, wanted: dict[str, Tensor], rounded_operands: float
+        self, output: str, dtype: torch.dtype, wanted: dict[str, Tensor], rounded_operands: float
     ) -> float:
         """The allowed error of an output's numbers, beyond PyTorch's own in the same dtype.
 
         Args:
             output: its name.
-            actual: the op's numbers, of which only the dtype matters.
+            dtype: of the op's numbers.
             wanted: all outputs in float64.
             rounded_operands: the error that rounding a product's operands adds.
         """
         largest = wanted[output].abs().max()
         allowed = ERROR * max(1.0, float(largest)) * self.growth(output, wanted) + rounded_operands
-        if actual.dtype.itemsize == 2:
+        if dtype.itemsize == 2:
             # The gradient of a matrix product is rounded twice: its residual, then the result.
-            allowed += (2 if self.products else 1) * float(spacing(largest, actual.dtype))
+            allowed += (2 if self.products else 1) * float(spacing(largest, dtype))
         return allowed
 
 

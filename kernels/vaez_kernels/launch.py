@@ -2,8 +2,9 @@
 
 Tiles come from tables. On CUDA, VAEZ_AUTOTUNE=1 instead times candidate tiles, for every kernel
 except the mixture's, whose tile fills the registers of its only warp. A tile changes the speed of a
-kernel but not what it computes: eps, z and gradients are bit-identical for all tiles, sums over a
-row agree to 4 ulp, and products with another tile of H are summed in another order.
+kernel, not what it computes: eps, z and the gradients of elementwise kernels are bit-identical for
+all tiles, and sums over a row agree to 4 ulp. Products are summed in another order with another
+tile, in values and gradients.
 """
 
 from __future__ import annotations
@@ -46,20 +47,12 @@ class ProductTile(NamedTuple):
 AnyTile = TypeVar("AnyTile", Tile, ProductTile)
 Result = TypeVar("Result")
 
-# For kernels that have no entry in the tables.
+# Tiles of elementwise kernels, for all architectures. They were chosen from offline builds
+# (tests/kernels/*/test_offline*.py), not from timings. Latents: with eight elements for each of 128
+# threads, accesses stay 128-bit, the fused forward uses 40 registers and nothing spills.
+# Likelihood: one warp sums its own rows, without barriers, with eight 128-bit loads in flight.
 USUAL = Tile(1024, 4)
-# Chosen from offline builds (tests/kernels/*/test_offline*.py), not from timings. Latents: with
-# eight elements for each of 128 threads, accesses stay 128-bit, the fused forward uses 40 registers
-# and nothing spills. Likelihood: one warp sums its own rows, without barriers, with eight 128-bit
-# loads in flight.
-FROM_OFFLINE_BUILDS = {
-    "noise": Tile(1024, 4),
-    "latent_forward": Tile(1024, 4),
-    "latent_backward": Tile(1024, 4),
-    "bernoulli_forward": Tile(1024, 1),
-    "bernoulli_backward": Tile(1024, 1),
-}
-TABLE = dict.fromkeys(("sm_80", "sm_90", "sm_100", "gfx942"), FROM_OFFLINE_BUILDS)
+TILES = {"bernoulli_forward": Tile(1024, 1), "bernoulli_backward": Tile(1024, 1)}
 # The last layer's kernels, by the type of the operands: no spills, and operands that fit in 64 KiB
 # of shared memory on all four architectures.
 LAYER_TILES = {
@@ -183,14 +176,13 @@ def launch(
 
     Args:
         kernel: a Triton function that only writes its outputs, so that it can be run repeatedly.
-        name: its key in the table.
+        name: its key in `TILES`.
         columns: the length of a row.
         programs: BLOCK_ROWS → the number of programs.
         args: positional arguments; the first tensor among them determines the device.
         constants: its constexprs, except BLOCK_ROWS and BLOCK_D.
         lanes: how many samples of each row a tile holds.
     """
-    device = _first_tensor(args).device
 
     def run(tile: Tile) -> None:
         block = tile.block(columns, lanes)
@@ -198,7 +190,7 @@ def launch(
             kernel, (programs(block["BLOCK_ROWS"]),), args, constants | block, tile.num_warps
         )
 
-    with_tile(name, (columns, *constants.items()), args, from_table(name, device), run)
+    with_tile(name, tuple(constants.items()), args, TILES.get(name, USUAL), run)
 
 
 def with_tile(
@@ -208,9 +200,9 @@ def with_tile(
 
     Args:
         name: the kernel's name.
-        case: everything besides the device that the choice depends on. Sizes are not part of it:
-            the first size decides, because timing each new size would keep stopping a training
-            loop.
+        case: everything that the choice depends on, besides the device and the dtypes of `args`.
+            Batch sizes are not part of it: the first call decides, because timing each new size
+            would keep stopping a training loop.
         args: the kernel's arguments; the first tensor among them determines the device.
         usual: the table's tile.
         run: launches the kernel with a given tile.
@@ -224,8 +216,9 @@ def with_tile(
     on = _first_tensor(args)
     if on.device.type == "cuda" and os.environ.get("VAEZ_AUTOTUNE") == "1":
         eager = not (is_traced(on) or interpreting())
+        dtypes = tuple(arg.dtype for arg in args if isinstance(arg, torch.Tensor))
         with torch.cuda.device_of(on):
-            usual = tuned_tile(eager, (name, on.device, case), usual, run)
+            usual = tuned_tile(eager, (name, on.device, dtypes, case), usual, run)
     return run(usual)
 
 
@@ -251,10 +244,6 @@ def _first_tensor(args: tuple[Any, ...]) -> torch.Tensor:
     return next(arg for arg in args if isinstance(arg, torch.Tensor))
 
 
-def from_table(name: str, device: torch.device) -> Tile:
-    return TABLE.get(architecture(device), FROM_OFFLINE_BUILDS).get(name, USUAL)
-
-
 def tuned_tile(eager: bool, key: object, usual: AnyTile, run: Callable[[AnyTile], Any]) -> AnyTile:
     # A traced launch does not run, and a captured one cannot be timed. Both use an earlier result.
     if key not in _fastest and eager and not torch.cuda.is_current_stream_capturing():
@@ -267,7 +256,7 @@ def tuned_tile(eager: bool, key: object, usual: AnyTile, run: Callable[[AnyTile]
 def fastest(
     run: Callable[[Any], Any],
     time: Callable[[Callable[[], None]], float],
-    candidates: Sequence[Any] = CANDIDATES,
+    candidates: Sequence[Any],
 ) -> Any:
     """The candidate for which `time` measures the shortest `run`."""
 

@@ -42,7 +42,7 @@ class Case:
     shape: tuple[int, ...]
     dtype: torch.dtype
     values: str = "normal"
-    halves: bool = False  # mu and logvar are the halves of a (B, 2D) tensor
+    halves: bool = False  # the first two tensors are the halves of one tensor
     called: bool = False  # the decoder is a function whose layers the op does not know
     row_offset: int = 0
 
@@ -55,13 +55,16 @@ class Case:
 
 
 def on_device(device: torch.device, arguments: Arguments) -> Arguments:
-    """The arguments, with tensors and a decoder on `device`."""
-    moved = {n: x.to(device) if isinstance(x, Tensor | Module) else x for n, x in arguments.items()}
-    # Halves of one tensor must stay halves: copied one by one they would become contiguous.
-    if "mu" in arguments and not arguments["mu"].is_contiguous():
-        both = torch.cat((arguments["mu"], arguments["logvar"]), 1).to(device)
-        moved["mu"], moved["logvar"] = both.chunk(2, 1)
-    return moved
+    """The arguments, with tensors and a decoder on `device`. Tensors keep their strides."""
+
+    def moved(x: Tensor) -> Tensor:
+        # `to` would make a contiguous copy of one half of a tensor.
+        return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=device).copy_(x)
+
+    return {
+        name: moved(x) if isinstance(x, Tensor) else x.to(device) if isinstance(x, Module) else x
+        for name, x in arguments.items()
+    }
 
 
 def in_float64(arguments: Arguments) -> Arguments:

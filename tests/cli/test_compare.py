@@ -34,10 +34,10 @@ QUICK = ["rsample", "kl_standard_normal", "bernoulli_log_prob/uint8"]
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small sizes, float32 alone, nothing compiled."""
     few_cases(monkeypatch, ((8, 7, 3), (1, 7, 19)))
-    monkeypatch.setattr(cases.ROOMS["importance"], "SHAPE", (9, 2, 5, 19, 23, 84))
-    for room in cases.ROOMS.values():
-        if hasattr(room, "DTYPES"):
-            monkeypatch.setattr(room, "DTYPES", (torch.float32,))
+    monkeypatch.setattr(cases.FOLDERS["importance"], "SHAPE", (9, 2, 5, 19, 23, 84))
+    for module in cases.FOLDERS.values():
+        if hasattr(module, "DTYPES"):
+            monkeypatch.setattr(module, "DTYPES", (torch.float32,))
     monkeypatch.setattr(importance.twin, "has_cpu_compiler", lambda: False)
 
 
@@ -157,8 +157,8 @@ def test_products_of_lesser_precision_than_asked_for_fail(monkeypatch: pytest.Mo
     def hasty(precision: str, **tensors: Tensor) -> Tensor:
         return linear_bernoulli_log_prob(**tensors, precision="bfloat16")
 
-    monkeypatch.setattr(cases.ROOMS["linear_bernoulli"], "linear_bernoulli_log_prob", hasty)
-    rows = compare.compare(["fallback"], list(cases.ROOMS["linear_bernoulli"].OPS))
+    monkeypatch.setattr(cases.FOLDERS["linear_bernoulli"], "linear_bernoulli_log_prob", hasty)
+    rows = compare.compare(["fallback"], list(cases.FOLDERS["linear_bernoulli"].OPS))
     # The gradient of a target needs no product of that precision.
     right = {(row.op, row.output) for row in rows if row.passed}
     assert right == {
@@ -175,8 +175,8 @@ def test_importance_samples_of_other_noise_fail(monkeypatch: pytest.MonkeyPatch)
     def shifted(*args: Any) -> Any:
         return importance_estimates(*args, row_offset=1)
 
-    monkeypatch.setattr(cases.ROOMS["importance"], "importance_estimates", shifted)
-    rows = compare.compare(["fallback"], list(cases.ROOMS["importance"].OPS))
+    monkeypatch.setattr(cases.FOLDERS["importance"], "importance_estimates", shifted)
+    rows = compare.compare(["fallback"], list(cases.FOLDERS["importance"].OPS))
     assert not any(row.passed for row in rows)
 
 

@@ -17,7 +17,7 @@ from tests.cli.few_cases import few_cases
 from vaez_fast import compare
 from vaez_fast.compare import Row
 from vaez_kernels import cases
-from vaez_kernels.testing import DTYPES, Case, Tensors
+from vaez_kernels.testing import DTYPES, Case, Tensors, on_device
 
 FLOAT32, BFLOAT16, FLOAT16 = DTYPES
 ULP = {FLOAT32: 2.0**-23, BFLOAT16: 2.0**-7, FLOAT16: 2.0**-10}  # for numbers from 1 to 2
@@ -65,7 +65,7 @@ def compared(
 @pytest.fixture(autouse=True)
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     few_cases(monkeypatch, ((3, 7, 19),))
-    monkeypatch.setattr(cases.ROOMS["importance"], "SHAPE", (9, 2, 5, 19, 23, 84))
+    monkeypatch.setattr(cases.FOLDERS["importance"], "SHAPE", (9, 2, 5, 19, 23, 84))
 
 
 def operands_of(case: Case, backend: str) -> str:
@@ -275,11 +275,21 @@ def test_the_yardstick_is_no_licence(op: str) -> None:
 
 
 @pytest.mark.parametrize("op", cases.OPS)
+def test_tensors_keep_their_strides_on_another_device(op: str) -> None:
+    for case in cases.cases([op], large=False):
+        given = cases.OPS[op].inputs(case)
+        moved = on_device(torch.device("meta"), given)
+        for name, x in given.items():
+            if isinstance(x, Tensor):
+                assert (moved[name].device.type, moved[name].stride()) == ("meta", x.stride())
+
+
+@pytest.mark.parametrize("op", cases.OPS)
 def test_every_kind_of_input_is_compared(op: str) -> None:
     grid = cases.cases([op], large=False)
-    if op in cases.ROOMS["noise"].OPS:
+    if op in cases.FOLDERS["noise"].OPS:
         assert any(case.row_offset > 2**32 for case in grid)
-    elif op in cases.ROOMS["latent"].OPS:
+    elif op in cases.FOLDERS["latent"].OPS:
         for dtype in DTYPES:
             kinds = {(case.values, case.halves) for case in grid if case.dtype == dtype}
             values = {"normal", "near zero", "wide"}
@@ -288,11 +298,11 @@ def test_every_kind_of_input_is_compared(op: str) -> None:
         halves = next(case for case in grid if case.halves)
         assert not cases.OPS[halves.op].inputs(halves)["mu"].is_contiguous()
         assert cases.OPS[near_zero.op].inputs(near_zero)["mu"].abs().max() < 3
-    elif op in cases.ROOMS["importance"].OPS:
+    elif op in cases.FOLDERS["importance"].OPS:
         assert {case.called for case in grid} == {True, False}
     else:
         assert {case.dtype for case in grid} == ({FLOAT32} if op == HALF_LAYER else set(DTYPES))
-        assert op in cases.ROOMS["linear_bernoulli"].OPS or any(
+        assert op in cases.FOLDERS["linear_bernoulli"].OPS or any(
             case.values == "wide" for case in grid
         )
 

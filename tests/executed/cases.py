@@ -24,7 +24,7 @@ from tests.kernels.linear_bernoulli import last_layer
 from tests.kernels.mixture import mixtures
 from vaez_fast import compare as comparison
 from vaez_kernels import compiler, importance_estimates, noise_key, normal, reference, uniform
-from vaez_kernels.cases import ROOMS, ours, truth
+from vaez_kernels.cases import FOLDERS, ours, truth
 from vaez_kernels.linear_bernoulli import PRECISIONS
 from vaez_kernels.testing import Case as OpCase
 
@@ -67,7 +67,7 @@ class Case(NamedTuple):
         return " ".join(filter(None, words)).replace(" ", "-")
 
 
-# The rooms of the ops that have cases of their own here. Others take those of vaez_kernels.cases.
+# The folders of the ops that have cases of their own here. Others take those of vaez_kernels.cases.
 DETAILED = ("noise", "latent", "bernoulli", "mixture", "linear_bernoulli", "importance")
 
 
@@ -77,10 +77,10 @@ def all_cases() -> list[Case]:
 
 
 def _others() -> Iterator[Case]:
-    for name, room in ROOMS.items():
+    for name, module in FOLDERS.items():
         if name in DETAILED:
             continue
-        for case in room.cases():
+        for case in module.cases():
             if min(case.shape) > 1 and case.shape[-1] < 100:
                 run, quick = partial(_compared, case), case.values == "normal"
                 yield Case(case.op, case.values, case.dtype, case.shape, run, quick=quick)

@@ -20,7 +20,7 @@ from tests.executed.cases import Case
 from tests.executed.global_traffic import Moved, counted
 from tests.interpreted.watch import watch
 from tests.kernels.helpers import Compared
-from tests.kernels.offline import kernel_rooms, kernels_of
+from tests.kernels.offline import kernel_modules, kernels_of
 from tests.ptx.launch import PtxKernel
 from tests.ptx.traffic import Traffic
 from tests.ptx.units import Units
@@ -29,7 +29,7 @@ from vaez_kernels.importance import kernel as decoder_kernel
 
 # The module in which an op looks up each kernel.
 KERNELS: tuple[tuple[ModuleType, str], ...] = tuple(
-    (room, name) for room in kernel_rooms() for name in kernels_of(room)
+    (module, name) for module in kernel_modules() for name in kernels_of(module)
 )
 
 

@@ -23,7 +23,7 @@ from tests.kernels.drawn import (
 )
 from vaez_kernels import bernoulli as likelihood
 from vaez_kernels import interpreting, kl_standard_normal, latent
-from vaez_kernels.cases import ROOMS
+from vaez_kernels.cases import FOLDERS
 
 pytestmark = [
     pytest.mark.skipif(
@@ -34,8 +34,8 @@ pytestmark = [
 ]
 
 
-# One op of each room, the one with most flags.
-LAST_OPS = [list(room.OPS)[-1] for room in ROOMS.values() if room.LEAVES]
+# One op of each folder, the one with most flags.
+LAST_OPS = [list(module.OPS)[-1] for module in FOLDERS.values() if module.LEAVES]
 
 
 @pytest.fixture(autouse=True)

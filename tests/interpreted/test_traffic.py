@@ -45,7 +45,7 @@ def test_every_byte_moves_once(mode: str, samples: int, dtype: torch.dtype) -> N
     with accesses() as seen:
         z, kl_rows = call(mode, mu, logvar, KEY, samples)
     drawing = write_z or kl in latent.twin.MONTE_CARLO
-    programs = -(-rows // launch.from_table("noise", mu.device).block(columns)["BLOCK_ROWS"])
+    programs = -(-rows // launch.USUAL.block(columns)["BLOCK_ROWS"])
     key = 16 * programs
     assert Traffic.of(seen) == Traffic(*forward, key=drawing * key)
 

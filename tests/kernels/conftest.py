@@ -9,27 +9,29 @@ from typing import Any
 import pytest
 
 from vaez_kernels import compiler
-from vaez_kernels.cases import ROOMS
+from vaez_kernels.cases import FOLDERS
 
-# The fallbacks that are compiled from some size on, except importance sampling's, whose size is
-# that of a tile.
+# The fallbacks that are compiled from some size on.
 TWINS = [
     twin
-    for twin in (importlib.import_module(f"vaez_kernels.{room}.twin") for room in ROOMS)
-    if hasattr(twin, "COMPILE_FROM") and "importance" not in twin.__name__
+    for twin in (importlib.import_module(f"vaez_kernels.{folder}.twin") for folder in FOLDERS)
+    if hasattr(twin, "COMPILE_FROM")
 ]
 
 
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compile no fallback."""
+    """Compile no fallback but that of the noise stream."""
     for twin in TWINS:
         monkeypatch.setattr(twin, "COMPILE_FROM", 1 << 62)
 
 
 @pytest.fixture
 def compilations(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Compile the fallback for every size; returns the functions that were requested."""
+    """Compile the fallbacks for every size.
+
+    Returns the formulas that the latent, Bernoulli and Gaussian ops asked to be compiled.
+    """
     if not compiler.has_cpu_compiler():
         pytest.skip("no C++ compiler: the fallback only runs eager")
     asked = []

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from vaez_kernels import backend, use_backend
 from vaez_kernels.backend import TRITON_VERSION, triton
-from vaez_kernels.cases import ROOMS
+from vaez_kernels.cases import FOLDERS
 
 # Triton 3.9 fuses multiply and add by default, and warns that 3.10 will not. The budgets assume
 # fusion.
@@ -124,22 +124,22 @@ class _Recorder:
 def specialisation(launch: Callable[..., Any], kernel: Any, *args: Any) -> Specialisation:
     """The specialisation of `kernel` that `launch(*args)` would compile."""
     recorder = _Recorder(kernel)
-    room = sys.modules[launch.__module__]
-    (name,) = (name for name, value in vars(room).items() if value is kernel)
-    with patch.object(room, name, recorder):
+    module = sys.modules[launch.__module__]
+    (name,) = (name for name, value in vars(module).items() if value is kernel)
+    with patch.object(module, name, recorder):
         launch(*args)
     (seen,) = recorder.seen
     return seen
 
 
-def kernel_rooms() -> list[ModuleType]:
+def kernel_modules() -> list[ModuleType]:
     """The modules with the ops' kernels."""
-    rooms = [importlib.import_module(f"vaez_kernels.{name}.kernel") for name in ROOMS]
-    return list(dict.fromkeys(rooms))
+    modules = [importlib.import_module(f"vaez_kernels.{name}.kernel") for name in FOLDERS]
+    return list(dict.fromkeys(modules))
 
 
-def kernels_of(room: ModuleType) -> dict[str, Any]:
-    found = {name: kernel for name, kernel in vars(room).items() if name.endswith("_kernel")}
+def kernels_of(module: ModuleType) -> dict[str, Any]:
+    found = {name: kernel for name, kernel in vars(module).items() if name.endswith("_kernel")}
     return {n: k for n, k in found.items() if isinstance(k, triton.runtime.JITFunction)}
 
 
@@ -149,9 +149,9 @@ def specialisations(run: Callable[[], object]) -> dict[str, Specialisation]:
         stack.enter_context(patch.object(backend, "interpreting", lambda: True))
         stack.enter_context(use_backend("triton"))
         recorders = {}
-        for room in kernel_rooms():
-            for name, kernel in kernels_of(room).items():
-                recorders[name] = stack.enter_context(patch.object(room, name, _Recorder(kernel)))
+        for module in kernel_modules():
+            for name, kernel in kernels_of(module).items():
+                recorders[name] = stack.enter_context(patch.object(module, name, _Recorder(kernel)))
         run()
     return {name: recorder.seen[0] for name, recorder in recorders.items() if recorder.seen}
 

@@ -135,19 +135,19 @@ def pixels_propagate(case: PixelCase, truncates: bool = False) -> None:
             assert_propagates(name, value, want, limit, truncates)
 
 
-def the_memory_layout_does_not_matter(op: str, drawn: Callable[[int], Layout]) -> None:
+def the_memory_layout_does_not_matter(case: str, drawn: Callable[[int], Layout]) -> None:
     """`drawn` gives a layout for a tensor's number of dimensions.
 
     The same numbers are computed, but the order of a sum may follow the memory.
     """
-    arguments = arguments_of(op)
+    arguments = arguments_of(case)
     moved = {
         name: place(x, drawn(x.dim())).detach() if isinstance(x, Tensor) else x
         for name, x in arguments.items()
     }
-    wanted = outputs_and_gradients(op, arguments)
-    for one, two in zip(outputs_and_gradients(op, moved), wanted, strict=True):
-        assert_close(op, one, two)
+    wanted = outputs_and_gradients(case, arguments)
+    for one, two in zip(outputs_and_gradients(case, moved), wanted, strict=True):
+        assert_close(case, one, two)
 
 
 def _assert_same_bits(name: str, one: Tensor | None, other: Tensor | None) -> None:

@@ -177,12 +177,12 @@ def test_an_op_is_one_launch_forward_and_a_few_backward_at_any_batch_size(
     op: str, capture: Capture
 ) -> None:
     """Two launches backward at most: a gradient that sums over rows has a kernel of its own."""
-    room, case = OPS[op], CASES[op]
+    module, case = OPS[op], CASES[op]
     samples, rows, *rest = case.shape
 
     def given(case: Case) -> Arguments:
-        arguments = room.inputs(case)
-        for name in room.LEAVES:
+        arguments = module.inputs(case)
+        for name in module.LEAVES:
             arguments[name].requires_grad_(arguments[name].is_floating_point())
         return arguments
 
@@ -190,7 +190,7 @@ def test_an_op_is_one_launch_forward_and_a_few_backward_at_any_batch_size(
     names = [name for name, x in small.items() if isinstance(x, Tensor)]
 
     def function(*tensors: Tensor) -> list[Tensor]:
-        return list(room.call(case, small | dict(zip(names, tensors, strict=True))).values())
+        return list(module.call(case, small | dict(zip(names, tensors, strict=True))).values())
 
     graphs = capture(function, *(small[n] for n in names), then=tuple(large[n] for n in names))
     assert [len(launches(graph)) for graph in graphs] in ([1, 1], [1, 2])

@@ -27,7 +27,7 @@ import vaez_kernels
 from tests.kernels import offline
 from vaez_kernels import interpreting
 from vaez_kernels.backend import triton
-from vaez_kernels.cases import ROOMS
+from vaez_kernels.cases import FOLDERS, ours
 from vaez_kernels.define import Op
 
 SOURCES = sorted(Path(vaez_kernels.__file__).parent.rglob("*.py"))
@@ -131,23 +131,23 @@ def test_functions_that_a_kernel_reaches_have_names_of_their_own() -> None:
 
 
 @functools.cache
-def launched(room: str) -> dict[str, offline.Specialisation]:
+def launched(folder: str) -> dict[str, offline.Specialisation]:
     """For each kernel that an op's cases launch, the first specialisation with an awkward shape."""
-    case_room = ROOMS[room]
-    cases = [case for case in case_room.cases() if min(case.shape) > 1 or len(case.shape) > 4]
+    module = FOLDERS[folder]
+    cases = [case for case in module.cases() if min(case.shape) > 1 or len(case.shape) > 4]
     found: dict[str, offline.Specialisation] = {}
-    for op in case_room.OPS:
+    for op in module.OPS:
         case = next(case for case in cases if case.op == op)
         cpu = torch.device("cpu")
-        for name, what in offline.specialisations(partial(case_room.ours, case, cpu)).items():
+        for name, what in offline.specialisations(partial(ours, case, cpu)).items():
             found.setdefault(name, what)
     return found
 
 
-OF_ROOM = {
-    name: room
-    for room in ROOMS
-    for name in offline.kernels_of(importlib.import_module(f"vaez_kernels.{room}.kernel"))
+FOLDER_OF = {
+    name: folder
+    for folder in FOLDERS
+    for name in offline.kernels_of(importlib.import_module(f"vaez_kernels.{folder}.kernel"))
 }
 
 
@@ -166,34 +166,34 @@ def with_constants_for_numbers(what: offline.Specialisation) -> offline.Speciali
 
 @needs_triton
 @compiles
-@pytest.mark.parametrize("name", [name for name in OF_ROOM if name != "decoder_kernel"])
+@pytest.mark.parametrize("name", [name for name in FOLDER_OF if name != "decoder_kernel"])
 def test_a_kernel_compiles_with_constants_for_numbers(name: str) -> None:
     # The decoder's kernel is not launched through torch.compile.
     if reason := offline.reason_to_skip("sm_90"):
         pytest.skip(reason)
-    what = with_constants_for_numbers(launched(OF_ROOM[name])[name])
+    what = with_constants_for_numbers(launched(FOLDER_OF[name])[name])
     assert offline.build(what, "sm_90").length > 0
 
 
 @needs_triton
 @compiles
-@pytest.mark.parametrize("name", [name for name in OF_ROOM if name != "decoder_kernel"])
+@pytest.mark.parametrize("name", [name for name in FOLDER_OF if name != "decoder_kernel"])
 @pytest.mark.parametrize("target", list(offline.TARGETS))
 def test_a_case_of_every_kernel_stays_in_registers(name: str, target: str) -> None:
     if reason := offline.reason_to_skip(target):
         pytest.skip(reason)
-    offline.assert_in_registers(offline.build(launched(OF_ROOM[name])[name], target))
+    offline.assert_in_registers(offline.build(launched(FOLDER_OF[name])[name], target))
 
 
 @needs_triton
 @compiles
 def test_every_kernel_stands_in_a_room_and_is_launched_by_its_cases() -> None:
     written = {name.rpartition(".")[2] for name in jitted() if name.endswith("_kernel")}
-    assert set(OF_ROOM) == written
-    for room in ROOMS:
-        if room != "importance":  # its kernel does not support the cases' float32 products
-            kernels = {name for name, of in OF_ROOM.items() if of == room}
-            assert kernels <= set(launched(room)), room
+    assert set(FOLDER_OF) == written
+    for folder in FOLDERS:
+        if folder != "importance":  # its kernel does not support the cases' float32 products
+            kernels = {name for name, of in FOLDER_OF.items() if of == folder}
+            assert kernels <= set(launched(folder)), folder
 
 
 @needs_triton
@@ -202,16 +202,16 @@ def test_an_op_names_the_kernels_that_it_launches() -> None:
     # PyTorch caches compiled code on disk, keyed by the kernels' sources. If a kernel were missing,
     # PyTorch would run outdated code after that kernel changes.
     ops = {
-        room: op
-        for room in ROOMS
-        for op in vars(importlib.import_module(f"vaez_kernels.{room}")).values()
+        folder: op
+        for folder in FOLDERS
+        for op in vars(importlib.import_module(f"vaez_kernels.{folder}")).values()
         if isinstance(op, Op)
     }
-    assert set(ops) == set(ROOMS) - {"importance"}
-    for room, op in ops.items():
+    assert set(ops) == set(FOLDERS) - {"importance"}
+    for folder, op in ops.items():
         directions = [op.traced] + ([op.traced_backward] if op.differentiable else [])
         named: list[Any] = [
             kernel for of in directions for kernel in get_triton_kernels_for_op(of._qualname)
         ]
         names = [kernel.__name__ for kernel in named]
-        assert sorted(names) == sorted(name for name, of in OF_ROOM.items() if of == room)
+        assert sorted(names) == sorted(name for name, of in FOLDER_OF.items() if of == folder)

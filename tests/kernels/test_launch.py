@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vaez_kernels import launch
 from vaez_kernels.backend import triton
-
-CPU = torch.device("cpu")
-KERNELS = set(launch.FROM_OFFLINE_BUILDS)
 
 
 class Recorder:
@@ -50,17 +49,8 @@ def test_a_tiles_elements_are_shared_by_its_samples(lanes: int) -> None:
         assert block["BLOCK_ROWS"] * block["BLOCK_D"] * lanes == 1024
 
 
-def test_every_architecture_has_a_row_for_every_kernel() -> None:
-    assert {"sm_80", "sm_90", "sm_100", "gfx942"} <= set(launch.TABLE)
-    assert all(set(rows) == KERNELS for rows in launch.TABLE.values())
-
-
-def test_an_unknown_architecture_takes_the_offline_rows() -> None:
-    assert launch.from_table("noise", CPU) == launch.FROM_OFFLINE_BUILDS["noise"]
-
-
 def test_a_launch_takes_the_tables_tile(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(launch.TABLE, "cpu", {"noise": launch.Tile(64, 2)})
+    monkeypatch.setitem(launch.TILES, "noise", launch.Tile(64, 2))
     assert run() == {"grid": (50,), "D": 20, "BLOCK_ROWS": 2, "BLOCK_D": 32, "num_warps": 2}
 
 
@@ -86,7 +76,7 @@ def test_the_fastest_candidate_is_the_one_of_least_time() -> None:
         work()
         return 1.0 if ran[-1] == wanted else 2.0
 
-    assert launch.fastest(ran.append, time) == wanted
+    assert launch.fastest(ran.append, time, launch.CANDIDATES) == wanted
     assert ran == launch.CANDIDATES
 
 
@@ -101,7 +91,6 @@ def pretend_cuda(monkeypatch: pytest.MonkeyPatch) -> list[launch.Tile]:
 
     monkeypatch.setattr(launch, "fastest", fastest)
     monkeypatch.setattr(launch, "_fastest", {})
-    monkeypatch.setattr(launch, "architecture", lambda device: "sm_90")
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     return asked
 
@@ -110,18 +99,35 @@ def pretend_cuda(monkeypatch: pytest.MonkeyPatch) -> list[launch.Tile]:
 def test_tuning_times_a_case_once_and_never_a_traced_launch(
     pretend_cuda: list[launch.Tile], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usual = launch.TABLE["sm_90"]["noise"]
+    usual = launch.USUAL
 
     def tuned(eager: bool, case: object) -> launch.Tile:
         return launch.tuned_tile(eager, ("noise", case), usual, lambda tile: None)
 
     traced, eager = False, True
-    assert tuned(traced, 1) == launch.TABLE["sm_90"]["noise"]
+    assert tuned(traced, 1) == usual
     assert pretend_cuda == []
     assert tuned(eager, 1) == tuned(eager, 1) == tuned(traced, 1) == launch.Tile(2048, 8)
     assert len(pretend_cuda) == 1
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    assert tuned(eager, 2) == launch.TABLE["sm_90"]["noise"]
+    assert tuned(eager, 2) == usual
+
+
+def test_each_dtype_has_its_own_fastest_tile(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys: list[object] = []
+
+    def tuned(eager: bool, key: object, usual: launch.Tile, run: Any) -> launch.Tile:
+        keys.append(key)
+        return usual
+
+    monkeypatch.setattr(launch, "tuned_tile", tuned)
+    monkeypatch.setattr(torch.cuda, "device_of", lambda tensor: nullcontext())
+    monkeypatch.setenv("VAEZ_AUTOTUNE", "1")
+    with FakeTensorMode():
+        for dtype in (torch.float32, torch.bfloat16, torch.float32):
+            args = (torch.empty(1, dtype=dtype, device="cuda"),)
+            launch.with_tile("noise", (), args, launch.USUAL, lambda tile: None)
+    assert keys[0] == keys[2] != keys[1]
 
 
 def test_nothing_is_tuned_unless_asked_for(

@@ -19,7 +19,7 @@ from tests.kernels.drawn import (
     pixel_cases,
     repeatable,
 )
-from vaez_kernels.cases import OPS
+from tests.kernels.every_op import CASES
 
 # Few kinds are compiled: one mode, one pair of dtypes, no size of 1, only contiguous tensors.
 COMPILED_MODE = ("rsample_kl/sticking-the-landing",)
@@ -28,11 +28,11 @@ COMPILED_DTYPE = (torch.float32,)
 
 @pytest.mark.usefixtures("eager")
 class TestEager:
-    @pytest.mark.parametrize("op", OPS)
+    @pytest.mark.parametrize("case", CASES)
     @repeatable(10)
     @given(st.data())
-    def test_the_memory_layout_does_not_matter(self, op: str, data: st.DataObject) -> None:
-        properties.the_memory_layout_does_not_matter(op, lambda dims: data.draw(apart(dims)))
+    def test_the_memory_layout_does_not_matter(self, case: str, data: st.DataObject) -> None:
+        properties.the_memory_layout_does_not_matter(case, lambda dims: data.draw(apart(dims)))
 
     @repeatable(100)
     @given(latent_cases())

@@ -41,8 +41,9 @@ def gaussian_log_prob(mean: Tensor, logvar: Tensor, x: Tensor) -> Tensor:
 
     Returns:
         (S, B) float32 (float64 for float64 mean). Gradients flow to mean and logvar, in their
-        dtype; there is no second derivative. NaN and infinity propagate as in the formula. B = 0
-        gives an empty result.
+        dtype; there is no second derivative. NaN and infinity propagate as in the formula. Below a
+        logvar of −177, 1/σ overflows in float32, and x = mean gives NaN. B = 0 gives an empty
+        result.
 
     Raises:
         TypeError, ValueError: an argument has a wrong type, dtype, shape or device, or x requires a

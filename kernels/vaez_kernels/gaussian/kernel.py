@@ -11,6 +11,7 @@ from ..backend import jit, tl
 from ..bernoulli.kernel import readable
 from ..define import Tensors
 from ..launch import launch
+from ..scalar import sigma_jit
 from .twin import Arguments
 
 
@@ -25,11 +26,11 @@ def gaussian_rows_jit(n_rows, BLOCK_ROWS: tl.constexpr):  # type: ignore[no-unty
 
 @jit
 def standardised_jit(mean_at, logvar_at, x_at, mask):  # type: ignore[no-untyped-def]
-    # → (x − mean)/σ, logvar and 1/σ, where 1/σ = 2^(−logvar/(2 ln 2)); beyond the mask 0, 0 and 1
+    # → (x − mean)/σ, logvar and 1/σ; beyond the mask 0, 0 and 1
     mean = tl.load(mean_at, mask=mask, other=0.0).to(tl.float32)
     logvar = tl.load(logvar_at, mask=mask, other=0.0).to(tl.float32)
     x = tl.load(x_at, mask=mask, other=0).to(tl.float32)
-    inverse_sigma = tl.exp2(-0.7213475204444817 * logvar)
+    inverse_sigma = sigma_jit(-logvar)
     return (x - mean) * inverse_sigma, logvar, inverse_sigma
 
 

@@ -115,7 +115,7 @@ def draws(a: Arguments) -> bool:
 
 
 def forward(a: Arguments) -> Tensors:
-    """z, the KL, and eps for backward, where drawing it again would cost as much as the rest."""
+    """z, the KL, and eps, because backward would need as long to draw it again as for the rest."""
     eps = _eps(a) if draws(a) else None
     args = (a.mu, a.logvar, eps, a.write_z, a.kl)
     largest = a.mu if eps is None else eps
@@ -124,10 +124,7 @@ def forward(a: Arguments) -> Tensors:
 
 def backward(a: Arguments, kept: Tensors, grads: Tensors, needs: tuple[bool, bool]) -> Tensors:
     grad_z, grad_kl = grads
-    (eps,) = kept
-    if eps is None or eps.dim() != 3:
-        # Forward drew no eps, or ran as a kernel, which does not keep it. Draw the same numbers.
-        eps = _eps(a) if grad_z is not None or a.kl in MONTE_CARLO else None
+    eps = kept[0] if draws(a) else None  # the registered op keeps an empty tensor for None
     args = (grad_z, grad_kl, a.mu, a.logvar, eps, a.kl, *needs)
     largest = a.mu if eps is None else eps
     found: Tensors = run(backward_formula, "SBD B BD BD SBD", largest, COMPILE_FROM, *args)

@@ -3,7 +3,7 @@
 Definition, in real numbers: the words x₀…x₃ are Philox4x32-10 (Salmon et al. 2011) of the key's low
 and high word and the counter (low and high word of r·⌈D/4⌉ + ⌊d/4⌋, sample, step). The uniform of a
 word is u(x) = (x + ½)·2⁻³². The normals follow Box and Muller: n₀, n₁ = √(−2 ln u(x₀))·(cos, sin)
-2πu(x₁), and n₂, n₃ likewise from x₂, x₃. Column d takes number d mod 4.
+2πu(x₁), and n₂, n₃ likewise from x₂, x₃. r is the global row. Column d takes number d mod 4.
 
 Every backend uses the same single-precision polynomials. So the fallback (eager or compiled) and
 the interpreted kernel agree bit for bit, and a GPU agrees to a few units in the last place.
@@ -87,7 +87,7 @@ def normal(
 
     Number (s, b, d) depends only on the key, the step, s + sample_offset, b + row_offset, d and D.
     It does not depend on S, B, the device or the backend. Numbers are within 1e-6·max(1, |n|) of
-    the module's definition, and their largest possible size is 6.77.
+    the module's definition, and none exceeds 6.77 in size.
 
     Args:
         noise: (2,) int64, from `noise_key`; the result is on its device.

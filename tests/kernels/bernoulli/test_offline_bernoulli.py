@@ -57,7 +57,7 @@ def accesses(case: Case, one_program: bool = False) -> Accesses:
     samples = min(-(-case.samples // blocks), likelihood.kernel.SAMPLES_PER_PROGRAM)
     # If one tile holds a whole row, Triton knows which vectors are beyond the row's end.
     lanes = 1 << (samples - 1).bit_length()
-    tile = launch.from_table("bernoulli_forward", torch.device("cpu"))
+    tile = launch.TILES["bernoulli_forward"]
     pixels = min(tile.block(case.pixels, lanes)["BLOCK_D"], case.pixels)
     return Accesses(samples, -(-pixels // 128))
 

@@ -143,8 +143,8 @@ def test_a_wrong_kl_fails_and_is_named(
 
 @pytest.mark.usefixtures("few")
 def test_other_noise_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    def shifted(mu: Tensor, logvar: Tensor, noise: Tensor, samples: int) -> Tensor:
-        return rsample(mu, logvar, noise, samples, row_offset=1)
+    def shifted(**arguments: Any) -> Tensor:
+        return rsample(**arguments, row_offset=1)
 
     monkeypatch.setattr(latent, "rsample", shifted)
     rows = compare.compare(["fallback"], ["rsample"])
@@ -172,8 +172,8 @@ def test_products_of_lesser_precision_than_asked_for_fail(monkeypatch: pytest.Mo
 
 @pytest.mark.usefixtures("few")
 def test_importance_samples_of_other_noise_fail(monkeypatch: pytest.MonkeyPatch) -> None:
-    def shifted(*args: Any) -> Any:
-        return importance_estimates(*args, row_offset=1)
+    def shifted(**arguments: Any) -> Any:
+        return importance_estimates(**arguments, row_offset=1)
 
     monkeypatch.setattr(cases.FOLDERS["importance"], "importance_estimates", shifted)
     rows = compare.compare(["fallback"], list(cases.FOLDERS["importance"].OPS))

@@ -22,7 +22,7 @@ DECODERS = ("joint", "separate", "simultaneous", "randn")
 PRECISIONS = ("float32", "bfloat16", "auto")
 
 LOG_PX_SAMPLES = 128
-CHECKPOINT_SECONDS = 60.0  # between two checkpoints; one of altosaar's is 12 MB
+CHECKPOINT_SECONDS = 60.0  # between two checkpoints; one of altosaar's is 10 MB
 
 # Counts and seeds are 32-bit words of the noise stream.
 WORD = 2**32
@@ -120,7 +120,7 @@ class TrainConfig:
 
     @property
     def arm(self) -> str:
-        """objective/KL/decoder, as in all files and figures, then β and K where they are not 1.
+        """objective/KL/decoder, as in all tables, then β and K where they are not 1.
 
         The arm without an encoder is "randn" alone.
         """

@@ -1,6 +1,7 @@
 """The names that a command line can choose from; parsers read them without importing PyTorch.
 
-`data`, `model`, `measures.samplers` and `vaez_kernels.cases` define what each name stands for.
+`data`, `model`, `measures.samplers`, `compare` and `vaez_kernels.cases` define what each name
+stands for.
 """
 
 DATA_SETS = ("mnist-5k", "mnist", "fashion-mnist", "kmnist")

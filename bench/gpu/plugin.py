@@ -63,7 +63,8 @@ def pytest_configure(config: pytest.Config) -> None:
         error_bounds.Check.passed = property(lambda self: True)  # type: ignore[assignment,method-assign]
         measure.MOST_ROUNDS = measure.WARMUP_CALLS = 1
     if options.dry_run:
-        # Values are whatever is in memory; the checks of torch.distributions would reject them.
+        # On the stand-in, values are whatever is in memory, which the checks of
+        # torch.distributions would reject.
         Distribution.set_default_validate_args(False)
         _keep_numbers_finite()
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
@@ -78,7 +79,7 @@ def _end_with(parent: int) -> None:
 
 
 def _keep_numbers_finite() -> None:
-    # In a rehearsal values may be anything, and training stops at a number that is not finite.
+    # On the stand-in, values may be anything, and training stops at a number that is not finite.
     evaluate, read_totals = Evaluator.__call__, Engine.read_totals
 
     def evaluated(self: Evaluator, *args: Any, **options: Any) -> Metrics:
@@ -235,7 +236,7 @@ class Rows(building.Watcher):
 def failed_a_value_check(call: pytest.CallInfo[None]) -> bool:
     """Whether the failed assertion belongs to a test itself, directly or through torch.testing.
 
-    The kernels of a rehearsal compute nothing, so every comparison of values fails. A failed
+    The stand-in's kernels compute nothing, so every comparison of values fails. A failed
     assertion in torch, in inductor or in one of our launchers is a crash.
     """
     if call.excinfo is None or not isinstance(call.excinfo.value, AssertionError):

@@ -1,7 +1,7 @@
 """JAX beside ours, where it is installed: two ops, importance sampling and a training step.
 
-JAX works on streams of its own, where PyTorch's events see nothing: both are timed by the wall
-clock, a call until its results are there.
+JAX uses its own CUDA streams, which PyTorch's events cannot time. So both are timed by the wall
+clock, from the call until its results are ready.
 """
 
 from __future__ import annotations

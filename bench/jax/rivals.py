@@ -1,7 +1,7 @@
 """The suite's ops as a JAX user writes them: plain jax.numpy under jax.jit. Needs jax alone.
 
-Arrays are float32; `dtype` is that in which matrix products are multiplied, and they add up in
-float32. GPUs would round float32 operands to TF32 if nobody asked for full precision.
+Arrays are float32. Operands of matrix products are cast to `dtype`, and the sums are float32. The
+products ask for full precision, because GPUs would otherwise round float32 operands to TF32.
 """
 
 from __future__ import annotations

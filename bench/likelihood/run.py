@@ -2,9 +2,9 @@
 
 RUN is a folder that `vaez-fast train` wrote. For each model this measures log p(x) of the whole
 test split against the number of samples k, the time, and the shift by bfloat16 products (on a GPU
-also by TF32) on the same samples. For the first model it also measures the density of its aggregate
-posterior: log q(z) of one draw for each test image under the posteriors of all training images. DIR
-gets results.json, README.md and k-curve.png.
+also by TF32), on 1,000 images with 1,000 samples each. For the first model it also measures the
+density of its aggregate posterior: log q(z) of one draw for each test image under the posteriors of
+all training images. DIR gets results.json, README.md and k-curve.png.
 """
 
 from __future__ import annotations

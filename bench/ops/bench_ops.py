@@ -18,8 +18,8 @@ from vaez_kernels.testing import Timed
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     device, op = available_device(), TIMED[metafunc.function.__name__.removeprefix("test_")]
-    # The names and parameters of rows stay those of older records: strings for JSON, and no dtype
-    # for an op that is timed in one.
+    # Rows keep the names and parameters of older records: dtypes are strings, for JSON, and an op
+    # that is timed in only one dtype has no dtype parameter.
     if len(op.dtypes) > 1:
         metafunc.parametrize("dtype", [name_of(dtype) for dtype in op.dtypes])
     sizes = (*op.launch_bound, *op.large[device.type])
@@ -30,7 +30,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def dtype(request: pytest.FixtureRequest) -> str:
-    """Of an op that is timed in one."""
+    """The dtype of an op that is timed in only one dtype."""
     return name_of(TIMED[request.function.__name__.removeprefix("test_")].dtypes[0])
 
 

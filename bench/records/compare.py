@@ -165,7 +165,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--groups", default="", metavar="TEXT", help="only groups whose title contains TEXT"
     )
-    parser.add_argument("--force", action="store_true", help="compare runs of different machines")
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="compare runs of different machines, or a quick run with a full one",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     options = parser.parse_args(argv)
     if not 0 <= options.band < math.inf:

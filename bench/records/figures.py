@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-# Textbook code is dark, compiled code warm, ours blue and green, and the bound of a step grey.
+# Textbook code is black or grey, compiled code warm or olive, ours blue, green or wine.
 COLOURS = {
     "eager": style.BLACK,
     "textbook": style.BLACK,
@@ -91,7 +91,7 @@ def roofline(rows: Sequence[Row], copy: float, title: str) -> bytes:
 
 
 def traffic(rows: Sequence[Row], copy: float, title: str) -> bytes:
-    """The same over the useful part of the moved bytes, with a sloping roof; a PNG.
+    """Useful bytes a second against useful bytes over moved bytes, with a sloping roof; a PNG.
 
     Args:
         rows: with known moved bytes.

@@ -160,7 +160,7 @@ def merged(
 
 
 def loss_limit(rounding: float | None) -> float:
-    """How far losses may differ at a batch where rounding alone moves one process by so much."""
+    """How far losses may differ if rounding alone moves those of one process by `rounding`."""
     return max(LIMITS["loss"], rounding or 0.0)
 
 

@@ -37,7 +37,7 @@ def rounded_otherwise(vae: VAE) -> VAE:
 
 
 def rounding(rank: Rank, losses: Mapping[int, Tensor]) -> dict[str, float | None]:
-    """For each batch, how far the losses of one process move with such weights, in nats.
+    """For each batch, how far `rounded_otherwise` moves the losses of one process, in nats.
 
     This is how far training amplifies rounding alone. No order of summation can be expected to do
     better.

@@ -2,8 +2,8 @@
 
 `python -m bench speedrun --seeds 5 --data-root DIR` trains the altosaar VAE by the recipe of
 recipe.py from five seeds, then the textbook baseline on the same machine until it reaches the
-target, and prints and writes the times of both. Training time is that of the loop alone, with the
-permutations of the epochs; the times of compilation and evaluation are listed beside it.
+target, and prints the times of both; --out writes them. Training time is that of the loop alone,
+with the permutations of the epochs; the times of compilation and evaluation are listed beside it.
 
 Our number of steps was fixed on the validation split, and the test split is read once a run, at its
 end. The textbook is evaluated every 2,500 steps and stops once its test log p(x) reaches the
@@ -142,7 +142,7 @@ def speedrun(
 def textbook(
     images: Tensor, referee: Referee, limit: int, say: Callable[[str], None]
 ) -> tuple[Run, bool]:
-    """Train the textbook until its test log p(x) reaches the target, or for `limit` steps."""
+    """Train the textbook until its test log p(x) reaches the target, or at least `limit` steps."""
     vae = TextbookVAE(MODEL).to(images.device)
     torch.manual_seed(0)
     training = TextbookTraining(vae, images.cpu(), TEXTBOOK_BATCH)
@@ -184,7 +184,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=int,
         default=120_000,
         metavar="N",
-        help="the textbook stops after so many steps (default 120000); 0: do not run it",
+        help="the textbook stops at the first evaluation from step N on (default 120000); "
+        "0: do not run it",
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the record as JSON")
     options = parser.parse_args(argv)

@@ -19,8 +19,8 @@ from vaez_kernels.compiler import has_cpu_compiler
 from vaez_kernels.error_bounds import Check, worst
 from vaez_kernels.testing import Function, Shape, Timed, TimedCase
 
-# eager stays first: ratios are its, and torch.distributions fills a table at its first call that
-# a compiled call could not.
+# eager stays first: all ratios are relative to it, and its first call fills a table of
+# torch.distributions that a compiled call could not fill.
 CPU_PROVIDERS = ("eager", "compiled", "fallback", "triton")
 CUDA_PROVIDERS = ("eager", "compiled", "fallback", "triton")
 AUTOTUNED = "compiled max-autotune"
@@ -79,9 +79,9 @@ class Contest:
     def group(self) -> Group:
         """Every provider, counted and checked.
 
-        One that torch cannot compile or capture is unavailable; one of ours that fails is broken.
+        One that torch cannot compile or capture is unavailable; any other that fails is broken.
         """
-        torch._dynamo.reset()  # bytes are counted as graphs are compiled: here, and once
+        torch._dynamo.reset()  # bytes are counted only while a graph is compiled
         built = build(self._makers(), lambda name: name.startswith("compiled") or name in GRAPHS)
         rivals = built.rivals
         if "compiled graph" in rivals and "compiled" in rivals:  # the same kernels

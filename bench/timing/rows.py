@@ -44,7 +44,7 @@ class Group:
     rivals: Mapping[str, Rival]
     unavailable: Mapping[str, str]  # provider → why it has no row on this machine
     floor_bytes: int | None  # None if no floor is known
-    broken: Mapping[str, str] = field(default_factory=dict)  # provider of ours → its error
+    broken: Mapping[str, str] = field(default_factory=dict)  # provider → its error
     timing: str | None = None  # how it was timed, if not by `interleave`
     products: Mapping[str, str] = field(default_factory=dict)  # provider → the row of its products
     seconds: dict[str, list[float]] = field(default_factory=dict)  # that a caller waits
@@ -58,7 +58,7 @@ class Group:
 
 
 class Bench:
-    """Shared by the rows of a session: the device, quick or not, the copy bandwidth, the groups."""
+    """Shared by the rows of a session: device, quick or not, copy bandwidth, the latest group."""
 
     def __init__(self, device: torch.device, quick: bool, copy_bytes_per_second: float) -> None:
         self.device, self.quick = device, quick

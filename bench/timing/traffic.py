@@ -1,7 +1,7 @@
 """Bytes: those that an op must move at least, and those that a provider moves.
 
-The least (the floor) is every input read once and every output written once. What is counted are
-loads and stores of tensors between kernels; what a cache makes of them is the machine's business.
+The floor is the bytes of every input read once and of every output written once. A provider's bytes
+are the tensors that its kernels load and store, whether from a cache or from memory.
 
 - Eager code: `aten_bytes` watches each kernel that PyTorch dispatches.
 - Compiled code, our CPU fallback included: `inductor_bytes` asks the compiler.
@@ -66,13 +66,13 @@ class _AtenTraffic(TorchDispatchMode):
             return func(*args, **kwargs)
         before = self.bytes
         if self._is_composite(func):
-            # Written in terms of other operators (binary_cross_entropy_with_logits is six
-            # kernels): those are what moves bytes, unless it is one kernel after all (copy_).
+            # It calls other operators (binary_cross_entropy_with_logits calls six kernels), and
+            # their bytes are counted. If it calls none (copy_), its own are counted below.
             with self:
                 result = func.redispatch(torch._C.DispatchKeySet(self.key), *args, **kwargs)
         elif _has_number_for_tensor(func, args):
-            # C++ makes a tensor of a scalar before it goes on to the kernel (tensor & 5), and what
-            # comes here is a number again: the packet finds the overload that takes it.
+            # In `tensor & 5`, C++ turns 5 into a tensor, but this method receives a number again.
+            # The packet selects the overload that takes a number.
             result = func.overloadpacket(*args, **kwargs)
         else:
             result = func(*args, **kwargs)
@@ -136,8 +136,8 @@ def inductor_bytes(work: Callable[[], object]) -> int | None:
     `work` must call all its compiled functions for the first time since `torch._dynamo.reset()`,
     each graph once: bytes are known while a graph is compiled. Inductor counts a buffer once for
     each fused loop nest that reads or writes it. Eager kernels between the graphs are not seen. Our
-    ops, whose code was compiled for other sizes, are compiled for those at hand; the noise is
-    counted as it is drawn: it stores its numbers.
+    ops' code was compiled for other sizes, so it is compiled again for the sizes of `work`. Noise
+    counts as the bytes of the numbers that it writes.
 
     Returns:
         None where nothing was compiled, or this version of PyTorch does not tell.

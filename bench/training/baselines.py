@@ -108,7 +108,7 @@ class TextbookTraining:
 
 
 def compiled_training(vae: TextbookVAE, images: Tensor, batch_size: int) -> TextbookTraining:
-    """The textbook with its loss under torch.compile, as its documentation begins."""
+    """The textbook with its loss under torch.compile, with default options."""
     return TextbookTraining(vae, images, batch_size, torch.compile(vae.negative_elbo))
 
 

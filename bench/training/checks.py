@@ -17,12 +17,12 @@ from vaez_fast.training.engine import Engine
 from vaez_kernels import reference
 from vaez_kernels.error_bounds import Check, worst
 
-# Of a loss, in units of its terms' sum. float32 rounds 1,000 terms to 1e-5 of it; bfloat16 products
-# move each logit by 2⁻⁸, and the loss by 1e-4 as measured.
+# Allowed error of a loss, relative to the sum of its terms. Rounding 1,000 terms in float32 shifts
+# the sum by 1e-5. bfloat16 products shift each logit by 2⁻⁸ and the loss by 1e-4 (measured).
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-3}
 UNIT = {torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8}
-# Spread over images of what products move log p(x), in nats and units of their operands' roundoff:
-# with bfloat16 0.047 nats an image of altosaar's trained model (reports/likelihood: 0.0015·√1000),
+# Spread over images of the error of log p(x) due to rounded operands, in nats per unit of roundoff:
+# bfloat16: 0.047 nats an image for altosaar's trained model (reports/likelihood: 0.0015·√1000),
 # 0.012 to 0.028 after as few steps as here.
 IMAGE_SPREAD = 12.0
 
@@ -110,11 +110,11 @@ def float64_metrics(
 def metrics_tolerance(precision: torch.dtype, images: int, size: float) -> float:
     """What a mean over `images` images may err by, in nats, by the dtype of the decoder's products.
 
-    Whatever the products, an image's terms are summed in float32: 784 of them, `size` nats
-    together, err by at most √784 roundings of it, in the same direction for all images at worst.
+    The 784 terms of an image are always summed in float32. Their sum, `size` nats, errs by at most
+    √784 roundings of `size`. At worst, all images err in the same direction.
     Operands are rounded by up to a unit u of their dtype, 2⁻⁸ in bfloat16, and move an image's
-    log p(x) with a spread of 12u nats. A mean of N such errors spreads by 12u/√N: five of these.
-    That much again for the weights, whose roundings all images share: of twelve trainings here,
+    log p(x) with a spread of 12u nats. The mean of N images may err by five times 12u/√N, and by
+    the same again for roundings of weights, which all images share: in twelve trainings here,
     the mean was off by up to four standard errors (0.003 nats), and by 0.007 on another processor.
 
     For 500 images and 160 nats: 0.00027 nats in float32 (measured 1e-6), 0.021 in bfloat16.
@@ -143,7 +143,7 @@ def check_metrics(
 
 
 def worse(one: Check, other: Check) -> Check:
-    """The one with the larger error; NaN is larger than any."""
+    """The larger of two errors, of which NaN is the largest, and what `one` was held against."""
     return Check(worst([one.error, other.error]), one.against)
 
 

@@ -1,4 +1,4 @@
-"""How a training step grows: steps and images a second over batch, hidden and latent size.
+"""How a training step grows: its time and images a second over batch, hidden and latent size.
 
 `python -m bench growth --out DIR` times the engine, the textbook, the textbook under torch.compile,
 and the engine's matrix products alone. It starts from the altosaar VAE, changes one axis at a time,

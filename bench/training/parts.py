@@ -1,10 +1,10 @@
 """The parts of a training step's time.
 
 `python -m bench parts --out DIR` times a step of the altosaar VAE and each of its parts in turn,
-and writes parts.json and parts.png. Each part is compiled alone, on tensors of the same shapes and
-dtypes. The rest is the step minus its parts: biases and activations, conversions between dtypes,
-the calls from one kernel to the next. It can be negative, because a part alone finds colder caches
-than within the step.
+and writes parts.json and parts.png. Each part runs alone, on tensors of the same shapes and dtypes;
+all but the products are compiled. The rest is the step minus its parts: biases and activations,
+conversions between dtypes, the calls from one kernel to the next. It can be negative, because a
+part alone finds colder caches than within the step.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ the same processor with the same versions every metric and every point of the le
 the same to the last digit. Elsewhere rounding differs, and the test metrics must be close. The
 default records are reports/train-mnist/seed*.json, which take some minutes on two cores.
 
-Exit status: 0 repeated, 1 a number differs by more, 2 a wrong setting, or a record or data cannot
-be used.
+Exit status: 0 repeated, 1 a number differs by more than is allowed, 2 a wrong setting, or a record
+or data cannot be used.
 """
 
 from __future__ import annotations

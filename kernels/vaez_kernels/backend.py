@@ -77,7 +77,7 @@ _forced: ContextVar[str | None] = ContextVar("vaez_backend", default=None)
 
 
 def jit(function: _F) -> _F:
-    """`triton.jit` if triton is installed; else the function itself, which is then never run."""
+    """`triton.jit` if triton is installed; else the function itself: the fallback shares some."""
     return triton.jit(function) if triton is not None else function
 
 
@@ -235,7 +235,7 @@ def same_backend(triton_ran: bool) -> AbstractContextManager[None]:
 
 
 def no_second_derivative(*_: Any) -> None:
-    """The backward of every backward op. It raises, because no gradient would be read as zero."""
+    """The backward of every backward op. It raises, because autograd reads None as zero."""
     raise RuntimeError(
         "vaez_kernels: the ops have no second derivative; "
         "differentiate the formulas of vaez_kernels.reference instead"

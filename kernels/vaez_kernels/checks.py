@@ -13,8 +13,8 @@ def check_transforms(op: str) -> None:
     # Under torch.compile the call is traced, and checks are left to the traced ops.
     if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
         raise RuntimeError(
-            f"{op}: torch.func's transforms (grad, vmap, jacrev, …) cannot go through it; use "
-            "torch.autograd.grad, and the dimension of rows or samples where vmap would add one"
+            f"{op}: torch.func's transforms (grad, vmap, jacrev, …) cannot go through it, and "
+            "it has no gradient; use the dimension of rows or samples where vmap would add one"
         )
 
 

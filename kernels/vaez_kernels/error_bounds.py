@@ -15,8 +15,8 @@ from torch import Tensor
 # arithmetic. bfloat16 and float16 outputs may err by one more ulp of the largest number (a GPU
 # rounds to nearest, the interpreter truncates).
 ERROR = 1e-6
-# The analytic KL is a sum of positive terms, and its gradient a product of exact ones. So their
-# errors must be relatively small, down to a KL of 1e-8.
+# The analytic KL is a sum of positive terms, and its gradient is a product of exact factors. So
+# their errors must be small relative to their values, down to a KL of 1e-8.
 KL_ERROR = 1e-5
 # The allowed error of one number, relative to the size of its terms. 1e-6 is what the ops promise
 # for float32 arithmetic; the other is the spacing of the dtype in which textbook code sums.

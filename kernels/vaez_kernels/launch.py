@@ -2,9 +2,9 @@
 
 Tiles come from tables. On CUDA, VAEZ_AUTOTUNE=1 instead times candidate tiles, for every kernel
 except the mixture's, whose tile fills the registers of its only warp. A tile changes the speed of a
-kernel, not what it computes: eps, z and the gradients of elementwise kernels are bit-identical for
-all tiles, and sums over a row agree to 4 ulp. Products are summed in another order with another
-tile, in values and gradients.
+kernel, and at most the order of its sums: eps, z and the gradients of elementwise kernels are
+bit-identical for all tiles, sums over a row agree to 4 ulp, and products are summed in another
+order, in values and gradients.
 """
 
 from __future__ import annotations
@@ -79,9 +79,9 @@ WIDTH = {"hidden": 256, "weight": 128}
 # fill a GPU. Each split stores a partial sum of shape (P, H).
 MOST_SPLITS = 16
 # The decoder's kernel, by precision and by whether the second layer has more than 256 units.
-# Nothing spills with triton 3.6 and 3.8. Rows are samples. The first layer is computed `hidden`
-# units at a time, and each block immediately goes into the product of the second layer. Entries are
-# missing where no tile fits.
+# With the replacements below, nothing spills with triton 3.6 and 3.8. Rows are samples. The first
+# layer is computed `hidden` units at a time, and each block immediately goes into the product of
+# the second layer. Entries are missing where no tile fits.
 DECODER_TILES: dict[str, dict[tuple[str, bool], ProductTile]] = {
     "sm_80": {
         ("bfloat16", False): ProductTile(32, 64, 32, 8),

@@ -133,9 +133,7 @@ TRANSFORMS: dict[str, Callable[[Callable[[Tensor], Tensor], Tensor], Any]] = {
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_torch_func_is_refused_in_one_line_that_names_the_op(case: str, transform: str) -> None:
     function, at = function_of(case, "mu")
-    with pytest.raises(
-        RuntimeError, match=rf"^{op_of(case)}: torch\.func's .* torch\.autograd\.grad"
-    ):
+    with pytest.raises(RuntimeError, match=rf"^{op_of(case)}: torch\.func's .* it has no gradient"):
         TRANSFORMS[transform](function, at)
 
 

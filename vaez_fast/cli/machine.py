@@ -108,7 +108,7 @@ def cuda_devices() -> Record:
 def torch_backend() -> Record:
     forced = os.environ.get("VAEZ_BACKEND", "")
     if forced and forced not in BACKENDS:
-        why = f"VAEZ_BACKEND={forced!r} is no backend, and every op will refuse: torch or triton"
+        why = f"VAEZ_BACKEND={forced!r} is neither torch nor triton, so every op will fail"
         return {"on": False, "why": why}
     if forced == "triton":
         return {"on": False, "why": "VAEZ_BACKEND=triton forces it off, except for float64"}

@@ -34,7 +34,7 @@ ARMS = {
 }
 LINES = {"joint": "-", "separate": "-", "randn": "-", "simultaneous": "--"}
 
-WIDTH, HEIGHT, DPI = 7.0, 4.2, 160  # inches; 1,120 pixels, shown at 800
+WIDTH, HEIGHT, DPI = 7.0, 4.2, 160  # inches; 1,120 pixels, shown at 832
 RC: Any = {
     "font.size": 11.0,
     "axes.titlesize": 11.0,

@@ -34,7 +34,9 @@ def prepare(folder: Path) -> None:
 
 @contextmanager
 def begun(folder: Path, config: TrainConfig) -> Iterator[None]:
-    """A block in which a new run fills a claimed folder; without a checkpoint it leaves nothing.
+    """A block in which a new run fills a claimed folder.
+
+    If it raises before a checkpoint is written, the folder is left empty.
 
     Raises:
         OutputError: it already holds a run or a study, or cannot be written.

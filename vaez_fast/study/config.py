@@ -55,6 +55,6 @@ class StudyConfig:
     def as_dict(self) -> dict[str, Any]:
         shared = asdict(self.base)
         of_arms = ("objective", "kl", "decoder", "beta", "num_samples", "seed")
-        for name in (*of_arms, "data_root", "test_samples"):  # the last is fixed here
+        for name in (*of_arms, "data_root", "test_samples"):  # `article` has no option for the last
             del shared[name]
         return {**shared, "seeds": self.seeds, "betas": list(self.betas)}

@@ -43,7 +43,7 @@ def run_study(
     """Do the runs that `out` does not hold yet; several ranks share them.
 
     Files: study.json (the settings), runs/ARM-seedS.json and .npz (images) for each finished run,
-    results.json (all runs, with the references of `Measure.beside`).
+    results.json (all runs, with the references of `Measure.beside`), features.pt (the classifier).
 
     Raises:
         OutputError: `out` cannot be written, holds a study of other settings, or another process

@@ -13,8 +13,8 @@ from types import FrameType, TracebackType
 from typing import Any
 
 PATIENT_SECONDS = 2.0
-# How long a signal may stay unhandled while the main thread waits for other ranks: outside a step,
-# and during one, after which the run would end with a checkpoint.
+# Seconds that a signal may stay unhandled while the main thread waits for other ranks. The second
+# limit holds during training, so that the current step can end and write a checkpoint.
 DEAF_SECONDS, DEAF_SECONDS_HELD = 0.5, 10.0
 SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)

@@ -39,7 +39,7 @@ _Loaded = TypeVar("_Loaded")
 
 @dataclass(frozen=True)
 class World:
-    """Ranks with the same weights; each computes its share of the rows of every batch."""
+    """The ranks of a run. In training, each computes its share of the rows of every batch."""
 
     rank: int = 0
     size: int = 1

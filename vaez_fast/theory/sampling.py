@@ -9,8 +9,8 @@ With z = mu + sigma·eps, S = 1 and d = sigma − 1/sigma, one draw of log q(z) 
 | total derivative      | z             | sigma²   | z·eps − 1/sigma            | mu² + 2·sigma²  |
 | sticking the landing  | mu + d·eps    | d²       | (mu + d·eps)·eps           | mu² + 2·d²      |
 
-(eps and eps² − 1 are uncorrelated, with variances 1 and 2). So in both coordinates sticking the
-landing (Roeder et al. 2017) varies less exactly if d² < sigma², that is sigma > 1/√2, for every mu;
+(eps and eps² − 1 are uncorrelated, with variances 1 and 2). So, for every mu and both coordinates,
+sticking the landing (Roeder et al. 2017) varies less if and only if d² < sigma² (sigma > 1/√2);
 below, its variance grows as 1/sigma². In logvar, every gradient in sigma is multiplied by sigma/2,
 so no ratio changes. This holds for the KL alone: the ELBO adds the likelihood's path derivative,
 and sticking the landing has no variance if q is the exact posterior. The draws are those of the

@@ -19,7 +19,7 @@ from ..system.stopping import Signals
 
 KIND, SCHEMA = "vaez-fast checkpoint", 2
 NAME = "checkpoint.pt"
-MOST_BYTES = 2**28  # altosaar's 12 MB and a curve of three million points
+MOST_BYTES = 2**28  # altosaar's 10 MB and a curve of three million points
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Checkpoint:
 
 @dataclass
 class Keeping:
-    """Where and how often a run writes checkpoints, where it resumes, and which signals stop it."""
+    """Where and how often a run writes checkpoints, which it resumes, and which signals stop it."""
 
     folder: Path
     seconds: float = CHECKPOINT_SECONDS

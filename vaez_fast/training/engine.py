@@ -26,8 +26,8 @@ class State:
     """All that a step advances, in place and on the device."""
 
     noise: Tensor  # (2,) int64: key and next step
-    # (3,) float32: rate and distortion, summed over images since the last read, and the number of
-    # steps since the start after which these sums were finite
+    # (3,) float32: rate and distortion, each summed over the images since `clear_totals`, and how
+    # many steps of the whole run left both sums finite
     totals: Tensor
     weights: list[Tensor]  # the trained parameters, float32
     copies: list[Tensor]  # the matrices in the products' dtype; empty for float32

@@ -60,7 +60,7 @@ def lift_constants(graph: GraphModule) -> list[Tensor]:
 def identity(graph: GraphModule, tensors: Sequence[Tensor]) -> Hashable:
     """A key that is equal for two graphs if they compute the same from tensors of the same kind.
 
-    A graph that holds more than operators, numbers and subgraphs of these equals no other graph.
+    If a graph holds anything but operators, numbers and such subgraphs, its key equals no other.
 
     Args:
         graph: one without constants (see `lift_constants`).

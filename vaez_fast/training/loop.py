@@ -38,7 +38,8 @@ class Run(RunState):
         """Train from the current step to the end of the last phase, and write a last checkpoint.
 
         Raises:
-            TrainingError: the loss is not finite, or another rank is gone.
+            TrainingError: the loss is not finite, or this rank is the first to find another gone.
+            RankError: another rank has reported a loss or the end of a rank.
             Stopped: a signal came; the checkpoint has the step that was done then.
         """
         progress.advance(self.done)
@@ -98,7 +99,7 @@ class Run(RunState):
         if (epoch + 1) % self.look_every == 0 or phase.done == self.steps:
             curve.append(self._validation_pass(phase))
             progress.note(f"{self.config.arm}: held-out bound {curve[1]['elbo']:.2f}")
-        # Only now: until here another rank may die, and the end of the epoch is then repeated.
+        # Totals are cleared last: if a rank dies before this, the end of the epoch is repeated.
         for engine in phase.engines:
             engine.clear_totals()
         self.curve += curve
@@ -195,7 +196,7 @@ class Run(RunState):
                 raise RankError(loss_of(error)) from None
             last = ""
             if self.keeping is not None:
-                # On CUDA the host is ahead of the device, where sums may have failed since.
+                # On CUDA steps that the host has counted may still fail on the device.
                 torn = any(phase.torn for phase in self.phases)
                 if not torn and self.batches.images.device.type == "cpu":
                     self.keeping.keep(self.checkpoint())

@@ -30,7 +30,7 @@ class RunState:
 
     config: TrainConfig  # every setting as run
     dataset: Dataset  # on the device
-    vae: VAE  # the initial weights; after each validation pass, the weights of that moment
+    vae: VAE  # the initial weights; later, those of the last validation pass, observation or resume
     batches: Batches  # of the training split
     phases: list[Phase]  # each for `steps` steps
     steps: int

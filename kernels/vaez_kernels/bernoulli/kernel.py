@@ -16,7 +16,8 @@ from ..launch import launch
 from ..scalar import log1p_unit_jit
 from .twin import Arguments
 
-# Samples of its rows that one program sums at most; more samples are spread over programs.
+# Samples of its rows that one program sums at most; more samples are spread over programs, except
+# in backward if targets have a gradient, which is a sum over all samples.
 SAMPLES_PER_PROGRAM = 8
 
 

@@ -115,7 +115,7 @@ def draws(a: Arguments) -> bool:
 
 
 def forward(a: Arguments) -> Tensors:
-    """z, the KL, and eps, because backward would need as long to draw it again as for the rest."""
+    """z, the KL and eps. Drawing eps again would double the time of backward, so it is kept."""
     eps = _eps(a) if draws(a) else None
     args = (a.mu, a.logvar, eps, a.write_z, a.kl)
     largest = a.mu if eps is None else eps

@@ -225,7 +225,7 @@ TIMED = Timed(
     textbook=timed_textbook,
     # A training step of altosaar's model.
     launch_bound=((1, 128, 256, 784),),
-    # A step of Burda's IWAE-50, and a size that fills a GPU: 20 and 196 MiB of float32 logits.
+    # A step of Burda's IWAE-50, and a size that fills a GPU: 19 and 196 MiB of float32 logits.
     large={"cpu": ((50, 128, 200, 784),), "cuda": ((64, 1024, 256, 784),)},
     least_bytes=linear_bernoulli_log_prob_floor,
     tiled=True,

@@ -26,8 +26,8 @@ LANES = 4
 # Elements of a tile, dimensions × components: its mu and σ, 256 KiB, stay in a CPU core's L2 cache.
 TILE = 1 << 15
 MOST_COMPONENTS = 512
-# Draws and scores of one call: compiled code then takes long compared with the waits for threads,
-# and its scores stay in the L3 cache. Eager code stores D times as many numbers: 4 MiB per tensor
+# Draws and scores of one call: so many that threads rarely wait in compiled code, yet few enough
+# for the L3 cache. Eager code stores D times as many numbers: 4 MiB per tensor
 # on a CPU.
 DRAWS_COMPILED, SCORES_COMPILED, MOST_TILES = 1024, 1 << 20, 16
 ELEMENTS_EAGER = {"cpu": 1 << 20, "cuda": 1 << 26}

@@ -185,6 +185,6 @@ def _memory_suffices(config: TrainConfig) -> Iterator[None]:
         asked = str(error).strip().splitlines()[0] if str(error).strip() else "MemoryError"
         raise TrainingError(
             f"out of memory with batch_size {config.batch_size}, num_samples {config.num_samples} "
-            f"and model {config.model!r}: a smaller batch_size or model, or fewer num_samples, "
-            f"needs less ({asked})"
+            f"and model {config.model!r}: a lower one of the first two, or a smaller model, needs "
+            f"less ({asked})"
         ) from None

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.nn import Module
 
 from vaez_kernels.cases import OPS
 from vaez_kernels.testing import Arguments, Case
@@ -68,12 +67,6 @@ def outputs_and_gradients(name: str, arguments: Arguments) -> list[Tensor]:
         return results
     total = torch.stack([result.sum() for result in results]).sum()
     return [*results, *torch.autograd.grad(total, list(leaves.values()))]
-
-
-def on_meta(arguments: Arguments) -> Arguments:
-    return {
-        name: x.to("meta") if isinstance(x, Tensor | Module) else x for name, x in arguments.items()
-    }
 
 
 def assert_close(name: str, actual: Tensor, wanted: Tensor) -> None:

@@ -25,17 +25,10 @@ from vaez_kernels import (
     rsample,
     rsample_kl,
 )
+from vaez_kernels.latent.case import OPS
 
 # The public calls that run the latent op: whether z is returned, and which KL.
-MODES: dict[str, tuple[bool, str]] = {
-    "rsample": (True, "none"),
-    "kl_standard_normal": (False, "analytic"),
-    "kl_standard_normal_mc/total-derivative": (False, "total-derivative"),
-    "kl_standard_normal_mc/sticking-the-landing": (False, "sticking-the-landing"),
-    "rsample_kl/analytic": (True, "analytic"),
-    "rsample_kl/total-derivative": (True, "total-derivative"),
-    "rsample_kl/sticking-the-landing": (True, "sticking-the-landing"),
-}
+MODES: dict[str, tuple[bool, str]] = OPS
 LAYOUTS = ("contiguous", "chunk", "transposed", "step-2", "one-row", "one-column")
 
 ERROR = 1e-6

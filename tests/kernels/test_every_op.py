@@ -17,12 +17,12 @@ from tests.kernels.every_op import (
     LEAVES,
     arguments_of,
     assert_close,
-    on_meta,
     outputs_and_gradients,
     outputs_of,
     tensors_of,
 )
 from vaez_kernels.cases import OPS
+from vaez_kernels.testing import on_device
 
 each_case = pytest.mark.parametrize("case", CASES)
 each_leaf = pytest.mark.parametrize(("case", "leaf"), LEAVES)
@@ -40,7 +40,7 @@ def kinds(tensors: list[Tensor]) -> list[tuple[Any, ...]]:
 @each_case
 def test_meta_tensors_and_fake_ones_have_the_shapes_of_real_ones(case: str) -> None:
     real = kinds(outputs_and_gradients(case, arguments_of(case)))
-    meta = outputs_and_gradients(case, on_meta(arguments_of(case)))
+    meta = outputs_and_gradients(case, on_device(torch.device("meta"), arguments_of(case)))
     assert all(t.is_meta for t in meta)
     assert kinds(meta) == real
     # The layers of a decoder stay real.

@@ -30,7 +30,7 @@ from . import kl_standard_normal, kl_standard_normal_mc, rsample, rsample_kl
 
 # Whether z is an output, and which KL.
 OPS = {
-    "rsample": (True, None),
+    "rsample": (True, "none"),
     "kl_standard_normal": (False, "analytic"),
     "kl_standard_normal_mc/total-derivative": (False, "total-derivative"),
     "kl_standard_normal_mc/sticking-the-landing": (False, "sticking-the-landing"),
@@ -106,7 +106,7 @@ def truth(case: Case, arguments: Arguments, rounded: bool) -> Tensors:
     outputs = {"z": reference.rsample(mu, logvar, eps)} if write_z else {}
     if kl == "analytic":
         outputs["kl"] = reference.kl_standard_normal(mu, logvar)
-    elif kl is not None:
+    elif kl != "none":
         outputs["kl"] = reference.kl_standard_normal_mc(mu, logvar, eps, kl)
     return outputs
 
@@ -121,7 +121,7 @@ def textbook(case: Case, arguments: Arguments, operands: str) -> Tensors:
     p = Normal(torch.zeros_like(mu), torch.ones_like(mu), validate_args=False)
     if kl == "analytic":
         outputs["kl"] = kl_divergence(Normal(mu, sigma, validate_args=False), p).sum(1)
-    elif kl is not None:
+    elif kl != "none":
         held = kl == "sticking-the-landing"
         q = Normal(mu.detach(), sigma.detach()) if held else Normal(mu, sigma)
         outputs["kl"] = (q.log_prob(z) - p.log_prob(z)).sum(2).mean(0)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from bench.process import ROOT
 from tests.kernels.drawn import repeatable
 from vaez_fast.cli import settings
-from vaez_fast.cli.commands import article, theory, train
+from vaez_fast.cli.commands import article, compare, theory, train
 from vaez_fast.cli.config_file import read_settings
 from vaez_fast.cli.main import main
 from vaez_fast.cli.parser import Parser
@@ -42,11 +42,14 @@ def write(folder: Path, content: Any, name: str = "settings.json") -> str:
     return str(path)
 
 
+def record(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text()))
+
+
 def stated(path: Path) -> dict[str, Any]:
     """The settings in a committed record; files of benchmarks have none."""
-    content = json.loads(path.read_text())
-    found = content.get("config", {}) if path.name != "study.json" else content
-    return dict(found)
+    found = record(path)
+    return dict(found if path.name == "study.json" else found.get("config", {}))
 
 
 COMMITTED = [path for path in sorted((ROOT / "reports").rglob("*.json")) if stated(path)]
@@ -55,7 +58,11 @@ COMMITTED = [path for path in sorted((ROOT / "reports").rglob("*.json")) if stat
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_committed_record_is_a_file_of_settings(path: Path) -> None:
     wanted = stated(path)
-    if "seeds" in wanted:
+    if record(path).get("kind") == "vaez-fast compare":
+        options = parsed(compare, "--config", str(path))
+        read = {"backends": ",".join(options.backends), "ops": ",".join(options.ops)}
+        assert read == wanted
+    elif "seeds" in wanted:
         config = study("--config", str(path))
         assert config.as_dict() == wanted
     else:
@@ -65,7 +72,7 @@ def test_every_committed_record_is_a_file_of_settings(path: Path) -> None:
 
 
 def test_all_kinds_of_record_are_among_those() -> None:
-    assert {"results.json", "study.json", "metrics.json", "seed0.json"} <= {
+    assert {"results.json", "study.json", "metrics.json", "seed0.json", "compare-cpu.json"} <= {
         path.name for path in COMMITTED
     }
 

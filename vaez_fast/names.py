@@ -1,13 +1,23 @@
 """The names that a command line can choose from; parsers read them without importing PyTorch.
 
-`data`, `model`, `measures.samplers`, `compare` and `vaez_kernels.cases` define what each name
-stands for.
+`data`, `model`, `richer`, `measures.samplers`, `compare` and `vaez_kernels.cases` define what each
+name stands for.
 """
 
 DATA_SETS = ("mnist-5k", "mnist", "fashion-mnist", "kmnist")
 BINARIZATIONS = ("static", "dynamic", "threshold", "none")
 MODELS = ("altosaar", "lyeoni", "burda")
-SAMPLERS = ("standard-normal", "posterior", "diagonal", "full-covariance", "mixture")
+POSTERIORS = ("diagonal", "full-covariance", "iaf")
+PRIORS = ("standard-normal", "mixture", "vamp", "flow")
+SAMPLERS = (
+    "standard-normal",
+    "diagonal",
+    "full-covariance",
+    "mixture",
+    "flow",
+    "posterior",
+    "held-out-posterior",
+)
 # `vaez-fast compare`
 BACKENDS = ("fallback", "interpreter", "cuda")
 OPS = (

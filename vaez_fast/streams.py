@@ -52,13 +52,24 @@ HELD_OUT_KL = Use("evaluate", 12)  # the marginal KL on held-out images
 TRAINING_CODES = Use("evaluate", 13)  # to which samplers are fitted
 AGGREGATE_DENSITY = Use("evaluate", 14)  # bench.likelihood
 K_CURVE = Use("evaluate", 15)  # log p(x) against the number of samples
+VALIDATION_CODES = Use("evaluate", 16)  # on which fitted densities are compared
+KL_BOUND = Use("evaluate", 17)  # draws of q(z) for the upper bound of KL(q(z) ‖ N(0, I))
+REPLACED_PRIOR = Use("evaluate", 18)  # importance samples under another prior
+FLOW_FIT = Use("evaluate", 19)  # the order of codes in which a flow is fitted
+EXACT_NORMALS = Use("evaluate", 20)  # controls of the tests of normality
+NORMALITY = Use("evaluate", 21, 9)  # index: the test that compares z with normal draws
+ANNEALED = Use("evaluate", 40, 14)  # index: the use, listed in vaez_fast.measures.annealed
 DECAY = Use("evaluate", 100, 900)  # index: the observation during training
 
 # The theory's draws
 MONTE_CARLO_KL = Use("evaluate", 1000)
 KL_GRADIENT = Use("evaluate", 1001)
 NULL_FITS = Use("evaluate", 1002, 98)  # index: the place of the sample size in `FITS`
+LINEAR_CODES = Use("evaluate", 1100)  # images and codes of the linear VAE
+ROTATIONS = Use("evaluate", 1101)
+IDENTITY = Use("evaluate", 1102)  # decoder, images and q of the identity's check
 
 GENERATED_Z = Use("generate", 0)
 GENERATED_PIXELS = Use("generate", 1)  # drawn from the means of generated images
 MEAN_IMAGE_PIXELS = Use("generate", 2)  # drawn from the mean training image
+REAL_SPLITS = Use("generate", 3)  # halves of real images, whose distance is the floor

@@ -80,8 +80,10 @@ def surgery(mu: Tensor, logvar: Tensor, noise: Tensor, num_samples: int) -> Surg
     truth lies between the two; if they are far apart, N is too small.
 
     Draws m = 0, 1, … go through the images in a random order given by the noise's key, repeatedly
-    if num_samples > N. The standard errors assume independent draws and are therefore slightly too
-    large. `rate − index_information` also estimates `marginal_kl`, better if I is close to log N.
+    if num_samples > N. The standard errors are those of the mixture of these N images, slightly
+    too large because no image repeats before each was drawn; for the population they hold only if
+    num_samples ≤ N. `rate − index_information` also estimates `marginal_kl`, better if I is close
+    to log N.
 
     Args:
         mu, logvar: (N, D) float32 of q(z|x_n), N ≥ 2.
@@ -93,19 +95,19 @@ def surgery(mu: Tensor, logvar: Tensor, noise: Tensor, num_samples: int) -> Surg
         ValueError: fewer than two images or draws.
     """
     _check_count_of_draws("surgery", mu, num_samples)
-    component, z = _draw(mu, logvar, noise, num_samples)
-    own = _log_gaussian(z, mu[component], logvar[component])
+    component, z = draw_aggregate(mu, logvar, noise, num_samples)
+    own = log_gaussian(z, mu[component], logvar[component])
     aggregate = mixture_log_prob(z, mu, logvar).double()
     others = mixture_log_prob(z, mu, logvar, leave_out=component).double()
     marginals = _log_marginals(z, mu, logvar)
     log_p = _log_standard_normal(z)
     return Surgery(
         rate=float(kl_per_dimension(mu, logvar).sum()),
-        index_information=_mean(own - aggregate),
-        marginal_kl=_mean(aggregate - log_p),
-        total_correlation=_mean(aggregate - marginals),
-        dimension_wise_kl=_mean(marginals - log_p),
-        leave_one_out_marginal_kl=_mean(others - log_p),
+        index_information=mean_of_draws(own - aggregate),
+        marginal_kl=mean_of_draws(aggregate - log_p),
+        total_correlation=mean_of_draws(aggregate - marginals),
+        dimension_wise_kl=mean_of_draws(marginals - log_p),
+        leave_one_out_marginal_kl=mean_of_draws(others - log_p),
         num_images=len(mu),
         num_samples=num_samples,
     )
@@ -131,9 +133,9 @@ def held_out_marginal_kl(
         noise, num_samples: as for `surgery`.
     """
     _check_count_of_draws("held_out_marginal_kl", held_out_mu, num_samples)
-    _, z = _draw(held_out_mu, held_out_logvar, noise, num_samples)
+    _, z = draw_aggregate(held_out_mu, held_out_logvar, noise, num_samples)
     log_q = mixture_log_prob(z, mu, logvar).double()
-    return _mean(log_q - _log_standard_normal(z))
+    return mean_of_draws(log_q - _log_standard_normal(z))
 
 
 def kl_per_dimension(mu: Tensor, logvar: Tensor) -> Tensor:
@@ -187,8 +189,8 @@ def moments(z: Tensor) -> Moments:
     )
 
 
-def _log_gaussian(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
-    # each (M, D) → (M,) float64
+def log_gaussian(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
+    """log N(z_m; mu_m, diag exp(logvar_m)) in nats, each (M, D) → (M,) float64."""
     z, mu, logvar = z.double(), mu.double(), logvar.double()
     distance = (z - mu) * torch.exp(-0.5 * logvar)
     return -0.5 * (distance.square() + logvar + LOG_2PI).sum(1)
@@ -217,8 +219,11 @@ def _log_marginals(z: Tensor, mu: Tensor, logvar: Tensor) -> Tensor:
     return torch.cat(parts) + constant
 
 
-def _draw(mu: Tensor, logvar: Tensor, noise: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    # → component (M,) int64, z (M, D)
+def draw_aggregate(mu: Tensor, logvar: Tensor, noise: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """M draws of the mixture of N posteriors, in `surgery`'s order: component (M,) int64, z (M, D).
+
+    Sample 0 of `noise` orders the images, sample 1 is eps.
+    """
     order = uniform(noise, 1, len(mu), 1).flatten().argsort(stable=True)
     component = order[torch.arange(count, device=mu.device) % len(mu)]
     # Sample 1, because uniform and normal numbers of one sample come from the same words.
@@ -230,7 +235,8 @@ def _log_standard_normal(z: Tensor) -> Tensor:
     return -0.5 * (z.double().square().sum(1) + z.shape[1] * LOG_2PI)
 
 
-def _mean(draws: Tensor) -> Estimate:
+def mean_of_draws(draws: Tensor) -> Estimate:
+    """The mean of draws (M,) and its standard error, M ≥ 2."""
     spread, mean = torch.std_mean(draws)
     return Estimate(float(mean), float(spread) / math.sqrt(len(draws)))
 

@@ -18,6 +18,7 @@ from vaez_fast.measures.features import (
     load_features,
     save_features,
     train_features,
+    train_networks,
 )
 from vaez_fast.system.files import OutputError
 from vaez_kernels import noise_key
@@ -114,7 +115,7 @@ def test_the_hash_sees_every_weight() -> None:
     net = FeatureNet().requires_grad_(False)
     hashes = {net.sha256()}
     for weight in net.state_dict().values():
-        weight.view(-1)[0] += 1
+        weight[(0,) * weight.ndim] += 1
         hashes.add(net.sha256())
     assert len(hashes) == 1 + len(net.state_dict())
 
@@ -160,26 +161,61 @@ def test_it_trains_on_the_first_20000_images_at_most(
     assert (training.images, training.epochs) == (100, 2)
 
 
-def test_a_saved_network_is_read_back_with_its_record(tmp_path: Path) -> None:
-    net = FeatureNet()
-    net.normalize(torch.rand(5, 784))
-    training = Training("mnist-5k", 0, 5, 1, 0.9, 0.8, 1.5, net.sha256())
-    save_features(net, training, tmp_path / "features.pt")
-    again, record = load_features(tmp_path / "features.pt", torch.device("cpu"))
-    assert record == training
-    assert again.sha256() == net.sha256()
-    x = torch.rand(3, 784)
-    assert torch.equal(again.features(x), net.features(x))
+def three() -> list[tuple[FeatureNet, Training]]:
+    found = []
+    for seed in range(3):
+        net = FeatureNet()
+        net.normalize(torch.rand(5, 784))
+        found.append((net, Training("mnist-5k", seed, 5, 1, 0.9, 0.8, 1.5, net.sha256())))
+    return found
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", None])
-def test_a_file_that_holds_no_network_is_one_clear_error(
-    content: bytes | None, tmp_path: Path
+def test_three_networks_are_trained_from_three_seeds(
+    few: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(features, "IMAGES_SEEN", 600)
+    found = train_networks(few)
+    assert [training.seed for _, training in found] == [0, 1, 2]
+    assert len({net.sha256() for net, _ in found}) == 3
+    assert found[1][0].sha256() == train_features(few, 1)[0].sha256()
+
+
+def test_saved_networks_are_read_back_with_their_records(tmp_path: Path) -> None:
+    networks = three()
+    save_features(networks, tmp_path / "features.pt")
+    again = load_features(tmp_path / "features.pt", torch.device("cpu"))
+    x = torch.rand(3, 784)
+    for (net, training), (read, record) in zip(networks, again, strict=True):
+        assert record == training
+        assert read.sha256() == net.sha256()
+        assert torch.equal(read.features(x), net.features(x))
+
+
+def test_the_file_of_an_older_version_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "features.pt"
-    if content is None:
-        torch.save({"model": {}, "training": {}}, file)
-    else:
+    (net, training), *_ = three()
+    torch.save({"model": net.state_dict(), "training": training.as_dict()}, file)
+    with pytest.raises(OutputError, match="it holds one network, as older versions wrote; choose"):
+        load_features(file, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("kept", [[0, 1], [0, 2, 1], [0, 1, 2, 2], []])
+def test_other_seeds_than_the_three_are_refused(kept: list[int], tmp_path: Path) -> None:
+    file, networks = tmp_path / "features.pt", three()
+    save_features([networks[i] for i in kept], file)
+    with pytest.raises(OutputError, match=r"no feature networks \(expected seeds \(0, 1, 2\), got"):
+        load_features(file, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"not a checkpoint", {"model": {}}, {"networks": [{"model": {}}]}, {"networks": [3]}],
+)
+def test_a_file_that_holds_no_networks_is_one_clear_error(content: object, tmp_path: Path) -> None:
+    file = tmp_path / "features.pt"
+    if isinstance(content, bytes):
         file.write_bytes(content)
+    else:
+        torch.save(content, file)
     with pytest.raises(OutputError, match=r"cannot read .*features\.pt"):
         load_features(file, torch.device("cpu"))

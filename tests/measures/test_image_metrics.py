@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
+from statistics import fmean, stdev
 
 import pytest
 import torch
@@ -13,15 +13,20 @@ from vaez_fast.data import Dataset, binarized, load
 from vaez_fast.measures import features, image_metrics
 from vaez_fast.measures.features import FeatureNet, train_features
 from vaez_fast.measures.image_metrics import (
+    Reference,
     floors,
     frechet_distance,
+    frechet_floor,
     image_scores,
-    kernel_distance,
     label_shares,
     nearest_distance,
     total_variation,
 )
-from vaez_kernels import noise_key, normal
+from vaez_fast.measures.kernel import kernel_distance, kernel_sums
+from vaez_fast.measures.neighbours import neighbours
+from vaez_kernels import noise_key, normal, uniform
+
+SPLITS = noise_key(0, "generate", 3)
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +36,10 @@ def digits() -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def net(digits: Dataset) -> Iterator[FeatureNet]:
+def nets(digits: Dataset) -> Iterator[list[FeatureNet]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(features, "IMAGES_SEEN", 8000)
-        yield train_features(digits)[0]
+        yield [train_features(digits, seed)[0] for seed in (0, 1)]
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +47,11 @@ def images(digits: Dataset) -> dict[str, Tensor]:
     return {
         name: binarized(digits, name, "static").float() for name in ("train", "validation", "test")
     }
+
+
+@pytest.fixture(scope="module")
+def reference(images: dict[str, Tensor], nets: list[FeatureNet]) -> Reference:
+    return Reference(images["test"], images["train"], nets)
 
 
 def draws(n: int, d: int, step: int) -> Tensor:
@@ -93,74 +103,31 @@ def test_frechet_of_a_set_to_itself_is_zero_and_of_a_point_is_the_spread() -> No
     assert frechet_distance(point, a) == pytest.approx(spread, rel=1e-6)
 
 
-# The kernel distance.
+def test_frechet_is_that_of_the_eigenvalues_of_the_products() -> None:
+    a, b = draws(90, 6, 1) + 0.2, draws(61, 6, 2) * torch.linspace(0.5, 2, 6)
+    c_a, c_b = a.T.cov(), b.T.cov()
+    root = torch.linalg.eigvals(c_a @ c_b).real.sqrt().sum()
+    truth = (a.mean(0) - b.mean(0)).square().sum() + (c_a + c_b).trace() - 2 * root
+    assert frechet_distance(a, b) == pytest.approx(float(truth), rel=1e-9)
 
 
-def cubic_mmd_of_shift(square: float, d: int) -> float:
-    """MMD² under (xᵀy/d + 1)³ of N(0, I_d) and N(δ, I_d), |δ|² = square, from their moments."""
-    return 3 * square / d + 3 * square**2 / d**2 + cubic_moment(square, d) / d**3
-
-
-def cubic_moment(square: float, d: int) -> float:
-    """E[(xᵀy)³] of two draws of N(δ, I_d), from xᵀy ~ N(δᵀy, |y|²) for a given y."""
-    return square**3 + 6 * square**2 + 3 * d * square + 6 * square
-
-
-@pytest.mark.parametrize("shift", [0.0, 0.5, 1.0])
-def test_the_kernel_distance_of_a_shift_is_known(shift: float) -> None:
-    d, repeats = 4, 30
-    found = []
-    for repeat in range(repeats):
-        a, b = draws(300, d, 100 + 2 * repeat), draws(300, d, 101 + 2 * repeat)
-        found.append(kernel_distance(a + shift, b)[0])
-    values = torch.tensor(found, dtype=torch.float64)
-    error = float(values.std()) / math.sqrt(repeats)
-    truth = cubic_mmd_of_shift(d * shift**2, d)
-    assert error < 0.05 + 0.02 * truth
-    # Five standard errors of independent repeats. It is unbiased, so without a shift some values
-    # are negative.
-    assert abs(float(values.mean()) - truth) <= 5 * error
-    assert shift > 0 or bool((values < 0).any())
-
-
-def unbiased_mmd(a: Tensor, b: Tensor) -> float:
-    """MMD² under (xᵀy/d + 1)³ from all pairs of different features."""
-    n, d = a.shape
-    within = sum(
-        float(((x @ x.T / d + 1) ** 3).sum() - ((x.square().sum(1) / d + 1) ** 3).sum())
-        for x in (a, b)
-    )
-    return within / (n * (n - 1)) - 2 * float(((a @ b.T / d + 1) ** 3).mean())
-
-
-def test_the_kernel_distance_is_the_mean_over_subsets_of_half_the_smaller_set() -> None:
-    a, b = draws(90, 6, 1) + 0.2, draws(61, 6, 2)
-    generator = torch.Generator().manual_seed(0)
-
-    def half(x: Tensor) -> Tensor:
-        return x[torch.randperm(len(x), generator=generator)[:30]]
-
-    pairs = [(half(b), half(a)) for _ in range(100)]  # torchmetrics draws the real ones first
-    found = torch.tensor([unbiased_mmd(*pair) for pair in pairs], dtype=torch.float64)
-    mean, spread = kernel_distance(a, b)
-    assert mean == pytest.approx(float(found.mean()), rel=1e-9)
-    assert spread == pytest.approx(float(found.std(correction=0)), rel=1e-9)
-
-
-def test_the_kernel_distance_of_one_law_is_within_its_spread() -> None:
-    mean, spread = kernel_distance(draws(2000, 16, 1), draws(1500, 16, 2))
-    assert abs(mean) <= 2 * spread
-    shifted, _ = kernel_distance(draws(2000, 16, 1) + 0.5, draws(1500, 16, 2))
-    assert shifted > 10 * spread
-
-
-def test_the_kernel_distance_repeats_and_leaves_the_global_generator_alone() -> None:
-    a, b = draws(100, 3, 1), draws(100, 3, 2)
-    state = torch.get_rng_state()
-    first = kernel_distance(a, b)
-    assert torch.equal(torch.get_rng_state(), state)
-    torch.manual_seed(5)
-    assert kernel_distance(a, b) == first
+def test_the_floor_by_chance_is_of_random_splits_of_all_real_features() -> None:
+    first = [draws(400, 3, 1), 2 * draws(400, 3, 1)]
+    second = [draws(300, 3, 2) + 1, 2 * draws(300, 3, 2) + 2]
+    noise = noise_key(0, "generate", 5)
+    found = frechet_floor(first, second, noise)
+    both = torch.cat([first[0], second[0]])
+    distances = []
+    for u in uniform(noise, 10, 700, 1):
+        order = u.flatten().argsort(stable=True)
+        distances.append(frechet_distance(both[order[:400]], both[order[400:]]))
+    # All features of the second network are twice those of the first.
+    by_network = [fmean(distances), 4 * fmean(distances)]
+    assert found.by_network == pytest.approx(by_network, rel=1e-6)
+    assert found.mean == pytest.approx(2.5 * fmean(distances), rel=1e-6)
+    assert found.deviation == pytest.approx(2.5 * stdev(distances), rel=1e-6)
+    # The two sets differ by 1 in each dimension, which is no part of chance.
+    assert 10 * found.mean < frechet_distance(first[0], second[0])
 
 
 # Labels.
@@ -178,16 +145,18 @@ def test_total_variation_is_the_mass_that_must_move() -> None:
     assert total_variation(torch.tensor([1.0, 0]), torch.tensor([0, 1.0])) == 1
 
 
-def test_the_label_histogram_is_of_the_classes_that_the_network_sees(
-    net: FeatureNet, images: dict[str, Tensor], digits: Dataset
+def test_the_label_histogram_is_of_the_classes_that_the_networks_see(
+    nets: list[FeatureNet], images: dict[str, Tensor], reference: Reference, digits: Dataset
 ) -> None:
-    ones = images["test"][digits.test.labels == 1]
-    scores = image_scores(ones, images["validation"], images["train"], net)
-    classes = net.predict(ones)
-    assert scores["label_histogram"] == [float((classes == k).double().mean()) for k in range(10)]
+    def shares(x: Tensor) -> list[float]:
+        seen = [net.predict(x) for net in nets]
+        return [fmean(float((of == k).double().mean()) for of in seen) for k in range(10)]
+
+    ones = images["validation"][digits.validation.labels == 1]
+    scores = image_scores(ones, reference)
+    assert scores["label_histogram"] == pytest.approx(shares(ones), abs=1e-12)
     assert scores["label_histogram"][1] > 0.9
-    seen = net.predict(images["validation"])
-    real = torch.tensor([float((seen == k).double().mean()) for k in range(10)])
+    real = torch.tensor(shares(images["test"]))
     truth = total_variation(torch.tensor(scores["label_histogram"]), real)
     assert scores["label_distance"] == pytest.approx(truth, abs=1e-6)
     assert scores["label_distance"] > 0.8
@@ -221,48 +190,77 @@ def test_a_copy_is_at_distance_zero_and_one_pixel_at_one() -> None:
 # All metrics on real digits.
 
 
-def test_the_mean_digit_is_far_worse_than_other_real_digits(
-    net: FeatureNet, images: dict[str, Tensor]
+def test_scores_in_features_are_means_over_the_networks(
+    nets: list[FeatureNet], images: dict[str, Tensor], reference: Reference
 ) -> None:
-    found = floors(images["validation"], images["test"], images["train"], net)
+    flipped = torch.rand(300, 784, generator=torch.Generator().manual_seed(0)) < 0.02
+    generated = (flipped.float() - images["validation"][:300]).abs()
+    scores = image_scores(generated, reference)
+    pairs = [(net.features(generated), net.features(images["test"])) for net in nets]
+    frechet = [frechet_distance(*pair) for pair in pairs]
+    assert scores["frechet_by_network"] == pytest.approx(frechet, rel=1e-9)
+    assert frechet[0] != pytest.approx(frechet[1], rel=0.01)
+    assert scores["frechet"] == pytest.approx(fmean(frechet), rel=1e-9)
+    kernel = kernel_distance(*([kernel_sums(x) for x in of] for of in zip(*pairs, strict=True)))
+    assert (scores["kernel"], scores["kernel_standard_error"]) == pytest.approx(kernel, rel=1e-9)
+    near = [neighbours(real, made) for made, real in pairs]
+    for name in ("precision", "recall", "density", "coverage"):
+        assert scores[name] == pytest.approx(fmean(getattr(of, name) for of in near), abs=1e-12)
+    assert (scores["count"], scores["reference_count"]) == (300, 500)
+
+
+def test_the_mean_digit_is_far_worse_than_other_real_digits(
+    images: dict[str, Tensor], reference: Reference
+) -> None:
+    found = floors(images["validation"], reference, SPLITS)
     floor, ceiling = found["floor"], found["ceiling"]
     assert floor["count"] == ceiling["count"] == floor["reference_count"] == 500
     assert ceiling["frechet"] > 10 * floor["frechet"] > 0
-    assert ceiling["kernel"] > 10 * (abs(floor["kernel"]) + floor["kernel_spread"])
+    assert ceiling["kernel"] > 10 * (abs(floor["kernel"]) + floor["kernel_standard_error"])
     assert floor["label_distance"] < 0.1
     assert ceiling["label_distance"] > 0.8  # all of these images are of one class
     assert max(ceiling["label_histogram"]) == 1
+    assert min(floor["precision"], floor["recall"], floor["coverage"]) > 0.85
+    assert 0.8 < floor["density"] < 1.2
+    assert max(ceiling["recall"], ceiling["coverage"]) < 0.1
     copies = images["train"].mean(0).repeat(500, 1)
-    again = image_scores(copies, images["test"], images["train"], net)
+    again = image_scores(copies, reference)
     assert again["frechet"] == pytest.approx(ceiling["frechet"], rel=1e-5)
     assert again["nearest_train"] == pytest.approx(ceiling["nearest_train"], rel=1e-5)
+    splits = floor["frechet_splits"]
+    assert 0.5 * floor["frechet"] < splits["mean"] < 2 * floor["frechet"]
+    assert 0 < splits["deviation"] < splits["mean"]
 
 
-def test_the_ceiling_of_binary_cells_is_binary(net: FeatureNet, images: dict[str, Tensor]) -> None:
-    arguments = (images["validation"], images["test"], images["train"], net)
-    grey = floors(*arguments)["ceiling"]
-    binary = floors(*arguments, noise=noise_key(0, "generate"))["ceiling"]
-    assert binary["frechet"] > 10 * floors(*arguments)["floor"]["frechet"]
+def test_the_ceiling_of_binary_cells_is_binary(
+    images: dict[str, Tensor], reference: Reference
+) -> None:
+    grey = floors(images["validation"], reference, SPLITS)["ceiling"]
+    found = floors(images["validation"], reference, SPLITS, noise_key(0, "generate"))
+    binary = found["ceiling"]
+    assert binary["frechet"] > 10 * found["floor"]["frechet"]
     # The mean is nearer to every digit than a sample of the mean is.
     assert binary["nearest_train"] > 1.2 * grey["nearest_train"]
 
 
 def test_a_memorising_decoder_is_nearer_to_the_training_split_than_real_digits(
-    net: FeatureNet, images: dict[str, Tensor]
+    images: dict[str, Tensor], reference: Reference
 ) -> None:
-    memorised = image_scores(images["train"][:300], images["test"], images["train"], net)
-    real = image_scores(images["validation"], images["test"], images["train"], net)
+    memorised = image_scores(images["train"][:300], reference)
+    real = image_scores(images["validation"], reference)
     assert memorised["nearest_train"] == 0
     assert real["nearest_train"] > 5
 
 
-def test_scores_worsen_with_the_images(net: FeatureNet, images: dict[str, Tensor]) -> None:
+def test_scores_worsen_with_the_images(images: dict[str, Tensor], reference: Reference) -> None:
     real = images["validation"]
     scores = []
     for flips in (0.0, 0.1, 0.3):
         flipped = torch.rand(real.shape, generator=torch.Generator().manual_seed(0)) < flips
         noisy = torch.where(flipped, 1 - real, real)
-        scores.append(image_scores(noisy, images["test"], images["train"], net))
+        scores.append(image_scores(noisy, reference))
     for name in ("frechet", "kernel", "nearest_train"):
         values = [score[name] for score in scores]
         assert values == sorted(values), name
+    coverage = [score["coverage"] for score in scores]
+    assert coverage == sorted(coverage, reverse=True)

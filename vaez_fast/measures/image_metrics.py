@@ -8,8 +8,9 @@ sets should have the same number.
 
 from __future__ import annotations
 
-import warnings
-from typing import Any
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,78 +18,139 @@ from torch import Tensor, nn
 from vaez_kernels import uniform
 
 from .features import CLASSES, FeatureNet
+from .kernel import kernel_distance, kernel_sums
+from .neighbours import neighbours, squared_radii
 
-KERNEL_SUBSETS = 100
-KERNEL_SUBSET_SIZE = 1000
-KERNEL_SEED = 0
+FLOOR_SPLITS = 10
 # 1,000 × 4,000 squared distances are 16 MB.
 NEAREST_ROWS, NEAREST_COLUMNS = 1000, 4000
 
 
-def image_scores(
-    generated: Tensor, reference: Tensor, train: Tensor, net: FeatureNet
-) -> dict[str, Any]:
-    """Scores of one set of generated images.
+class Reference:
+    """Real images that generated ones are compared with; what does not change is computed once.
+
+    Attributes:
+        features: of `real` in each network, (M, 64) float32.
+        radii: `squared_radii` of the features.
+        kernel: `kernel_sums` of the features.
+        shares: `label_shares` of each network.
+    """
+
+    def __init__(self, real: Tensor, train: Tensor, networks: Sequence[FeatureNet]) -> None:
+        """
+        Args:
+            real: (M, 784), images that were not used for training; M ≥ 20.
+            train: (T, 784), the images that the decoder was trained on, binarised in the same way.
+            networks: trained independently of each other, on the images' device.
+        """
+        self.real, self.train, self.networks = real, train, tuple(networks)
+        self.features = [net.features(real) for net in self.networks]
+        self.radii = [squared_radii(of_real) for of_real in self.features]
+        self.kernel = [kernel_sums(of_real) for of_real in self.features]
+        self.shares = self.shares_of(self.features)
+
+    def shares_of(self, features: Sequence[Tensor]) -> Tensor:
+        """`label_shares` by the classes that each network sees, mean over networks."""
+        seen = zip(self.networks, features, strict=True)
+        return torch.stack([label_shares(net.classes_of(of)) for net, of in seen]).mean(0)
+
+
+def image_scores(generated: Tensor, reference: Reference) -> dict[str, Any]:
+    """Scores of one set of generated images; what is computed in features is a mean over networks.
 
     Args:
-        generated: (N, 784) float32 in [0, 1].
-        reference: (M, 784), real images that were not used for training.
-        train: (T, 784), the images that the decoder was trained on, binarised in the same way.
-        net: from `train_features`, on the images' device.
+        generated: (N, 784) float32 in [0, 1], N ≥ 20, on the reference's device.
+        reference: the real images.
 
     Returns:
         count, reference_count: N and M.
-        frechet: `frechet_distance` of the features.
-        kernel, kernel_spread: `kernel_distance` of the features.
-        label_histogram: fractions of the 10 classes that `net` assigns to the generated images.
+        frechet: `frechet_distance` of the features; frechet_by_network: of each network.
+        kernel, kernel_standard_error: `kernel_distance` of the features, and its standard error.
+        precision, recall, density, coverage: `neighbours` of the features.
+        label_histogram: fractions of the 10 classes that the networks assign to the images.
         label_distance: total variation between it and the reference's, 0 to 1.
         nearest_train: median over the generated images of the distance to the nearest training
             image (`nearest_distance`). If it is well below that of real images, the decoder has
             memorised; grey means are nearer to all images than samples are.
     """
-    features, real_features = net.features(generated), net.features(reference)
-    kernel, spread = kernel_distance(features, real_features)
-    shares = label_shares(net.classes_of(features))
-    real_shares = label_shares(net.classes_of(real_features))
+    features = [net.features(generated) for net in reference.networks]
+    pairs = list(zip(features, reference.features, strict=True))
+    frechet = [frechet_distance(*pair) for pair in pairs]
+    kernel, spread = kernel_distance([kernel_sums(of) for of in features], reference.kernel)
+    near = [neighbours(y, x, r) for (x, y), r in zip(pairs, reference.radii, strict=True)]
+    shares = reference.shares_of(features)
     return {
         "count": len(generated),
-        "reference_count": len(reference),
-        "frechet": frechet_distance(features, real_features),
+        "reference_count": len(reference.real),
+        "frechet": fmean(frechet),
+        "frechet_by_network": frechet,
         "kernel": kernel,
-        "kernel_spread": spread,
+        "kernel_standard_error": spread,
+        "precision": fmean([of.precision for of in near]),
+        "recall": fmean([of.recall for of in near]),
+        "density": fmean([of.density for of in near]),
+        "coverage": fmean([of.coverage for of in near]),
         "label_histogram": shares.tolist(),
-        "label_distance": total_variation(shares, real_shares),
-        "nearest_train": float(nearest_distance(generated, train).median()),
+        "label_distance": total_variation(shares, reference.shares),
+        "nearest_train": float(nearest_distance(generated, reference.train).median()),
     }
 
 
+class FloorSplits(NamedTuple):
+    """The Fréchet distance of real images to real images, over random splits of all of them."""
+
+    mean: float
+    deviation: float  # standard deviation over the splits
+    by_network: list[float]  # means
+
+
+def frechet_floor(first: Sequence[Tensor], second: Sequence[Tensor], noise: Tensor) -> FloorSplits:
+    """How far sets of real images are from each other by chance alone.
+
+    Both sets are put together and split again at random, ten times, into sets of the same sizes.
+    So what the splits of a data set differ in (MNIST's test images are of other writers) is not
+    part of this distance.
+
+    Args:
+        first, second: features (N, d), (M, d) of two sets of real images, one of each network.
+        noise: from the stream.
+    """
+    count, total = len(first[0]), len(first[0]) + len(second[0])
+    order = uniform(noise, FLOOR_SPLITS, total, 1)[..., 0].argsort(dim=1, stable=True)
+    both = [torch.cat(pair) for pair in zip(first, second, strict=True)]
+    found = torch.tensor(
+        [[frechet_distance(of[rows[:count]], of[rows[count:]]) for of in both] for rows in order],
+        dtype=torch.float64,
+    )  # (splits, networks)
+    over_splits = found.mean(1)
+    return FloorSplits(float(over_splits.mean()), float(over_splits.std()), found.mean(0).tolist())
+
+
 def floors(
-    real: Tensor,
-    reference: Tensor,
-    train: Tensor,
-    net: FeatureNet,
-    noise: Tensor | None = None,
+    real: Tensor, reference: Reference, splits: Tensor, pixels: Tensor | None = None
 ) -> dict[str, dict[str, Any]]:
     """The `image_scores` of real images and of a collapsed decoder's images.
 
     Args:
         real: (N, 784), other real images that were not used for training, such as the validation
             split; if possible as many as the generated images.
-        reference, train, net: as for `image_scores`.
-        noise: given if the generated images are binary samples; from
-            `noise_key(seed, "generate", …)`.
+        reference: as for `image_scores`.
+        splits: noise of `frechet_floor`.
+        pixels: noise, given if the generated images are binary samples.
 
     Returns:
-        "floor": the scores of `real`, the best possible; "ceiling": those of N copies of the mean
-        training image, which a decoder that ignores z would show. With `noise` they are binary
-        samples of it.
+        "floor": the scores of `real`, the best possible, with `frechet_splits` for
+        `frechet_floor`; "ceiling": the scores of N copies of the mean training image, which a
+        decoder that ignores z would show. With `pixels` they are binary samples of it.
     """
-    mean_digit = train.mean(0, keepdim=True).expand(len(real), -1)
-    if noise is not None:
-        mean_digit = (uniform(noise, 1, *real.shape)[0] < mean_digit).float()
+    mean_digit = reference.train.mean(0, keepdim=True).expand(len(real), -1)
+    if pixels is not None:
+        mean_digit = (uniform(pixels, 1, *real.shape)[0] < mean_digit).float()
+    features = [net.features(real) for net in reference.networks]
+    by_chance = frechet_floor(features, reference.features, splits)
     return {
-        "floor": image_scores(real, reference, train, net),
-        "ceiling": image_scores(mean_digit, reference, train, net),
+        "floor": {**image_scores(real, reference), "frechet_splits": by_chance._asdict()},
+        "ceiling": image_scores(mean_digit, reference),
     }
 
 
@@ -115,32 +177,6 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     metric.update(a.double().cpu(), real=False)
     metric.update(b.double().cpu(), real=True)
     return float(metric.compute())
-
-
-def kernel_distance(a: Tensor, b: Tensor) -> tuple[float, float]:
-    """Squared maximum mean discrepancy of features a (n, d), b (m, d), kernel (xᵀy/d + 1)³.
-
-    Bińkowski et al., "Demystifying MMD GANs", 2018, section 4. It is unbiased: if the distributions
-    agree, it scatters around 0 and may be negative.
-
-    Returns:
-        Mean and standard deviation over 100 pairs of random subsets, of 1,000 features or half of
-        the smaller set. Subsets overlap, so the deviation is not a standard error of the mean.
-    """
-    from torchmetrics.image.kid import KernelInceptionDistance
-
-    size = min(KERNEL_SUBSET_SIZE, min(len(a), len(b)) // 2)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Metric `Kernel Inception Distance` will save all")
-        metric = KernelInceptionDistance(
-            feature=_Given(a.shape[1]), subsets=KERNEL_SUBSETS, subset_size=size
-        )
-    metric.update(a.double().cpu(), real=False)
-    metric.update(b.double().cpu(), real=True)
-    with torch.random.fork_rng(devices=[]):  # torchmetrics draws subsets from the global generator
-        torch.manual_seed(KERNEL_SEED)
-        mean, deviation = metric.compute()
-    return float(mean), float(deviation)
 
 
 def label_shares(classes: Tensor) -> Tensor:

@@ -34,10 +34,13 @@ def record(folder: Path) -> dict[str, Any]:
     return loaded
 
 
-def test_each_derivative_has_one_zero(record: dict[str, Any]) -> None:
+def test_each_summand_has_one_zero_and_is_never_negative(record: dict[str, Any]) -> None:
     part = record["derivatives"]
     assert (part["zeros_of_F"], part["zeros_of_G"]) == ([0.0], [1.0])
-    assert min(part["least_slope"].values()) >= 1.0  # both increase, so neither has another zero
+    assert part["zeros_of_slopes"] == {"F": [0.0], "G": [1.0]}
+    assert min(part["least_curvature"].values()) >= 1.0  # both are convex: no other zero
+    assert min(part["least"].values()) >= 0.0
+    assert part["sum_off_kl"] < 1e-14
     assert record["surface"]["hessian_eigenvalues"] == [1.0, 2.0]
 
 
@@ -49,6 +52,62 @@ def test_the_kl_is_a_lyapunov_function_of_the_flow(record: dict[str, Any]) -> No
     assert part["dissipation_off"] < 1e-4
     assert all(np.diff(np.array(part["kl"]), axis=1).max(1) < 0)
     assert (part["rates"], part["rates_in_logvar"]) == ([-2.0, -1.0], [-1.0, -0.5])
+
+
+def test_the_data_decide_whether_the_elbo_has_a_maximum_at_0_1(record: dict[str, Any]) -> None:
+    below, above = record["curvature"]["cases"]
+    assert below["eigenvalue"] < record["curvature"]["noise"] < above["eigenvalue"]
+    assert (below["kind"], above["kind"]) == ("maximum", "saddle")
+    assert below["elbo_at_optimum"] == 0.0
+    # The log-likelihood of variance 4 under N(0, 4) minus that under the noise alone, N(0, 1)
+    assert above["elbo_at_optimum"] == pytest.approx(0.5 * (4.0 - 1.0 - math.log(4.0)), rel=1e-6)
+    for case in (below, above):
+        assert case["hessian_off_differences"] < 1e-8
+        assert np.max(case["elbo"]) <= case["elbo_at_optimum"] + 1e-7  # seven digits
+
+
+def test_the_linear_vaes_codes_are_normal_and_its_posteriors_are_not(
+    record: dict[str, Any],
+) -> None:
+    part = record["linear"]
+    assert part["aggregate_off_identity"] < 1e-14
+    assert part["informative"] == 2
+    assert max(part["posterior_sd"][:2]) < 0.5
+    assert part["rate"] + part["distortion"] == pytest.approx(-part["log_px"], rel=1e-6)
+    sample = part["simulated"]
+    assert sample["largest_z_of_moments"] < SIGMAS
+    assert sample["elbo_off_log_px"] < 1e-12
+    error = part["rate_sd"] / math.sqrt(sample["draws"])
+    assert abs(sample["rate"] - part["rate"]) < SIGMAS * error
+
+
+def test_clusters_have_a_kl_that_no_gaussian_fit_finds(record: dict[str, Any]) -> None:
+    part = record["clusters"]
+    assert part["kl"] > 0.4
+    assert part["kl_of_gaussian_fit"] < 1e-12
+    assert part["kurtosis_by_quadrature"] == pytest.approx(part["kurtosis"], rel=1e-6)
+    assert part["off_hermite"] < 1e-7
+
+
+def test_the_kl_does_not_change_under_rotation_and_the_elbo_of_a_diagonal_q_does(
+    record: dict[str, Any],
+) -> None:
+    part = record["rotation"]
+    assert max(part[f"{name}_off"] for name in ("kl", "trace", "log_det")) < 1e-12
+    assert part["kl_off_sum"] < 1e-12
+    assert np.ptp(part["rate"]) < 1e-6
+    lost = part["elbo_lost"]
+    assert max(abs(lost[0]), abs(lost[-1])) < 1e-12
+    assert lost[45] == max(lost) == part["largest_loss"]
+    # Precisions 16 and 6 at 45°: both diagonal entries are 11.
+    assert part["largest_loss"] == pytest.approx(0.5 * math.log(11.0**2 / (16.0 * 6.0)), rel=1e-6)
+
+
+def test_the_likelihood_is_the_elbo_and_its_gap(record: dict[str, Any]) -> None:
+    part = record["identity"]
+    assert part["off"] < 1e-13
+    assert part["smallest_gap"] > 1.0
+    assert part["off_at_posterior"] < 1e-12
 
 
 def test_only_momentum_turns_back(record: dict[str, Any]) -> None:
@@ -184,6 +243,8 @@ def test_the_table_tells_the_findings(record: dict[str, Any]) -> None:
         "3.82 nats, truly 13.66",
         "0.5, truly 2",
         "sigma > 0.7071, for any mu",
+        "saddle, curvatures -6.772, -2, 1.772",
+        "2.2822 + 6.4342 = 8.7164",
     ):
         assert finding in text
     assert "NO" not in text

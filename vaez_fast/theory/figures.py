@@ -9,35 +9,34 @@ import numpy as np
 
 from ..drawing import style
 from ..drawing.style import BLACK, BLUE, GREEN, GREY, ORANGE, SKY, VERMILLION
+from . import linear_figures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Record = dict[str, Any]
+WHITE_BOX = {"color": "white", "alpha": 0.8, "pad": 1.0}
 KL_LEVELS = (0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0)
 
 
 def derivatives(record: Record) -> bytes:
-    """F and G, each with its only zero."""
+    """F and G, the KL's summands, with their derivatives and their only zeros."""
     part = record["derivatives"]
     with style.figure(2, sharey=True) as (figure, (left, right)):
-        for ax, x, y, zero, name in (
-            (left, part["mu"], part["F"], part["zeros_of_F"][0], "mu"),
-            (right, part["sigma"], part["G"], part["zeros_of_G"][0], "sigma"),
-        ):
+        for ax, x, name in ((left, "mu", "F"), (right, "sigma", "G")):
+            (zero,) = part[f"zeros_of_{name}"]
             ax.axhline(0.0, color=GREY, linewidth=1.0)
-            ax.plot(x, y, color=BLUE)
+            ax.plot(part[x], part[f"slope_of_{name}"], "--", color=ORANGE)
+            ax.plot(part[x], part[name], color=BLUE, linewidth=2.2)
             ax.plot(zero, 0.0, "o", color=VERMILLION, markersize=8, zorder=3)
-            ax.annotate(
-                f"only zero: {name} = {zero:g}",
-                (zero, 0.0),
-                (8, -18),
-                textcoords="offset points",
-                color=VERMILLION,
-            )
-            ax.set_xlabel(name)
-        left.set(title="F(mu) = mu", ylabel="gradient of the KL (nats per unit)")
-        right.set(title="G(sigma) = sigma − 1/sigma", xlim=(0.0, 3.0))
+            _say(ax, zero + 0.15, -0.5, f"only zero: {x} = {zero:g}", VERMILLION)
+            ax.set_xlabel(x)
+        _say(left, -2.1, 2.6, "F", BLUE)
+        _say(left, -1.1, -2.0, "dF/dmu", "#B27B00")
+        _say(right, 2.25, 0.75, "G", BLUE)
+        _say(right, 0.55, -2.0, "dG/dsigma", "#B27B00")
+        left.set(title="F = ½mu²", ylabel="nats (nats per unit)", ylim=(-3.0, 4.0))
+        right.set(title="G = ½(sigma² − 1 − ln sigma²)", xlim=(0.0, 3.0))
         return style.png(figure)
 
 
@@ -90,15 +89,13 @@ def gradient_flow(record: Record) -> bytes:
         ax.plot(0.0, 1.0, "o", color=VERMILLION, markersize=8, zorder=4)
         _say(ax, -2.9, 2.76, "solid: descent in (mu, sigma)", BLUE)
         _say(ax, 0.3, 2.76, "dashed: in (mu, ln sigma²)", "#B27B00")
-        ax.set_title(
-            "Gradient flow: lines integrated, dots closed form every 0.4 of time", loc="left"
-        )
+        title = "Gradient flow: lines integrated, dots closed form every 0.4 of time"
+        ax.set_title(title, loc="left")
         return style.png(figure)
 
 
 def _say(ax: Axes, x: float, y: float, text: str, colour: str, **more: Any) -> None:
-    box = {"color": "white", "alpha": 0.8, "pad": 1.0}
-    ax.text(x, y, text, color=colour, **({"bbox": box} | more))
+    ax.text(x, y, text, color=colour, **({"bbox": WHITE_BOX} | more))
 
 
 def lyapunov(record: Record) -> bytes:
@@ -128,9 +125,8 @@ def spiral(record: Record) -> bytes:
         roots = [f"{a:.2g} ± {b:.2f}i" for a, b in part["heavy_ball_eigenvalues"] if b > 0]
         label = f"with momentum, friction {part['friction']:g}:\nλ = " + ", ".join(roots)
         _say(ax, -2.9, 2.6, label.replace("-", "−"), VERMILLION)
-        ax.set_title(
-            "The gradient flow never turns back; momentum winds around the minimum", loc="left"
-        )
+        title = "The gradient flow never turns back; momentum winds around the minimum"
+        ax.set_title(title, loc="left")
         return style.png(figure)
 
 
@@ -247,4 +243,7 @@ FIGURES: dict[str, Callable[[Record], bytes]] = {
     "estimator-variance.png": estimators,
     "published-code.png": published_code,
     "fit-null.png": null,
+    "elbo-curvature.png": linear_figures.elbo_curvature,
+    "linear-vae.png": linear_figures.linear,
+    "rotation.png": linear_figures.rotation,
 }

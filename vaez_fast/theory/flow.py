@@ -115,35 +115,6 @@ def jacobian(field: Field, at: Array, h: float = 1e-5) -> Array:
 # The parts of the record, each with the numbers of one figure.
 
 
-def in_mu(mu: Array) -> Array:
-    """F(mu) = dKL/dmu."""
-    return gradient(np.stack((mu, np.ones_like(mu))))[0]
-
-
-def in_sigma(sigma: Array) -> Array:
-    """G(sigma) = dKL/dsigma."""
-    return gradient(np.stack((np.zeros_like(sigma), sigma)))[1]
-
-
-def derivatives() -> dict[str, Any]:
-    """F and G with their zeros, which are the only ones because both increase everywhere."""
-    wide_mu, wide_sigma = np.linspace(-1e3, 1e3, 100_000), np.logspace(-3.0, 3.0, 100_000)
-    mu, sigma = np.linspace(-3.0, 3.0, 121), np.linspace(0.2, 3.0, 141)
-    return {
-        "mu": mu.tolist(),
-        "F": in_mu(mu).tolist(),
-        "sigma": sigma.tolist(),
-        "G": in_sigma(sigma).tolist(),
-        "zeros_of_F": zeros(in_mu, wide_mu),
-        "zeros_of_G": zeros(in_sigma, wide_sigma),
-        "searched": {"mu": [-1e3, 1e3], "sigma": [1e-3, 1e3], "points": 100_000},
-        "least_slope": {
-            "F": float(np.min(np.diff(in_mu(wide_mu)) / np.diff(wide_mu))),
-            "G": float(np.min(np.diff(in_sigma(wide_sigma)) / np.diff(wide_sigma))),
-        },
-    }
-
-
 def surface() -> dict[str, Any]:
     """The KL over the plane, and its curvature at the minimum."""
     mu, sigma = np.meshgrid(PLANE_MU, PLANE_SIGMA)

@@ -1,4 +1,4 @@
-"""The theory behind the study as numbers and figures: the KL term of one (mu, sigma).
+"""The theory behind the study as numbers and figures: the KL term, and the linear VAE.
 
 Each claim is computed twice, by formula and by simulation or integration, and the record says how
 far apart the two are. `write` makes theory.json and its figures; `table` prints the findings.
@@ -12,21 +12,31 @@ from pathlib import Path
 from typing import Any
 
 from ..system.files import OutputError, prepare_files, read_json, write_atomically
+from . import clusters as theory_clusters
+from . import curvature as theory_curvature
 from . import flow as theory_flow
+from . import identity as theory_identity
+from . import linear as theory_linear
 from . import momentum as theory_momentum
+from . import rotation as theory_rotation
 from . import sampling as theory_sampling
+from . import summands as theory_summands
 
 KIND, SCHEMA = "vaez-fast theory", 1
 DIGITS = 7  # significant digits; further ones differ between machines
 
 
 def compute() -> dict[str, Any]:
-    """The record: every number that is printed or drawn. KLs in nats per latent dimension."""
+    """The record: every number that is printed or drawn, KLs in nats.
+
+    They are per latent dimension in the parts on the KL term, and of all latents in `linear`,
+    `rotation` and `identity`.
+    """
     record = {
         "kind": KIND,
         "schema": SCHEMA,
         "seed": theory_sampling.SEED,
-        "derivatives": theory_flow.derivatives(),
+        "derivatives": theory_summands.summands(),
         "surface": theory_flow.surface(),
         "flow": theory_flow.flows(),
         "spiral": theory_momentum.spiral(),
@@ -34,6 +44,11 @@ def compute() -> dict[str, Any]:
         "monte_carlo_kl": theory_sampling.monte_carlo_kl(),
         "estimators": theory_sampling.estimators(),
         "null": theory_sampling.null(),
+        "curvature": theory_curvature.curvature(),
+        "linear": theory_linear.linear(),
+        "clusters": theory_clusters.clusters(),
+        "rotation": theory_rotation.rotation(),
+        "identity": theory_identity.identity(),
     }
     return {name: _rounded(part) for name, part in record.items()}
 
@@ -62,12 +77,15 @@ def table(record: dict[str, Any]) -> Iterator[str]:
     yield "KL(N(mu, sigma²) ‖ N(0, 1)), nats per latent dimension"
     part = record["derivatives"]
     low, high = part["searched"]["sigma"]
-    slope = part["least_slope"]
-    yield _row("zeros of dKL/dmu = mu", f"{_list(part['zeros_of_F'])}; slope ≥ {slope['F']:.3g}")
+    least = part["least_curvature"]
     yield _row(
-        "zeros of dKL/dsigma = sigma − 1/sigma",
-        f"{_list(part['zeros_of_G'])}; slope ≥ {slope['G']:.3g}, from {low:g} to {high:g}",
+        "zeros of F = ½mu²", f"{_list(part['zeros_of_F'])}; F'' ≥ {least['F']:.3g}, so no other"
     )
+    yield _row(
+        "zeros of G = ½(sigma² − 1 − ln sigma²)",
+        f"{_list(part['zeros_of_G'])}; G'' ≥ {least['G']:.3g}, from {low:g} to {high:g}",
+    )
+    yield _row("largest |F + G − KL|", f"{part['sum_off_kl']:.1e}")
     yield _row("curvatures at (0, 1)", _list(record["surface"]["hessian_eigenvalues"]))
 
     part = record["flow"]
@@ -121,6 +139,45 @@ def table(record: dict[str, Any]) -> Iterator[str]:
             f"  n = {row['n']:<5,}  expected {row['expected']:.4f}  "
             f"mean of {row['fits']} fits {row['mean']:.4f}  z {row['z']:+.2f}"
         )
+    yield from _whole_elbo(record)
+
+
+def _whole_elbo(record: dict[str, Any]) -> Iterator[str]:
+    part = record["curvature"]
+    yield f"the mean ELBO of a linear VAE at q(z|x) = N(0, 1), decoder's noise {part['noise']:g}"
+    for case in part["cases"]:
+        shown = f"{case['kind']}, curvatures {_list(case['hessian_eigenvalues'])}"
+        yield _row(f"data with variance {case['eigenvalue']:g}", shown)
+
+    part = record["linear"]
+    informative = f"{part['informative']} informative of {part['latents']} latents"
+    yield f"linear VAE on Gaussian data, {informative}"
+    yield _row("KL per latent", _list(part["kl_per_latent"]))
+    total = f"{part['rate']:.4f} + {part['distortion']:.4f} = {-part['log_px']:.4f}"
+    yield _row("rate + distortion = −mean log p(x)", total)
+    yield _row("largest |Cov q(z) − I|", f"{part['aggregate_off_identity']:.1e}")
+    sample = part["simulated"]
+    yield _row(
+        f"largest |z| of moments of {sample['draws']:,} draws",
+        f"{sample['largest_z_of_moments']:.2f}",
+    )
+
+    part = record["clusters"]
+    yield f"the same on two clusters with {100 * part['between']:g} % of the variance"
+    fit = f"{part['kl']:.4f}; of a Gaussian fit {part['kl_of_gaussian_fit']:.4f}"
+    yield _row("KL(q(z) ‖ N(0, 1)) by quadrature", fit)
+    yield _row("largest |trapezoidal − Gauss–Hermite|", f"{part['off_hermite']:.1e}")
+
+    part = record["rotation"]
+    yield f"Σ → QΣQᵀ, {part['cases']} cases in {part['dimensions']} dimensions"
+    yield _row("largest |change of the KL|", f"{part['kl_off']:.1e}")
+    yield _row(
+        "a diagonal q loses, decoder turned by 45°", f"{part['largest_loss']:.4f} nats of the ELBO"
+    )
+
+    part = record["identity"]
+    yield f"log p(x) = ELBO + KL(q ‖ p(z|x)), {part['cases']} random q in a linear VAE"
+    yield _row("largest |difference| / |ELBO|", f"{part['off']:.1e}")
 
 
 def _row(claim: str, value: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -28,6 +28,17 @@ MODELS = {
     # Burda et al. 2016, one stochastic layer
     "burda": Architecture((200, 200), 50, nn.Tanh, "logvar"),
 }
+
+
+def architecture(model: str, latent: int | None = None) -> Architecture:
+    """The architecture of that name, with another number of latents if `latent` is given.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if model not in MODELS:
+        raise ValueError(f"model must be one of {', '.join(MODELS)}, got {model!r}")
+    return MODELS[model] if latent is None else replace(MODELS[model], latent=latent)
 
 
 def log_softplus(raw: Tensor) -> Tensor:
@@ -73,9 +84,7 @@ class VAE(nn.Module):
     def __init__(self, model: str | Architecture, seed: int = 0) -> None:
         super().__init__()
         if isinstance(model, str):
-            if model not in MODELS:
-                raise ValueError(f"model must be one of {', '.join(MODELS)}, got {model!r}")
-            model = MODELS[model]
+            model = architecture(model)
         if not isinstance(model, Architecture):
             raise TypeError(f"model must be a name or an Architecture, got {model!r}")
         self.architecture = a = model
@@ -86,7 +95,11 @@ class VAE(nn.Module):
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, 784) in [0, 1] → mu, logvar of q(z|x), each (B, D) float32."""
-        mu, scale = self.encoder(x).chunk(2, 1)
+        return self.gaussian(self.encoder(x))
+
+    def gaussian(self, raw: Tensor) -> tuple[Tensor, Tensor]:
+        """The encoder's output (B, 2·D) → mu, logvar, each (B, D)."""
+        mu, scale = raw.chunk(2, 1)
         return mu, 2.0 * log_softplus(scale) if self.architecture.scale == "softplus" else scale
 
     def decode(self, z: Tensor) -> Tensor:

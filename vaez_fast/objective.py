@@ -18,8 +18,10 @@ from vaez_kernels import (
 )
 
 from .model import VAE, Linear
+from .richer.posteriors import FullCovariance
+from .richer.vae import RicherVAE
 
-BOTH = ("encoder", "decoder")
+WHOLE = ("encoder", "decoder", "posterior", "prior")
 
 # `row_offset` is the index of x's first row in the batch that all ranks share: each row has its own
 # noise.
@@ -51,19 +53,50 @@ class NegativeElbo(nn.Module):
         kl: how the rate is computed: "analytic", "total-derivative" or "sticking-the-landing".
         beta: the rate's weight (Higgins et al. 2017, equation 4).
         num_samples: K, the samples of z per image over which Monte Carlo terms are means.
+        free_bits: λ in nats. If positive, the rate is Σ_j max(λ, KL_j) for every image, KL_j the
+            analytic KL of latent j, mean over the batch (Kingma et al. 2016, appendix C.8).
     """
 
-    trains = BOTH
+    trains = WHOLE
 
-    def __init__(self, vae: VAE, kl: str, beta: float = 1.0, num_samples: int = 1) -> None:
+    def __init__(
+        self, vae: VAE, kl: str, beta: float = 1.0, num_samples: int = 1, free_bits: float = 0.0
+    ) -> None:
         super().__init__()
         self.vae, self.kl, self.beta, self.num_samples = vae, kl, beta, num_samples
+        self.free_bits = free_bits
 
     def forward(self, x: Tensor, noise: Tensor, row_offset: int = 0) -> tuple[Tensor, Tensor]:
         """x (B, 784) in [0, 1], noise (2,) → rate (B,), distortion (B,)."""
-        mu, logvar = self.vae.encode(x)
-        z, rate = rsample_kl(mu, logvar, noise, self.num_samples, self.kl, row_offset=row_offset)
+        if isinstance(self.vae, RicherVAE):
+            z, rate = self._richer(self.vae, x, noise, row_offset)
+        else:
+            mu, logvar = self.vae.encode(x)
+            z, rate = rsample_kl(
+                mu, logvar, noise, self.num_samples, self.kl, row_offset=row_offset
+            )
+            if self.free_bits > 0:
+                rate = free_rate(mu, logvar, self.free_bits)
         return rate, -log_likelihood(self.vae, z, x).mean(0)
+
+    def _richer(
+        self, vae: RicherVAE, x: Tensor, noise: Tensor, row_offset: int
+    ) -> tuple[Tensor, Tensor]:
+        # → z (K, B, D), rate (B,)
+        parameters = vae.parameters_of(x)
+        shape = (self.num_samples, *parameters[0].shape)
+        eps = normal(noise, *shape, row_offset=row_offset)
+        z, log_q = vae.posterior.transform(eps, *parameters)
+        if self.kl == "analytic":
+            assert isinstance(vae.posterior, FullCovariance)
+            return z, vae.posterior.kl_standard_normal(*parameters)
+        return z, (log_q - vae.law().log_prob(z)).mean(0)
+
+
+def free_rate(mu: Tensor, logvar: Tensor, free_bits: float) -> Tensor:
+    """Σ_j max(λ, mean over the batch of KL_j) in nats: mu, logvar (B, D) → (B,), all equal."""
+    kl = 0.5 * (mu.square() + torch.expm1(logvar) - logvar).mean(0)
+    return kl.clamp(min=free_bits).sum().expand(len(mu))
 
 
 class ImportanceWeightedBound(nn.Module):
@@ -80,7 +113,7 @@ class ImportanceWeightedBound(nn.Module):
         num_samples: K.
     """
 
-    trains = BOTH
+    trains = WHOLE
     beta = 1.0
 
     def __init__(self, vae: VAE, kl: str, num_samples: int) -> None:

@@ -18,7 +18,7 @@ from vaez_fast.config import TrainConfig
 from vaez_fast.data import Dataset, binarized, load
 from vaez_fast.measures.evaluate import evaluator
 from vaez_fast.model import VAE
-from vaez_fast.study import study
+from vaez_fast.study import arrays, study
 from vaez_fast.system.files import write_json
 from vaez_fast.system.world import World, joined
 from vaez_fast.training.batches import Batches
@@ -76,14 +76,14 @@ class FakeMeasure:
     """A stand-in for `Measure` that records which rank made which run."""
 
     steps = 200
-    classifier = None
+    networks = None
     rank = 0
 
-    def __init__(self, _: object, __: object, ___: object, classifier_file: Path) -> None:
-        self.folder = classifier_file.parent
+    def __init__(self, _: object, __: object, ___: object, networks_file: Path) -> None:
+        self.folder = networks_file.parent
 
     def run(self, config: TrainConfig, _: frozenset[int]) -> tuple[object, object]:
-        name = f"{study.slug(config.arm)}-{config.seed}"
+        name = f"{arrays.slug(config.arm)}-{config.seed}"
         write_json(self.folder / f"made-{name}.json", {"rank": self.rank})
         return fake_study.record(config), fake_study.images()
 

@@ -37,6 +37,7 @@ REGIMES = {
     "separate": replace(CONFIG, objective="kl", decoder="separate", kl="sticking-the-landing"),
     "simultaneous": replace(CONFIG, objective="kl", decoder="simultaneous"),
     "iwae": replace(CONFIG, objective="iwae", kl="total-derivative", num_samples=3),
+    "vamp": replace(CONFIG, kl="total-derivative", prior="vamp", kl_warmup=0.5),
 }
 
 

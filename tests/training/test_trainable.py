@@ -342,11 +342,11 @@ def test_batch_normalisation_that_stands_still_is_trained() -> None:
     assert abs(first_loss(make(edit)) - own_loss(edit)) < 1e-3
 
 
-def test_a_parameter_outside_both_halves_is_refused() -> None:
+def test_a_parameter_outside_the_models_parts_is_refused() -> None:
     def edit(vae: VAE) -> None:
-        vae.prior = nn.Parameter(torch.zeros(3))
+        vae.extra = nn.Parameter(torch.zeros(3))
 
-    with pytest.raises(ValueError, match=r"vae\.prior is outside"):
+    with pytest.raises(ValueError, match=r"vae\.extra is outside"):
         make(edit)
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import ConfigError, TrainConfig
-from ..model import VAE
+from ..model import VAE, architecture
+from ..richer.vae import build
 from ..system.environment import environment
 from ..system.errors import first_line
 from ..system.files import OutputError, prepare_files, read_json, write_json
@@ -30,6 +31,21 @@ def prepare(folder: Path) -> None:
         OutputError: it cannot.
     """
     prepare_files(folder, *FILES)
+
+
+def prepare_beside(folder: Path, names: Sequence[str]) -> None:
+    """Create a folder for files that are made of a run, before any work is done for them.
+
+    Raises:
+        OutputError: it cannot be written, already holds one of them, or holds a run, whose report
+            has files of its own.
+    """
+    if is_whole(folder):
+        raise OutputError(f"out: {folder} holds a run; name another folder, it may lie in that one")
+    prepare_files(folder, *names)
+    for name in names:
+        if (folder / name).exists():
+            raise OutputError(f"out: {folder / name} exists already; name another folder")
 
 
 @contextmanager
@@ -140,7 +156,11 @@ def load_run(folder: Path) -> tuple[VAE, dict[str, Any]]:
     record = read_json(folder / "metrics.json")
     checkpoint = checkpoints.read(folder / checkpoints.NAME)
     try:
-        vae = VAE(record["config"]["model"])
+        settings = record["config"]
+        # Runs of versions that had no choice of these do not record them.
+        richer = {name: settings[name] for name in ("posterior", "prior") if name in settings}
+        shape = architecture(settings["model"], settings.get("latent"))
+        vae = build(shape, **richer)
         vae.load_state_dict(checkpoint.model)
         if not all(bool(p.isfinite().all()) for p in vae.parameters()):
             raise ValueError("its weights are not finite")

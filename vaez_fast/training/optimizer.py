@@ -79,7 +79,8 @@ class CenteredRMSprop:
         square, mean = moments
         square.mul_(self.alpha).addcmul_(gradient, gradient, value=1 - self.alpha)
         mean.lerp_(gradient, 1 - self.alpha)
-        deviation = (square - mean.square()).sqrt() + self.epsilon
+        # Of equal gradients the difference is 0, but rounding can leave it below.
+        deviation = (square - mean.square()).clamp(min=0).sqrt() + self.epsilon
         weight.sub_(row[0] * gradient / deviation)
 
 

@@ -11,9 +11,11 @@ import torch
 from ..config import TrainConfig
 from ..model import VAE, Linear
 from ..objective import Distortion, ImportanceWeightedBound, NegativeElbo, Rate
+from ..richer.priors import Vamp
+from ..richer.vae import RicherVAE
 from .batches import Batches
 from .engine import Engine
-from .optimizer import Adam, warmup_cosine
+from .optimizer import Adam, CenteredRMSprop, constant, rise, warmup_cosine
 
 # Steps in one replay of a CUDA graph: enough to make its launch overhead negligible.
 STEPS_PER_REPLAY = 32
@@ -81,11 +83,13 @@ def phases(
     or simultaneously, so the same seed gives the same encoder, bit for bit. All phases use the same
     batches in the same order, and all engines the same noise.
     """
+    article = config.optimizer == "rmsprop"
+    optimizer, rates = (CenteredRMSprop(), constant) if article else (Adam(), warmup_cosine)
     make = partial(
         Engine,
         batches=batches,
-        optimizer=Adam(),
-        learning_rates=warmup_cosine(config.lr, steps),
+        optimizer=optimizer,
+        learning_rates=rates(config.lr, steps),
         seed=config.seed,
         precision=precision,
         pixel_scale=pixel_scale,
@@ -93,8 +97,10 @@ def phases(
     if config.objective == "iwae":
         return [Phase("vae", [make(ImportanceWeightedBound(vae, config.kl, config.num_samples))])]
     if config.decoder == "joint":
-        objective = NegativeElbo(vae, config.kl, config.beta, config.num_samples)
-        return [Phase("vae", [make(objective)])]
+        if isinstance(vae, RicherVAE) and isinstance(vae.prior, Vamp):
+            vae.prior.start_at(batches.images[: len(vae.prior)].float() * pixel_scale)
+        objective = NegativeElbo(vae, config.kl, config.beta, config.num_samples, config.free_bits)
+        return [Phase("vae", [make(objective, kl_weights=_kl_weights(config, steps))])]
     if config.decoder == "randn":
         forget_x(vae)
         return [Phase("decoder", [make(Distortion(vae, "randn"))])]
@@ -103,6 +109,14 @@ def phases(
     if config.decoder == "simultaneous":
         return [Phase("encoder and decoder", [encoder, decoder])]
     return [Phase("encoder", [encoder]), Phase("decoder", [decoder])]
+
+
+def _kl_weights(config: TrainConfig, steps: int) -> torch.Tensor | None:
+    # (steps,) float64, or None for β throughout
+    if config.kl_warmup == 0:
+        return None
+    t = torch.arange(steps, dtype=torch.float64)
+    return config.beta * rise(t, config.kl_warmup * steps)
 
 
 @torch.no_grad()

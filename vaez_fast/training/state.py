@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..config import TrainConfig
 from ..data import Dataset
-from ..model import VAE
+from ..model import VAE, architecture
+from ..richer.vae import build
 from ..system.environment import environment
 from ..system.errors import UserError, first_line, shown
 from ..system.files import OutputError
@@ -150,7 +151,12 @@ class RunState:
         if self.best_bound > -math.inf:
             device = self.batches.images.device
             self.best = {name: w.to(device) for name, w in checkpoint.model.items()}
-            VAE(self.config.model).load_state_dict(checkpoint.model)  # checks names and shapes
+            like = build(
+                architecture(self.config.model, self.config.latent),
+                self.config.posterior,
+                self.config.prior,
+            )
+            like.load_state_dict(checkpoint.model)  # checks names and shapes
 
 
 def _checked_point(point: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,8 @@ import torch
 from ..config import ConfigError, TrainConfig, choose_device, choose_precision
 from ..data import Dataset, Pixels
 from ..measures.evaluate import Metrics, evaluator
-from ..model import VAE
+from ..model import VAE, architecture
+from ..richer.vae import build
 from ..system.errors import is_out_of_memory
 from ..system.progress import Progress, waiting
 from ..system.world import ALONE, World
@@ -124,12 +125,18 @@ def train(
             f"batch_size must be at least {world.size}, a row for each rank, "
             f"got {config.batch_size}"
         )
+    if config.free_bits > 0 and world.size > 1:
+        raise ConfigError(
+            "free_bits needs a single process: its maximum is of the mean over the whole batch"
+        )
     with _memory_suffices(config):
         clock = time.perf_counter()
         show = show_progress and world.rank == 0
         with waiting("compiling", show=show):
             dataset = dataset.to(config.device)
-            vae = VAE(config.model, config.seed).to(config.device)
+            shape = architecture(config.model, config.latent)
+            vae = build(shape, config.posterior, config.prior, config.seed)
+            vae = vae.to(config.device)
             pixels = Pixels(dataset, config.binarize, config.seed)
             batches = Batches(pixels.train(), config.batch_size, world)
             plan = phases(

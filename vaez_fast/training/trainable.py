@@ -11,21 +11,22 @@ from torch.fx import GraphModule
 
 from ..model import Linear
 
-HALVES = ("encoder", "decoder")
+PARTS = ("encoder", "decoder", "posterior", "prior")
 
 
 def check_parameters(objective: nn.Module, precision: torch.dtype) -> None:
     """Check the parameters of an objective, which have names like "vae.encoder.0.weight".
 
     Raises:
-        ValueError: a parameter is outside both halves of the model, frozen, or not float32; or a
+        ValueError: a parameter is outside the parts of the model, frozen, or not float32; or a
             bfloat16 matrix belongs to a layer that does not convert its input.
     """
     for at, module in objective.named_modules():
         for own, p in module.named_parameters(at, recurse=False):
-            if own.split(".")[1:2] not in ([half] for half in HALVES):
+            if own.split(".")[1:2] not in ([part] for part in PARTS):
                 raise ValueError(
-                    f"Engine trains what vae.encoder and vae.decoder hold: {own} is outside them"
+                    "Engine trains what vae.encoder and vae.decoder, vae.posterior and vae.prior "
+                    f"hold: {own} is outside them"
                 )
             if not p.requires_grad:
                 raise ValueError(

@@ -221,7 +221,7 @@ def strips(records: Sequence[Record], titles: Sequence[str], heading: str) -> by
         if row.ours
     )
     height = 1.6 + STRIP * len(titles)
-    with style.figure(len(titles), stacked=True, width=WIDTH, height=height) as (drawn, panels):
+    with style.figure(len(titles), columns=1, width=WIDTH, height=height) as (drawn, panels):
         for ax, title in zip(panels, titles, strict=True):
             ax.set_title(title.partition(", ")[2] or title, loc="left", fontsize=9.5)
             ax.axhline(1.0, color=style.BLACK, linewidth=0.8)

@@ -86,6 +86,16 @@ def _markdown(block: Block) -> str:
             return "\n".join("| " + " | ".join(_cell(c) for c in row) + " |" for row in lines)
 
 
+def plain(table: Table) -> Iterator[str]:
+    """A table as lines for a terminal, its columns aligned; all but the first to the right."""
+    rows = (table.head, *table.rows)
+    widths = [max(len(row[i]) for row in rows) for i in range(len(table.head))]
+    for row in rows:
+        cells = [f"{row[0]:<{widths[0]}}"]
+        cells += [f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True)]
+        yield "  ".join(cells)
+
+
 def _cell(text: str) -> str:
     return _inert(text).replace("|", "\\|")
 

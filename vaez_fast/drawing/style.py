@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 BLACK, GREY = "#000000", "#767676"
 BLUE, SKY, GREEN, ORANGE = "#0072B2", "#56B4E9", "#009E73", "#E69F00"
 VERMILLION, PURPLE, OLIVE, WINE = "#D55E00", "#CC79A7", "#8C7A00", "#882255"
+TEAL = "#1A6B6B"
 
 # By objective and KL; the article's own colours if it names one.
 ARMS = {
@@ -31,6 +32,22 @@ ARMS = {
     ("kl", "as-published"): GREY,
     ("iwae", "total-derivative"): OLIVE,
     ("iwae", "doubly-reparameterised"): WINE,
+}
+# By class, 0 to 9: Paul Tol's "muted" scheme (2021), with black in place of its pale grey.
+CLASSES = (
+    "#CC6677", "#332288", "#DDCC77", "#117733", "#88CCEE",
+    "#882255", "#44AA99", "#999933", "#AA4499", "#000000",
+)  # fmt: skip
+# By the first setting of an arm's name that is neither β nor K.
+RICHER = {
+    "posterior=full-covariance": PURPLE,
+    "posterior=iaf": WINE,
+    "prior=mixture": OLIVE,
+    "prior=vamp": ORANGE,
+    "prior=flow": GREEN,
+    "free-bits": VERMILLION,
+    "kl-warmup": GREY,
+    "optimizer=rmsprop": TEAL,
 }
 LINES = {"joint": "-", "separate": "-", "randn": "-", "simultaneous": "--"}
 
@@ -56,7 +73,8 @@ def colour(arm: str) -> str:
     """The colour of an arm, as #RRGGBB: objective/kl/decoder, or "randn".
 
     An arm with another β or K, .../beta=4/k=5, has a shade of the colour: darker above 1, lighter
-    below.
+    below. The number of latents changes nothing. An arm with another posterior, prior, training or
+    optimizer, .../prior=vamp, has the colour of the first of these instead.
 
     Raises:
         ValueError: not the name of an arm.
@@ -66,8 +84,12 @@ def colour(arm: str) -> str:
         return BLACK
     if (objective, kl) not in ARMS:
         raise ValueError(f"no arm of the study is named {arm!r}")
-    beta, k = (max(settings.get(name, 1.0), 1e-9) for name in ("beta", "k"))
-    return _shade(ARMS[objective, kl], math.log2(beta) / 6.0 + math.log2(k) / 12.0)
+    settings.pop("latent", None)
+    beta, k = (max(float(settings.pop(name, 1.0)), 1e-9) for name in ("beta", "k"))
+    base = ARMS[objective, kl]
+    for name, value in list(settings.items())[:1]:
+        base = RICHER[_in_richer(name, value)]
+    return _shade(base, math.log2(beta) / 6.0 + math.log2(k) / 12.0)
 
 
 def linestyle(arm: str) -> str:
@@ -79,15 +101,23 @@ def linestyle(arm: str) -> str:
     return LINES[_parts(arm)[2]]
 
 
-def _parts(arm: str) -> tuple[str, str, str, dict[str, float]]:
+def _parts(arm: str) -> tuple[str, str, str, dict[str, str]]:
     # → objective, kl, decoder, and the settings that follow them
-    if arm == "randn":
-        return "", "", "randn", {}
     names = arm.split("/")
-    if len(names) < 3 or names[2] not in LINES:
+    if names[0] == "randn":
+        names = ["", "", *names]
+    settings = dict(setting.partition("=")[::2] for setting in names[3:])
+    known = all(
+        name in ("latent", "beta", "k") or _in_richer(name, v) for name, v in settings.items()
+    )
+    if len(names) < 3 or names[2] not in LINES or not known:
         raise ValueError(f"no arm of the study is named {arm!r}")
-    pairs = (setting.partition("=")[::2] for setting in names[3:])
-    return names[0], names[1], names[2], {name: float(value) for name, value in pairs}
+    return names[0], names[1], names[2], settings
+
+
+def _in_richer(name: str, value: str) -> str:
+    """The key of a setting in `RICHER`, or ""; a number's value does not matter."""
+    return next((key for key in (name, f"{name}={value}") if key in RICHER), "")
 
 
 def _shade(base: str, amount: float) -> str:
@@ -101,14 +131,15 @@ def _shade(base: str, amount: float) -> str:
 def figure(
     panels: int = 1,
     *,
-    stacked: bool = False,
+    columns: int | None = None,
     width: float = WIDTH,
     height: float = HEIGHT,
     **subplots: Any,
 ) -> Iterator[tuple[Figure, list[Axes]]]:
-    """A figure and its panels, side by side or stacked; draw and take its `png` inside the `with`.
+    """A figure and its panels, side by side or in rows of `columns`; the last may be shorter.
 
-    It uses no display and no global state, so it works on any machine and in any thread.
+    Draw and take its `png` inside the `with`. It uses no display and no global state, so it works
+    on any machine and in any thread.
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -119,9 +150,11 @@ def figure(
         matplotlib.rcParams.update(RC)
         drawn = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(drawn)
-        shape = (panels, 1) if stacked else (1, panels)
-        axes = drawn.subplots(*shape, squeeze=False, **subplots)
-        yield drawn, list(axes.flat)
+        columns = columns or panels
+        axes = list(drawn.subplots(-(-panels // columns), columns, squeeze=False, **subplots).flat)
+        for left_over in axes[panels:]:
+            left_over.remove()
+        yield drawn, axes[:panels]
 
 
 def png(drawn: Figure) -> bytes:

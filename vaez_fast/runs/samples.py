@@ -10,26 +10,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..system.files import OutputError, prepare_files, write_atomically
+from ..system.files import write_atomically
 
 FILES = ("samples.npz", "samples.png")
 SHOWN = 100
 SIDE, GAP, SCALE = 28, 2, 3  # pixels of an image, pixels between images, enlargement
-
-
-def prepare(folder: Path) -> None:
-    """Create the folder before any work is done for it.
-
-    Raises:
-        OutputError: it cannot be written, already holds samples, or holds a run, whose report has
-            its own samples.png.
-    """
-    if (folder / "metrics.json").exists():
-        raise OutputError(f"out: {folder} holds a run; name another folder, it may lie in that one")
-    prepare_files(folder, *FILES)
-    for name in FILES:
-        if (folder / name).exists():
-            raise OutputError(f"out: {folder / name} exists already; name another folder")
 
 
 def write(folder: Path, z: Tensor, means: Tensor) -> list[Path]:

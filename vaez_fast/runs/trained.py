@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vaez_kernels import rsample
-
 from ..config import ConfigError, TrainConfig, check_backend, choose_device, choose_precision
 from ..data import PIXELS, Dataset, Pixels, load
-from ..measures.aggregate import AGGREGATE_IMAGES, active_units, null_sample_kl, sample_kl
+from ..measures.aggregate import active_units, null_sample_kl, sample_kl
+from ..measures.codes import encode
+from ..measures.densities import standard_normal
 from ..measures.evaluate import Evaluator, Metrics, evaluator
-from ..measures.samplers import fit
+from ..measures.samplers import Sampler, fit
 from ..model import VAE
-from ..streams import GENERATED_Z, LAW_OF_Z, TRAINING_CODES
+from ..richer.vae import RicherVAE, codes
+from ..streams import GENERATED_Z, LAW_OF_Z
 from ..system.errors import printable
 from ..system.files import OutputError
 from ..system.progress import Progress
@@ -67,7 +68,7 @@ class Law:
     latent: int  # D
     sample_kl: float  # nats, of a diagonal Gaussian fitted to the n z
     null_sample_kl: float  # expectation of the same fit to n draws of N(0, I)
-    active_units: int  # of D
+    active_units: int | None  # of D; None unless q(z|x) is a diagonal Gaussian
 
 
 def open_run(
@@ -107,12 +108,12 @@ class _ShownEvaluator(Evaluator):
 
     progress: Progress
 
-    def _encoded(self, vae: VAE) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+    def _encoded(self, vae: VAE) -> Iterator[tuple[Any, ...]]:
         for first, *encoded in super()._encoded(vae):
             # Encoded together as in training, then in small parts, since 5,000 samples take long.
             parts = zip(*(tensor.split(SHOWN_AT_ONCE) for tensor in encoded), strict=True)
-            for i, (x, mu, logvar) in enumerate(parts):
-                yield first + i * SHOWN_AT_ONCE, x, mu, logvar
+            for i, (x, *parameters) in enumerate(parts):
+                yield first + i * SHOWN_AT_ONCE, x, *parameters
                 self.progress.advance(len(x))
 
 
@@ -141,36 +142,38 @@ def evaluate(
 @torch.no_grad()
 def law_of_z(run: Trained, images: Dataset, split: str) -> Law:
     """The law of z as the study measures it (`vaez_fast.study.measure`), on a split."""
-    mu, logvar = run.vae.encode(Pixels(images, run.config.binarize).x(split))
-    z = rsample(mu, logvar, LAW_OF_Z.key(run.config.seed, device=mu.device))[0]
+    x = Pixels(images, run.config.binarize, run.config.seed).x(split)
+    z = codes(run.vae, x, LAW_OF_Z.key(run.config.seed, device=x.device))
     n, latent = z.shape
-    return Law(n, latent, sample_kl(z), null_sample_kl(n, latent), active_units(mu))
+    active = active_units(run.vae.encode(x)[0]) if run.config.posterior == "diagonal" else None
+    return Law(n, latent, sample_kl(z), null_sample_kl(n, latent), active)
 
 
 @torch.no_grad()
 def draw(run: Trained, sampler: str, count: int, seed: int) -> tuple[Tensor, Tensor]:
     """Draw z from a sampler of `vaez_fast.measures.samplers`, and decode it.
 
-    Samplers are fitted to one z for each of the first 20,000 training images, as in the study.
-    Row i does not depend on `count` and has the same base noise under every sampler.
+    Samplers are fitted to one z for each training image, as in the study; "prior" is the run's own
+    p(z). Row i does not depend on `count` and has the same base noise under every sampler.
 
     Returns:
         z (count, D) and the means of the pixels (count, 784), float32 on the CPU.
 
     Raises:
         DataError: the sampler needs the training images, and they cannot be loaded.
-        ConfigError: the sampler cannot be fitted to this run's z.
+        ConfigError: the sampler cannot be fitted to this run's z, or is "standard-normal" and the
+            run's prior is not.
     """
-    device = run.config.device
+    device, prior = run.config.device, run.config.prior
+    if sampler == "standard-normal" and prior != "standard-normal":
+        raise ConfigError(
+            f"sampler must be prior or one fitted to z: this run's prior is {prior}, "
+            "not standard-normal"
+        )
     means = torch.empty(count, PIXELS)  # allocated first, to fail at once if memory is short
     noise = GENERATED_Z.key(seed, device=device)
-    codes = torch.zeros(1, run.vae.architecture.latent, device=device)
-    if sampler != "standard-normal":
-        x = Pixels(run.images(), run.config.binarize).x("train")[:AGGREGATE_IMAGES]
-        key = TRAINING_CODES.key(run.config.seed, device=device)
-        codes = rsample(*run.vae.encode(x), key)[0]
     try:
-        law = fit(sampler, codes)
+        law = _sampler(run, sampler)
     except ImportError as error:
         raise ConfigError(f"sampler {sampler!r} needs scikit-learn ({error})") from None
     except (ValueError, RuntimeError) as error:  # a covariance that is not positive definite
@@ -183,3 +186,12 @@ def draw(run: Trained, sampler: str, count: int, seed: int) -> tuple[Tensor, Ten
         part = torch.sigmoid(run.vae.decode(z[first : first + DECODED_AT_ONCE]))
         means[first : first + DECODED_AT_ONCE] = part[: count - first]
     return z[:count].cpu(), means
+
+
+def _sampler(run: Trained, name: str) -> Sampler:
+    if name == "prior" and isinstance(run.vae, RicherVAE):
+        return run.vae.law()
+    if name in ("prior", "standard-normal"):  # which need no images
+        return standard_normal(run.vae.architecture.latent, torch.device(run.config.device))
+    pixels = Pixels(run.images(), run.config.binarize, run.config.seed)
+    return fit(name, encode(run.vae, pixels, run.config.seed), seed=run.config.seed)

@@ -58,7 +58,24 @@ def test_more_samples_are_a_darker_shade_with_beta_or_without() -> None:
     assert style.colour("elbo/analytic/joint/k=1") == style.colour("elbo/analytic/joint")
 
 
-@pytest.mark.parametrize("name", ["", "elbo", "elbo/analytic", "elbo/analytic/both", "x/y/joint"])
+def test_what_mends_z_has_a_colour_of_its_own_whatever_its_value() -> None:
+    settings = [f"posterior={name}" for name in ("full-covariance", "iaf")]
+    settings += [f"prior={name}" for name in ("mixture", "vamp", "flow")]
+    settings += ["free-bits=0.1", "kl-warmup=0.3", "optimizer=rmsprop"]
+    colours = [style.colour(f"elbo/analytic/joint/{setting}") for setting in settings]
+    plain = style.colour("elbo/analytic/joint")
+    assert len({plain, *colours}) == len(settings) + 1
+    assert style.colour("elbo/analytic/joint/free-bits=2") == colours[5]
+    assert style.colour("elbo/total-derivative/joint/prior=vamp") == colours[3]
+    assert style.colour("elbo/analytic/joint/beta=4/prior=vamp") != colours[3]
+    assert style.colour("randn/optimizer=rmsprop") == style.BLACK
+
+
+BAD = ["", "elbo", "elbo/analytic", "elbo/analytic/both", "x/y/joint", "randn/x=1"]
+BAD += [f"elbo/analytic/joint/{end}" for end in ("prior=x", "prior", "gamma=2")]
+
+
+@pytest.mark.parametrize("name", BAD)
 def test_what_is_no_arm_has_no_colour(name: str) -> None:
     with pytest.raises(ValueError, match="no arm of the study"):
         style.colour(name)

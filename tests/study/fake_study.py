@@ -5,17 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 
 from vaez_fast.config import TrainConfig
+from vaez_fast.measures.codes import Codes, Encoded
+from vaez_fast.measures.law_summary import summary_of
 from vaez_fast.measures.samplers import SAMPLERS
-from vaez_fast.study.study import KIND, StudyConfig
+from vaez_fast.study import rules
+from vaez_fast.study.arrays import LAW
+from vaez_fast.study.study import KIND, SCHEMA, StudyConfig
 
 CONFIG = StudyConfig(TrainConfig(epochs=None, steps=200), seeds=3, betas=(4.0,))
 THEORY: dict[str, Any] = {
     "derivatives": {"zeros_of_F": [0.0], "zeros_of_G": [1.0]},
     "spiral": {"flow_eigenvalues": [[-2.0, 0.0], [-1.0, 0.0]]},
-    "monte_carlo_kl": {"points": 16, "largest_z": 1.5},
-    "estimators": {"largest_z_of_mean": 2.5},
+    "monte_carlo_kl": {"points": 2, "off": [0.01, -0.02], "half_interval": [0.004, 0.006]},
+    "estimators": {"largest_z_of_mean": 2.5, "compared": 28},
 }
 
 
@@ -24,9 +29,9 @@ def record(config: TrainConfig) -> dict[str, Any]:
     informed = config.objective == "elbo" and config.decoder == "joint"
     wobble = 0.1 * config.seed
     rate = (20.0 / config.beta if informed else 0.0) + 0.01 * wobble
-    distortion = (80.0 if informed else 206.0) + wobble
+    distortion = (80.0 if informed else 206.0) + wobble - (20.0 if config.beta < 1 else 0.0)
     sample_kl = (0.05 if informed else 0.0130) + 0.0001 * wobble
-    frechet = {"standard-normal": 2.3, "mixture": 1.4, "full-covariance": 1.6, "diagonal": 1.8}
+    frechet = {"standard-normal": 2.3, "mixture": 0.41, "full-covariance": 1.6, "diagonal": 1.8}
     parts = {"index_information": 0.45, "total_correlation": 0.5, "dimension_wise_kl": 0.05}
     values = {name: part * rate for name, part in parts.items()}
     values["marginal_kl"] = values["total_correlation"] + values["dimension_wise_kl"]
@@ -50,6 +55,9 @@ def record(config: TrainConfig) -> dict[str, Any]:
             "n": 10_000,
             "sample_kl": sample_kl,
             "kl_per_dimension": [rate * (j + config.seed) / 128**2 for j in range(128)],
+            "law": law(informed, wobble),
+            **({"gain": gain(wobble)} if config.decoder == "joint" else {}),
+            "tests": normality(informed, config.seed),
             "active_units": 30 + config.seed if informed else 0,
             "moments": {
                 "largest_abs_mean": 0.1 + wobble,
@@ -74,16 +82,104 @@ def record(config: TrainConfig) -> dict[str, Any]:
                     (digit + i + wobble + 9 * informed) / (45 + 10 * i) for digit in range(10)
                 ],
                 "nearest_train": 7.0 + i + wobble,
+                **{
+                    metric: 0.5 + 0.01 * i + 0.1 * j + 0.1 * wobble
+                    for j, metric in enumerate(("precision", "recall", "density", "coverage"))
+                },
             }
             for i, name in enumerate(SAMPLERS)
+            if name != "flow" or config.arm == "elbo/analytic/joint"
+        },
+        "both_sides": {
+            "images": 100,
+            "samples": 5000,
+            "temperatures": 50,
+            "chains": 16,
+            "test": bounds_of(-93.0),
+            "simulated": bounds_of(-108.0),
         },
         "k_curve": {"images": 500, "k": [1, 8, 128], "log_px": [-100.0, -97.0, -95.0]},
     }
 
 
+def bounds_of(log_px: float) -> dict[str, Any]:
+    """Bounds of log p(x), each 0.5 nats above the one before it."""
+    names = ("elbo", "importance", "lower", "upper")
+    found = {n: {"value": log_px + 0.5 * i, "standard_error": 0.1} for i, n in enumerate(names)}
+    return found | {"gap": {"value": 4.25, "standard_error": 0.25}}
+
+
+def law(informed: bool, wobble: float) -> dict[str, Any]:
+    """The law of z of a run: on a shell if it is informed, else standard normal."""
+
+    def bound(value: float, how: str) -> dict[str, Any]:
+        return {"value": value + 0.01 * wobble, "standard_error": 0.02, "how": how}
+
+    shape = 1.6 if informed else 0.0
+    lower = {"diagonal": 0.03, "full-covariance": 0.055, "mixture-50": 0.055 + shape}
+    if not informed:
+        lower = dict.fromkeys(lower, 0.001)
+    best = max(lower.values())
+    return {
+        "informative": list(range(11)) if informed else [],
+        "measured": list(range(11 if informed else 10)),
+        "lower": {name: bound(value, name) for name, value in lower.items()},
+        "kl_lower": bound(best, "mixture-50"),
+        "kl_upper": bound(9.0 if informed else 0.01, "plug-in"),
+        "leave_one_out": bound(-4.0 if informed else 0.01, "leave-one-out"),
+        "squared_norm": {"d": 11, "shell": 0.53 + 0.1 * wobble if informed else 1.0 + wobble},
+        "thresholds": [
+            {
+                "threshold": threshold,
+                "informative": 20 - 10 * i,
+                "lower": {
+                    "full-covariance": bound(0.06 + 0.01 * i, "full"),
+                    "mixture-50": bound(1.7 - 0.1 * i, "mixture"),
+                },
+            }
+            for i, threshold in enumerate((0.01, 0.1, 0.5))
+        ],
+    }
+
+
+def gain(wobble: float) -> dict[str, Any]:
+    """What the best density gains as the prior."""
+    return {
+        "density": "mixture-50",
+        "log_px": {"value": 1.4 + wobble, "standard_error": 0.03},
+        "elbo": {"value": 1.6 + wobble, "standard_error": 0.05},
+        "num_images": 2_000,
+        "num_samples": 128,
+    }
+
+
+def normality(informed: bool, seed: int) -> dict[str, Any]:
+    """The tests of a run: all but the first reject an informed encoder's z."""
+    names = ("kolmogorov-smirnov/3", "kolmogorov-smirnov/5", "mardia-kurtosis", "energy-distance")
+    return {
+        name: {
+            "statistic": 0.5 + i + 0.125 * seed,
+            "p": 0.001 if informed else 0.5,
+            "p_of_exact_normals": 0.4,
+            "rejected": informed and i > 0,
+            "false_alarm": i == 2 and seed == 1,
+        }
+        for i, name in enumerate(names)
+    }
+
+
+def law_arrays(seed: int = 0) -> dict[str, np.ndarray]:
+    """The arrays of the law of z of a run, as the study stores them."""
+    generator = torch.Generator().manual_seed(seed)
+    mu = 0.8 * torch.randn((300, 3), generator=generator)
+    encoded = Encoded(mu, torch.full_like(mu, -1.0), mu + 0.6)
+    codes = Codes(encoded, encoded, encoded)
+    return {LAW + k: v for k, v in summary_of(codes, torch.arange(300) % 10, seed).items()}
+
+
 def images() -> dict[str, np.ndarray]:
     row = np.arange(784, dtype=np.uint8)
-    return {name: np.tile(row, (12, 1)) for name in SAMPLERS}
+    return {name: np.tile(row, (12, 1)) for name in SAMPLERS} | law_arrays()
 
 
 def beside() -> dict[str, Any]:
@@ -96,6 +192,11 @@ def beside() -> dict[str, Any]:
                 "label_distance": 0.02 + 0.01 * value,
                 "label_histogram": [(digit + value) / (45 + 10 * value) for digit in range(10)],
                 "nearest_train": 7.0 + value,
+                "precision": 0.9 - 0.01 * value,
+                "recall": 0.8 - 0.01 * value,
+                "density": 1.0 - 0.01 * value,
+                "coverage": 0.95 - 0.01 * value,
+                "frechet_splits": {"mean": 0.018, "deviation": 0.005, "by_network": [0.018] * 3},
             }
             for name, value in (("floor", 0.3), ("ceiling", 26.0))
         },
@@ -111,7 +212,8 @@ def beside() -> dict[str, Any]:
 def results(config: StudyConfig = CONFIG) -> dict[str, Any]:
     return {
         "kind": KIND,
-        "schema": 1,
+        "schema": SCHEMA,
+        "rules_sha256": rules.sha256(),
         "config": {**config.as_dict(), "precision": "float32", "device": "cpu"},
         "environment": {"device": "a processor", "torch": "2"},
         "beside": beside(),

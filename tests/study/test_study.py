@@ -20,7 +20,8 @@ from vaez_fast.measures import features
 from vaez_fast.measures.aggregate import null_sample_kl
 from vaez_fast.measures.samplers import SAMPLERS
 from vaez_fast.study import measure as measuring
-from vaez_fast.study import study
+from vaez_fast.study import rules, study
+from vaez_fast.study.arrays import LAW
 from vaez_fast.study.measure import Measure
 from vaez_fast.study.study import StudyConfig, run_study
 from vaez_fast.system.files import OutputError, read_json
@@ -37,7 +38,7 @@ class FakeMeasure:
     observed: frozenset[int]
     broken: bool
     stop_after: int | None
-    classifier = None
+    networks = None
 
     def __init__(self, *_: Any) -> None:
         pass
@@ -71,7 +72,7 @@ def test_the_articles_frameworks_are_all_there() -> None:
     assert wanted <= set(arms)
     assert len(set(arms)) == len(arms)
     assert {arm for arm in arms if "beta" in arm} == {
-        f"elbo/analytic/joint/beta={beta}" for beta in (4, 16, 64)
+        f"elbo/analytic/joint/beta={beta}" for beta in (0.1, 4, 16, 64)
     }
 
 
@@ -104,6 +105,25 @@ def test_more_seeds_continue_a_study_and_other_settings_are_refused(
     other = dataclasses.replace(CONFIG, base=dataclasses.replace(CONFIG.base, lr=1e-3))
     with pytest.raises(OutputError, match=r"holds a study of other settings \(lr 0\.002\)"):
         run_study(other, tmp_path)
+
+
+@pytest.mark.usefixtures("fake")
+def test_a_study_that_began_under_other_rules_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_study(CONFIG, tmp_path)
+    assert read_json(tmp_path / "results.json")["rules_sha256"] == rules.sha256()
+    monkeypatch.setattr(rules, "sha256", lambda: "another")
+    with pytest.raises(OutputError, match="a study that began under other rules"):
+        run_study(CONFIG, tmp_path)
+
+
+@pytest.mark.usefixtures("fake")
+def test_a_run_says_in_which_environment_it_was_made(tmp_path: Path) -> None:
+    run_study(CONFIG, tmp_path)
+    for run in read_json(tmp_path / "results.json")["runs"]:
+        assert run["environment"]["torch"] == torch.__version__
+        assert "revision" in run["environment"]
 
 
 @pytest.mark.usefixtures("fake")
@@ -200,12 +220,13 @@ def test_a_record_holds_what_the_report_reads_and_is_json(small: tuple[Measure, 
     json.dumps(record, allow_nan=False)
     fake = fake_study.record(TrainConfig(objective="kl", decoder="separate"))
     for name in fake:
-        if name != "k_curve":
+        if name not in ("k_curve", "both_sides"):
             assert name in record
     assert set(fake["latents"]) <= set(record["latents"])
     assert set(fake["latents"]["surgery"]) <= set(record["latents"]["surgery"])
-    assert set(images) == set(record["images"]) == set(SAMPLERS)
-    assert all(grid.shape == (12, 784) and grid.dtype == np.uint8 for grid in images.values())
+    shown = {name: grid for name, grid in images.items() if not name.startswith(LAW)}
+    assert set(shown) == set(record["images"]) == set(SAMPLERS) - {"flow"}
+    assert all(grid.shape == (12, 784) and grid.dtype == np.uint8 for grid in shown.values())
 
 
 def test_the_decay_is_of_the_encoder_and_begins_before_the_first_step(

@@ -11,7 +11,9 @@ from ..config import ConfigError
 from ..system.errors import first_line, shown
 from ..system.inputs import read_bytes
 
-SCHEMAS = (1,)  # of the records that can be read
+# Of the records that can be read. A study of schema 1 has the same settings as one of schema 2.
+SCHEMAS = {"vaez-fast article": (1, 2)}
+SCHEMA = (1,)  # of all other commands
 HEADER = ("kind", "schema")
 MOST_BYTES = 2**26  # a record with a curve of a quarter of a million points
 
@@ -30,11 +32,12 @@ def read_settings(path: Path, command: str) -> dict[str, Any]:
     content = _content(path)
     if not isinstance(content, dict):
         raise ConfigError(f"config: {path} must hold a table of settings, got {_kind(content)}")
-    kind, schema = content.get("kind"), content.get("schema", SCHEMAS[-1])
+    kind, schema = content.get("kind"), content.get("schema", 1)
     if kind is not None and kind != command:
         raise ConfigError(f"config: {path} is a record of {shown(kind)}, not of {command!r}")
-    if type(schema) is not int or schema not in SCHEMAS:
-        known = ", ".join(map(str, SCHEMAS))
+    schemas = SCHEMAS.get(command, SCHEMA)
+    if type(schema) is not int or schema not in schemas:
+        known = ", ".join(map(str, schemas))
         raise ConfigError(
             f"config: {path} has schema {shown(schema)}, and schema {known} can be read"
         )

@@ -27,7 +27,10 @@ COMMANDS = {
     "train": "train a VAE; write metrics.json and checkpoint.pt",
     "evaluate": "measure trained VAEs again: another split, more samples, the law of z",
     "sample": "draw images from a trained VAE, z from N(0, I) or a law fitted to q(z)",
+    "latents": "measure and draw what law z has: bounds on its KL, tests, pictures",
     "article": "run the article's study: every framework on several seeds; write its report",
+    "sweep": "measure what drives the law of z: latent sizes times weights of the rate",
+    "remedies": "compare richer posteriors, learned priors and other training with the VAE",
     "theory": "study the KL term by itself: numbers and figures, no training",
     "compare": "compare every op with float64, and the kernels with the fallback",
     "report": "draw the report of a study or of one training run",
@@ -46,6 +49,7 @@ a first session, two minutes on two cores, without a network:
   vaez-fast env
   vaez-fast train --out runs/first
   vaez-fast sample runs/first --out runs/first/samples
+  vaez-fast latents runs/first --out runs/first/latents
   vaez-fast report runs/first
 
   vaez-fast COMMAND --help lists a command's settings, with units, defaults and an example.
@@ -57,8 +61,8 @@ is shown on a terminal only.
 
 environment: VAEZ_BACKEND=torch|triton forces the ops' backend; TRITON_INTERPRET=1 interprets the
 kernels on the CPU; VAEZ_AUTOTUNE=1 times other launch parameters on CUDA; VAEZ_RANK_PATIENCE is the
-number of seconds that a rank of torchrun waits for another rank (default 600; in article a week,
-because a rank may have more to do).
+number of seconds that a rank of torchrun waits for another rank (default 600; in article, sweep and
+remedies a week, because a rank may have more to do).
 
 exit status: 0 done; 1 the run failed (data, files, training, a comparison); 2 a setting is invalid;
 130 stopped by Ctrl-C, 143 by SIGTERM and 129 by SIGHUP, what was finished is kept; 141 the reader

@@ -59,7 +59,9 @@ def add_model(group: Group) -> None:
 def add_recipe(parser: argparse.ArgumentParser) -> Group:
     """The recipe without its seeds; returns the group."""
     d = DEFAULTS
-    recipe = parser.add_argument_group("recipe (Adam, 5 % of the steps warm-up, then a cosine)")
+    recipe = parser.add_argument_group(
+        "recipe (by default Adam, 5 % of the steps warm-up, then a cosine)"
+    )
     # No defaults here: TrainConfig's default holds if neither is given.
     recipe.add_argument(
         "--epochs",
@@ -80,9 +82,20 @@ def add_recipe(parser: argparse.ArgumentParser) -> Group:
         type=NUMBER,
         default=d.lr,
         metavar="RATE",
-        help=f"highest learning rate (default {d.lr:g})",
+        help=f"highest learning rate, or the constant one of rmsprop (default {d.lr:g})",
     )
     return recipe
+
+
+def add_test_samples(group: Group) -> None:
+    group.add_argument(
+        "--test-samples",
+        type=INTEGER,
+        default=DEFAULTS.test_samples,
+        metavar="N",
+        help="importance samples an image for log p(x) of the test split"
+        f" (default {DEFAULTS.test_samples})",
+    )
 
 
 def add_machine(

@@ -9,8 +9,8 @@ import numpy as np
 
 from ..drawing import style
 from ..measures.intervals import Interval, interval
-from ..study.verdicts import distortion, rate, values
-from ..study.verdicts import surgery as part_of_rate
+from ..study.readings import distortion, rate, values
+from ..study.readings import surgery as part_of_rate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,7 +10,8 @@ import numpy as np
 from ..drawing import style
 from ..measures.intervals import interval
 from ..measures.samplers import SAMPLERS
-from ..study.verdicts import ANALYTIC, frechet, values
+from ..study.readings import ANALYTIC, frechet, values
+from .tables import has_images
 
 Results = dict[str, Any]
 Images = dict[str, dict[str, np.ndarray]]  # arm → sampler → (count, 784) uint8
@@ -18,17 +19,19 @@ Images = dict[str, dict[str, np.ndarray]]  # arm → sampler → (count, 784) ui
 
 def image_distance(results: Results) -> bytes:
     """Fréchet distance by arm and sampler, with real images and the mean digit for comparison."""
-    arms = ["elbo/total-derivative/joint", "elbo/analytic/joint"]
-    arms += [run["arm"] for run in results["runs"] if "beta" in run["arm"] and run["seed"] == 0][:1]
+    arms = [ANALYTIC, "elbo/total-derivative/joint"]
+    arms += [run["arm"] for run in results["runs"] if "beta" in run["arm"] and run["seed"] == 0][:2]
     arms += ["kl/total-derivative/separate", "randn"]
     bounds = results["beside"]["images"]
-    markers = dict(zip(SAMPLERS, "oPsD^", strict=True))
-    with style.figure(height=4.8) as (fig, (ax,)):
+    markers = dict(zip(SAMPLERS, "osD^vPX", strict=True))
+    with style.figure(height=5.4) as (fig, (ax,)):
         for i, arm in enumerate(arms):
             for j, name in enumerate(SAMPLERS):
+                if not has_images(results, arm, name):
+                    continue
                 point = interval(values(results, arm, frechet(name)))
                 ax.errorbar(
-                    point.mean, -i + 0.24 - 0.12 * j, xerr=point.half, marker=markers[name],
+                    point.mean, -i + 0.3 - 0.1 * j, xerr=point.half, marker=markers[name],
                     color=style.colour(arm), markersize=5, linewidth=1.0, linestyle="none",
                     label=name if i == 0 else None,
                 )  # fmt: skip
@@ -42,7 +45,7 @@ def image_distance(results: Results) -> bytes:
         ax.set_xscale("log")
         ax.set_ylim(-len(arms) + 0.4, 0.9)
         ax.set_yticks([-i for i in range(len(arms))], arms, fontsize=9)
-        ax.set_xlabel("Fréchet distance in a classifier's features (log axis; left is better)")
+        ax.set_xlabel("Fréchet distance in three classifiers' features (log axis)")
         ax.set_title("Images by arm and by where z is drawn")
         legend = ax.legend(title="z drawn from", fontsize=9, frameon=False, loc="lower center")
         legend.get_title().set_fontsize(9)
@@ -52,9 +55,9 @@ def image_distance(results: Results) -> bytes:
 def image_grid(results: Results, images: Images) -> bytes:
     """Every arm and sampler: means of p(x|z), with the same base noise down each column."""
     arms, shown = list(images), 4
-    with style.figure(len(SAMPLERS), width=7.0, height=0.24 * len(arms) + 0.4) as (fig, axes):
+    with style.figure(len(SAMPLERS), width=9.0, height=0.24 * len(arms) + 0.4) as (fig, axes):
         for ax, name in zip(axes, SAMPLERS, strict=True):
-            rows = [np.hstack(list(images[arm][name][:shown].reshape(-1, 28, 28))) for arm in arms]
+            rows = [np.hstack(list(_shown(images[arm], name, shown))) for arm in arms]
             ax.imshow(255 - np.vstack(rows), cmap="gray", vmin=0, vmax=255)
             ax.set_title(name, fontsize=8.5)
             ax.set_xticks([])
@@ -66,9 +69,15 @@ def image_grid(results: Results, images: Images) -> bytes:
         return style.png(fig)
 
 
+def _shown(grids: dict[str, np.ndarray], sampler: str, count: int) -> np.ndarray:
+    # (count, 28, 28); white where an arm has no such sampler
+    blank = np.zeros((count, 784), dtype=np.uint8)
+    return grids.get(sampler, blank)[:count].reshape(-1, 28, 28)
+
+
 def image_rows(results: Results, images: Images) -> bytes:
     """The ordinary VAE's images by sampler."""
-    with style.figure(height=3.2) as (fig, (ax,)):
+    with style.figure(height=4.2) as (fig, (ax,)):
         rows = [np.hstack(list(images[ANALYTIC][name].reshape(-1, 28, 28))) for name in SAMPLERS]
         ax.imshow(255 - np.vstack(rows), cmap="gray", vmin=0, vmax=255)
         labels = [
@@ -82,7 +91,7 @@ def image_rows(results: Results, images: Images) -> bytes:
         ax.spines[:].set_visible(False)
         floor = results["beside"]["images"]["floor"]["frechet"]
         ax.set_title(
-            f"{ANALYTIC}: the same decoder, z from five laws\n"
+            f"{ANALYTIC}: the same decoder, z from seven laws\n"
             f"(Fréchet distance under each; real images {floor:.2f})"
         )
         return style.png(fig)

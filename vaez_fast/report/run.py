@@ -8,7 +8,7 @@ from typing import Any
 
 from ..drawing import style
 from ..drawing.page import Block, Figure, Heading, Table, Text, html, markdown
-from ..measures.evaluate import Metrics
+from ..measures.evaluate import Metrics, kind_of_rate
 from ..runs.samples import grid
 from ..runs.trained import Trained, draw, open_run
 from ..system.files import prepare_files, reading, write_atomically
@@ -30,7 +30,7 @@ def write(folder: Path) -> Trained:
     """
     run = open_run(folder, device="cpu")
     prepare_files(folder, *PICTURES, "report.md", "report.html")
-    _, means = draw(run, "standard-normal", SHOWN, run.config.seed)
+    _, means = draw(run, "prior", SHOWN, run.config.seed)
     with reading(folder / "metrics.json", "train"):
         drawn = (curve(run.record["curve"]), grid(means.numpy(), columns=10))
         pictures = dict(zip(PICTURES, drawn, strict=True))
@@ -86,7 +86,7 @@ def _blocks(run: Trained) -> Iterator[Block]:
         ("test split", "nats per image", "what it is"),
         [
             ("ELBO", f"{test.elbo:.2f}", "−(rate + distortion)"),
-            ("rate", f"{test.rate:.2f}", "mean analytic KL(q(z|x) ‖ N(0, I))"),
+            ("rate", f"{test.rate:.2f}", kind_of_rate(run.config, test.log_px_samples)),
             (
                 "distortion",
                 f"{test.distortion:.2f}",
@@ -102,9 +102,16 @@ def _blocks(run: Trained) -> Iterator[Block]:
     yield Figure(
         "curve.png",
         "The learning curve, one sample an image (for iwae as many as in training); terms that a "
-        "phase does not train are left out.",
+        "phase does not train are left out."
+        + (
+            " With free bits, the training curve's rate is the sum of max(λ, KL) over the latents."
+            if run.config.free_bits
+            else ""
+        ),
     )
-    yield Figure("samples.png", "Means of p(x|z), z drawn from N(0, I).")
+    prior = run.config.prior
+    drawn_from = "N(0, I)" if prior == "standard-normal" else f"the learned prior ({prior})"
+    yield Figure("samples.png", f"Means of p(x|z), z drawn from {drawn_from}.")
     yield Heading(2, "How it was run")
     yield Text("Run it again from the file that it wrote:")
     yield Text("vaez-fast train --config metrics.json --out DIR", code=True)

@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -28,19 +29,30 @@ from ..measures.aggregate import (
     sample_kl,
     surgery,
 )
-from ..measures.evaluate import Evaluator
-from ..measures.features import FeatureNet, Training, load_features, save_features, train_features
-from ..measures.image_metrics import floors, image_scores
+from ..measures.codes import Codes, encode
+from ..measures.densities import Embedded
+from ..measures.features import Networks, load_features, save_features, train_networks
+from ..measures.image_metrics import Reference, floors, image_scores
+from ..measures.law import KINDS, best_density, fit_densities, measure_law
+from ..measures.law_summary import summary_of
+from ..measures.normality import LEAST_DRAWS_PER_DIMENSION, normality_tests
+from ..measures.replaced_prior import log_px_gain
 from ..measures.samplers import SAMPLERS, fit
 from ..model import VAE
 from ..training.train import steps_of, train
+from .arrays import LAW
+from .likelihood import both_sides, k_curve
+from .readings import ANALYTIC
 
 # The surgery's 20,000 × 400 × 128 exponentials take one core three seconds.
 AGGREGATE_DRAWS = 400
-GENERATED, SHOWN = 1_000, 12
+GENERATED, SHOWN = 10_000, 12
 NEAREST_AMONG = 10_000
-# The numbers of samples and test images for the curve of log p(x).
-K_CURVE, K_CURVE_IMAGES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000), 500
+# A flow takes longer to fit than all other densities and bounds the KL no better (see the ordinary
+# VAE, for which it is fitted).
+WITHOUT_FLOW = tuple(kind for kind in KINDS if kind != "flow")
+# The test images and samples of the gain of another prior.
+GAIN_IMAGES, GAIN_SAMPLES = 2_000, 128
 
 # Epochs from one validation pass to the next; the validation ELBO selects the joint arms' state.
 LOOK_EVERY = 5
@@ -55,15 +67,15 @@ class Measure:
         base: the settings that the arms share.
         dataset: the images.
         device: the device of training and measuring.
-        classifier_file: stores the network whose features compare images, so that a study that is
+        networks_file: stores the networks whose features compare images, so that a study that is
             continued later, or on another machine, uses the same features.
     """
 
     def __init__(
-        self, base: TrainConfig, dataset: Dataset, device: torch.device, classifier_file: Path
+        self, base: TrainConfig, dataset: Dataset, device: torch.device, networks_file: Path
     ) -> None:
         self.base, self.dataset, self.device = base, dataset.to(device), device
-        self.classifier_file = classifier_file
+        self.networks_file = networks_file
         self.steps = steps_of(base, dataset)
         self.pixels = Pixels(self.dataset, base.binarize)
         self.train_x, self.validation_x, self.test_x = (self.pixels.x(split) for split in SPLITS)
@@ -71,12 +83,17 @@ class Measure:
         self.generated = min(GENERATED, len(self.test_x), len(self.validation_x))
 
     @cached_property
-    def classifier(self) -> tuple[FeatureNet, Training]:
-        if self.classifier_file.exists():
-            return load_features(self.classifier_file, self.device)
-        net, training = train_features(self.dataset)
-        save_features(net, training, self.classifier_file)
-        return net, training
+    def networks(self) -> Networks:
+        if self.networks_file.exists():
+            return load_features(self.networks_file, self.device)
+        networks = train_networks(self.dataset)
+        save_features(networks, self.networks_file)
+        return networks
+
+    @cached_property
+    def reference(self) -> Reference:
+        nets = [net for net, _ in self.networks]
+        return Reference(self._spread(self.test_x), self.train_x[:NEAREST_AMONG], nets)
 
     def run(
         self, config: TrainConfig, observe_at: frozenset[int]
@@ -95,7 +112,15 @@ class Measure:
             observe=observe,
             observe_at=observe_at,
         )
-        images, scores = self._images(result.vae, config.seed)
+        with torch.no_grad():
+            pixels = Pixels(self.dataset, config.binarize, config.seed)
+            codes = encode(result.vae, pixels, config.seed)
+            kinds = KINDS if config.arm == ANALYTIC else WITHOUT_FLOW
+            densities = fit_densities(codes, config.seed, kinds)
+            images, scores = self._images(result.vae, codes, densities, config.seed)
+            latents = self._latents(codes, densities, config.seed)
+            if config.decoder == "joint":
+                latents["gain"] = self._gain(result.vae, codes, densities, config.seed)
         record = {
             "arm": config.arm,
             "seed": config.seed,
@@ -105,12 +130,15 @@ class Measure:
             "curve": result.curve,
             "decay": decay,
             "test": result.test.as_dict(),
-            "latents": self._latents(result.vae, config.seed),
+            "latents": latents,
             "images": scores,
         }
-        if config.arm == "elbo/analytic/joint" and config.seed == 0:
-            record["k_curve"] = self._k_curve(result.vae, config.seed)
-        return record, images
+        if config.arm == ANALYTIC and config.seed == 0:
+            of = (self.pixels.test, self.pixels.scale, config.seed, self.base.precision)
+            record["k_curve"] = k_curve(result.vae, *of)
+            record["both_sides"] = both_sides(result.vae, self.test_x, config.seed)
+        law = summary_of(codes, self.dataset.test.labels, config.seed)
+        return record, images | {LAW + name: array for name, array in law.items()}
 
     @torch.no_grad()
     def _distance(self, vae: VAE, seed: int, index: int) -> Record:
@@ -120,15 +148,16 @@ class Measure:
         rate = float(kl_per_dimension(mu, logvar).sum())
         return {"sample_kl": sample_kl(z), "rate": rate}
 
-    @torch.no_grad()
-    def _latents(self, vae: VAE, seed: int) -> Record:
-        mu, logvar = vae.encode(self.test_x)
-        z = rsample(mu, logvar, streams.LAW_OF_Z.key(seed, device=self.device))[0]
-        own = vae.encode(self.train_x[:AGGREGATE_IMAGES])
+    def _latents(self, codes: Codes, densities: dict[str, Embedded], seed: int) -> Record:
+        mu, logvar, z = codes.test
+        own = (codes.train.mu[:AGGREGATE_IMAGES], codes.train.logvar[:AGGREGATE_IMAGES])
         noise = streams.SURGERY.key(seed, device=self.device)
         parts = surgery(*own, noise, AGGREGATE_DRAWS)
         noise = streams.HELD_OUT_KL.key(seed, device=self.device)
         held_out = held_out_marginal_kl(*own, mu, logvar, noise, AGGREGATE_DRAWS)
+        # A test needs ten draws a dimension: of the measured latents, those of the largest KL.
+        by_kl = sorted(codes.measured().tolist(), key=lambda j: -float(codes.kl[j]))
+        tested = sorted(by_kl[: len(z) // LEAST_DRAWS_PER_DIMENSION])
         return {
             "n": len(z),
             "sample_kl": sample_kl(z),
@@ -140,33 +169,43 @@ class Measure:
                 for name, value in vars(parts).items()
             },
             "held_out_marginal_kl": held_out._asdict(),
+            "law": measure_law(codes, seed, densities).as_dict(),
+            "tests": {
+                name: asdict(test) for name, test in normality_tests(z, seed, tested).items()
+            },
         }
 
-    @torch.no_grad()
-    def _images(self, vae: VAE, seed: int) -> tuple[dict[str, np.ndarray], Record]:
+    def _gain(self, vae: VAE, codes: Codes, densities: dict[str, Embedded], seed: int) -> Record:
+        best = best_density(densities, codes.validation.z)
+        noise = streams.REPLACED_PRIOR.key(seed, device=self.device)
+        x = self.test_x[:GAIN_IMAGES]
+        gain = log_px_gain(vae, densities[best], x, noise, GAIN_SAMPLES)
+        return {
+            "density": best,
+            "log_px": gain.log_px._asdict(),
+            "elbo": gain.elbo._asdict(),
+            "num_images": gain.num_images,
+            "num_samples": gain.num_samples,
+        }
+
+    def _images(
+        self, vae: VAE, codes: Codes, densities: dict[str, Embedded], seed: int
+    ) -> tuple[dict[str, np.ndarray], Record]:
         def key(use: streams.Use) -> Tensor:
             return use.key(seed, device=self.device)
 
-        net, _ = self.classifier
-        posteriors = vae.encode(self.train_x[:AGGREGATE_IMAGES])
-        codes = rsample(*posteriors, key(streams.TRAINING_CODES))[0]
         pixels = uniform(key(streams.GENERATED_PIXELS), 1, self.generated, self.test_x.shape[1])[0]
-        test, train = self._spread(self.test_x), self.train_x[:NEAREST_AMONG]
         shown, scores = {}, {}
         for name in SAMPLERS:
-            z = fit(name, codes).draw(key(streams.GENERATED_Z), self.generated)
+            if name == "flow" and name not in densities:
+                continue
+            z = fit(name, codes, densities).draw(key(streams.GENERATED_Z), self.generated)
             means = torch.sigmoid(vae.decode(z))
             shown[name] = (255 * means[:SHOWN]).round().to(torch.uint8).cpu().numpy()
             # Grey data are compared with means, binary data with binary samples.
             generated = means if self.base.binarize == "none" else (pixels < means).float()
-            scores[name] = image_scores(generated, test, train, net)
+            scores[name] = image_scores(generated, self.reference)
         return shown, scores
-
-    def _k_curve(self, vae: VAE, seed: int) -> Record:
-        pixels, scale = self.pixels.test[:K_CURVE_IMAGES], self.pixels.scale
-        noise = streams.K_CURVE.key(seed, device=self.device)
-        curve = Evaluator(pixels, scale, noise, self.base.precision).log_px_curve(vae, K_CURVE)
-        return {"images": len(pixels), "k": list(K_CURVE), "log_px": curve.mean(1).tolist()}
 
     def _spread(self, images: Tensor) -> Tensor:
         # As many images as are generated, from the whole split: the first need not be typical.
@@ -174,12 +213,12 @@ class Measure:
 
     def beside(self) -> Record:
         """References for the arms' numbers that belong to no arm: floors, ceilings and nulls."""
-        net, training = self.classifier
+        trainings = [training for _, training in self.networks]
+        splits = streams.REAL_SPLITS.key(0, device=self.device)
         noise = streams.MEAN_IMAGE_PIXELS.key(0, device=self.device)
-        real = self._spread(self.validation_x)
-        train_x = self.train_x[:NEAREST_AMONG]
         grey = self.base.binarize == "none"
-        bounds = floors(real, self._spread(self.test_x), train_x, net, None if grey else noise)
+        real = self._spread(self.validation_x)
+        bounds = floors(real, self.reference, splits, None if grey else noise)
         # Pixel frequencies of the training split, half a count added, scored on the test split.
         count = len(self.train_x)
         frequency = (self.train_x.double().sum(0) + 0.5) / (count + 1)
@@ -188,7 +227,10 @@ class Measure:
         latent = VAE(self.base.model).architecture.latent
         return {
             "images": bounds,
-            "features": training.as_dict(),
+            "features": {
+                "accuracy_binary": fmean(training.accuracy_binary for training in trainings),
+                "networks": [training.as_dict() for training in trainings],
+            },
             "marginal_log_prob": float(score),
             "null_sample_kl": null_sample_kl(len(self.test_x), latent),
             "latent": latent,

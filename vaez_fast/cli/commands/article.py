@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
-from ...config import check_backend, choose_device
 from ...study.config import BETAS, StudyConfig
-from ...system.files import check_place
-from ...system.messages import say
-from ...system.stopping import KEPT, Signals, Stopped
-from .. import settings
+from .. import settings, studies
 from ..kinds import INTEGER, NUMBER
 
 DESCRIPTION = """\
@@ -43,11 +38,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         default=list(BETAS),
         metavar="WEIGHT",
-        help="weights of the rate for the sweep from the ELBO towards the KL alone (default "
-        + " ".join(f"{beta:g}" for beta in BETAS)
-        + ")",
+        help="weights of the rate for the sweep from the ELBO towards the KL alone, beside"
+        " 0.1, which every study has (default " + " ".join(f"{beta:g}" for beta in BETAS) + ")",
     )
-    settings.add_recipe(parser)
+    settings.add_test_samples(settings.add_recipe(parser))
     settings.add_machine(parser)
     settings.add_output(parser, "what `vaez-fast report --json` prints")
 
@@ -58,19 +52,13 @@ def run(options: argparse.Namespace) -> int:
 
     from ...report import article as report
     from ...study.study import run_study
-    from ...system.world import LONG_SECONDS, joined, own_device
     from .report import show
 
-    with Signals() as signals, joined(signals, _say_stopped, LONG_SECONDS) as world:
-        device = own_device(choose_device(config.base.device))
-        check_backend(device)
-        config = replace(config, base=replace(config.base, device=str(device)))
-        if world.rank == 0:
-            for name in report.files():  # fails now rather than after the study
-                check_place(out / name)
-        run_study(config, out, show_progress=True, world=world)
-    return show(out, as_json=options.json) if world.rank == 0 else 0
-
-
-def _say_stopped(stopped: Stopped) -> None:
-    say("article", f"{stopped}; {KEPT}")
+    return studies.run(
+        "article",
+        config,
+        out,
+        report.files(),
+        lambda config, world: run_study(config, out, show_progress=True, world=world),
+        lambda: show(out, as_json=options.json),
+    )

@@ -105,7 +105,7 @@ def _measure(run: Trained, options: argparse.Namespace, world: World) -> dict[st
     count = options.test_samples or run.config.test_samples
     metrics = evaluate(run, images, options.split, count, show_progress=first, world=world)
     law = law_of_z(run, images, options.split)
-    if not all(math.isfinite(x) for x in (*metrics.as_dict().values(), *asdict(law).values())):
+    if not all(math.isfinite(x) for x in (*metrics.as_dict().values(), law.sample_kl)):
         raise OutputError(f"{run.folder}: a measured number is not finite: its weights are damaged")
     if first and not options.json:
         print("\n".join(_table(run, options.split, metrics, law)))
@@ -127,10 +127,11 @@ def _record(run: Trained, split: str, metrics: Metrics, law: Law) -> dict[str, A
 def _table(run: Trained, split: str, metrics: Metrics, law: Law) -> Iterator[str]:
     yield run.title
     yield ""
-    yield from table_of_metrics(metrics, split)
+    yield from table_of_metrics(run.config, metrics, split)
     yield (
         f"  {'sample KL':<11}{law.sample_kl:9.4f}   of a diagonal Gaussian fitted to {law.n:,} z, "
         f"one an image; N(0, I) itself {law.null_sample_kl:.4f}"
     )
-    yield f"  {'active':<11}{law.active_units:9}   of {law.latent} latents: Var E[z|x] > 0.01"
+    if law.active_units is not None:
+        yield f"  {'active':<11}{law.active_units:9}   of {law.latent} latents: Var E[z|x] > 0.01"
     yield ""

@@ -11,8 +11,9 @@ from .. import settings
 
 DESCRIPTION = """\
 Compute the KL term of one latent dimension: its minimum, its gradient flow, momentum, Monte Carlo
-estimators and their variance, and the KL of a fit to exactly normal draws. Writes DIR/theory.json
-and its figures, in seconds."""
+estimators and their variance, and the KL of a fit to exactly normal draws. Then the linear VAE,
+where the whole ELBO and the law of z are known, and the KL's invariance under rotation. Writes
+DIR/theory.json and its figures, in seconds."""
 EXAMPLE = "vaez-fast theory --out runs/theory"
 
 

@@ -15,11 +15,13 @@ from ...config import (
     IWAE_KLS,
     KLS,
     OBJECTIVES,
+    OPTIMIZERS,
     ConfigError,
     TrainConfig,
     check_backend,
     choose_device,
 )
+from ...names import POSTERIORS, PRIORS
 from ...system.errors import printable, shown
 from ...system.files import OutputError, claimed, read_json
 from ...system.messages import say
@@ -54,6 +56,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     arm = parser.add_argument_group("model and arm")
     settings.add_model(arm)
     arm.add_argument(
+        "--latent",
+        type=INTEGER,
+        metavar="D",
+        help="the number of latents (default: the model's own)",
+    )
+    arm.add_argument(
         "--objective",
         type=TEXT,
         default=d.objective,
@@ -64,8 +72,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--kl",
         type=TEXT,
         metavar="HOW",
-        help=f"how the KL is computed, or the gradient of iwae: {choices(KLS)} (default {d.kl}, and"
-        f" {IWAE_KLS[0]} for iwae)",
+        help=f"how the KL is computed, or the gradient of iwae: {choices(KLS)} (default {d.kl};"
+        f" {IWAE_KLS[0]} for iwae, posterior iaf and learned priors)",
     )
     arm.add_argument(
         "--decoder",
@@ -89,7 +97,44 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="samples of z an image: the elbo is their mean, iwae the logarithm of their mean"
         f" importance weight (default {d.num_samples})",
     )
+    arm.add_argument(
+        "--posterior",
+        type=TEXT,
+        default=d.posterior,
+        metavar="NAME",
+        help=f"the family of q(z|x): {choices(POSTERIORS)} (default {d.posterior})",
+    )
+    arm.add_argument(
+        "--prior",
+        type=TEXT,
+        default=d.prior,
+        metavar="NAME",
+        help=f"p(z): {choices(PRIORS)} (default {d.prior}; the others are learned)",
+    )
+    arm.add_argument(
+        "--free-bits",
+        type=NUMBER,
+        default=d.free_bits,
+        metavar="NATS",
+        help=f"the rate of a latent that costs nothing, in nats (default {d.free_bits:g})",
+    )
+    arm.add_argument(
+        "--kl-warmup",
+        type=NUMBER,
+        default=d.kl_warmup,
+        metavar="FRACTION",
+        help="the fraction of the steps over which the rate's weight rises from 0"
+        f" (default {d.kl_warmup:g})",
+    )
     recipe = settings.add_recipe(parser)
+    recipe.add_argument(
+        "--optimizer",
+        type=TEXT,
+        default=d.optimizer,
+        metavar="NAME",
+        help=f"{choices(OPTIMIZERS)} (default {d.optimizer}; rmsprop is the article's, centred,"
+        " at a constant rate)",
+    )
     recipe.add_argument(
         "--seed",
         type=INTEGER,
@@ -98,14 +143,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help=f"fixes weights, order and noise; 0 to 2³²−1 (default {d.seed})",
     )
     evaluation = parser.add_argument_group("evaluation")
-    evaluation.add_argument(
-        "--test-samples",
-        type=INTEGER,
-        default=d.test_samples,
-        metavar="N",
-        help="importance samples an image for log p(x) of the test split"
-        f" (default {d.test_samples})",
-    )
+    settings.add_test_samples(evaluation)
     settings.add_machine(parser)
     output = settings.add_output(parser, "the content of metrics.json")
     output.add_argument(
@@ -229,7 +267,7 @@ def _table(config: TrainConfig, result: Result, out: Path) -> str:
         f"{config.model} on {config.data} ({config.binarize}), {config.arm}, seed {config.seed}, "
         f"{result.precision} on {result.device}",
         "",
-        *table_of_metrics(result.test, "test"),
+        *table_of_metrics(config, result.test, "test"),
         "",
         f"{result.steps} steps in {result.train_seconds:.1f} s of training "
         f"({speed['images_per_second']:,.0f} images/s), {result.compile_seconds:.1f} s compiling, "

@@ -1,0 +1,153 @@
+"""The report of remedies: remedies.md with its figure, and remedies.html, which opens offline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..drawing import style
+from ..drawing.page import Block, Figure, Heading, Table, Text, html, markdown
+from ..measures.intervals import Interval, interval, paired
+from ..study.config import REMEDIES
+from ..study.readings import Read, elbo, log_px, number, rate, values
+from ..study.remedies import KIND, SCHEMA
+from ..system.files import OutputError, prepare_files, read_json, reading, write_atomically
+
+Results = dict[str, Any]
+FIGURE = "remedies.png"
+FILES = (FIGURE, "remedies.md", "remedies.html")
+WHAT = {
+    "analytic": "the ordinary VAE, analytic KL",
+    "monte-carlo": "the ordinary VAE, Monte Carlo KL",
+    "full-covariance": "full-covariance q(z|x)",
+    "iaf": "inverse autoregressive flow q(z|x) (Kingma et al. 2016)",
+    "mixture": "learned mixture p(z)",
+    "vamp": "VampPrior p(z) (Tomczak & Welling 2018)",
+    "flow": "learned RealNVP p(z)",
+    "free-bits": "free bits, 0.1 nat a latent",
+    "kl-warmup": "KL warm-up over a fifth of the steps",
+    "half-beta": "β = 0.5",
+    "rmsprop": "the article's optimizer: centred RMSprop, constant rate",
+}
+frechet = number("images.frechet")
+
+
+def write(out: Path) -> Results:
+    """Write remedies.md, .html and .png into `out`; returns the content of results.json.
+
+    Raises:
+        OutputError: `out` holds no results of remedies, or cannot be written.
+    """
+    path = out / "results.json"
+    results = read_json(path)
+    prepare_files(out, *FILES)
+    if (results.get("kind"), results.get("schema")) != (KIND, SCHEMA):
+        raise OutputError(f"{path} holds no remedies, schema {SCHEMA}")
+    with reading(path, "remedies"):
+        pictures = {FIGURE: figure(results)}
+        page = list(blocks(results))
+    write_atomically(out / FIGURE, pictures[FIGURE])
+    write_atomically(out / "remedies.md", markdown(page).encode())
+    write_atomically(out / "remedies.html", html(page, pictures).encode())
+    return results
+
+
+def arms(results: Results) -> dict[str, str]:
+    """The arm of each remedy that the study has."""
+    found = list(dict.fromkeys(run["arm"] for run in results["runs"]))
+    return dict(zip(results["config"]["remedies"], found, strict=True))
+
+
+def difference(results: Results, remedy: str, read: Read) -> Interval | None:
+    """A remedy minus the ordinary VAE with the same estimate of the KL, paired by seed.
+
+    None for the ordinary VAEs, and where their runs are missing.
+    """
+    named = arms(results)
+    ordinary = "analytic" if REMEDIES[remedy]["kl"] == "analytic" else "monte-carlo"
+    if remedy == ordinary or ordinary not in named:
+        return None
+    return paired(*(values(results, named[name], read) for name in (remedy, ordinary)))
+
+
+def sentences(results: Results) -> list[str]:
+    """Which remedies raise log p(x), which lower it, and which do neither, by their intervals."""
+    all_of_them = {name: difference(results, name, log_px) for name in arms(results)}
+    found = {name: d for name, d in all_of_them.items() if d is not None}
+    if not found:
+        return ["The ordinary VAE is not among these runs, so nothing is compared."]
+
+    def told(names: list[str]) -> str:
+        return "; ".join(f"{WHAT[name]} {found[name].text()}" for name in names)
+
+    by_gain = sorted(found, key=lambda name: -found[name].mean)
+    raised = [name for name in by_gain if found[name].low > 0]
+    lowered = [name for name in by_gain if found[name].high < 0]
+    neither = [name for name in by_gain if name not in raised and name not in lowered]
+    beside = "over that of the ordinary VAE with the same KL estimate, in nats"
+    said = [f"log p(x) rises {beside}: {told(raised)}."] if raised else []
+    said += [f"It falls: {told(lowered)}."] if lowered else []
+    said += [f"The interval holds zero: {told(neither)}."] if neither else []
+    return said
+
+
+def blocks(results: Results) -> Iterator[Block]:
+    """The page of the report."""
+    config, environment = results["config"], results["environment"]
+    length = f"{config['epochs']} epochs" if config["epochs"] else f"{config['steps']:,} steps"
+    yield Heading(1, "Who mends it: posteriors, priors and training")
+    yield Text(
+        f"{config['model']} on {config['data']} ({config['binarize']} binarisation), "
+        f"{config['seeds']} seeds, {length}, batch {config['batch_size']}, "
+        f"{config['precision']} products on {environment['device']}, torch "
+        f"{environment['torch']}. Test split, nats per image, {config['test_samples']:,} "
+        "importance samples, mean ± 95 % t-interval over seeds; differences are paired by seed."
+    )
+    for sentence in sentences(results):
+        yield Text(sentence)
+    yield Figure(FIGURE, "log p(x) of every remedy, with 95 % intervals.")
+    yield table(results)
+    yield Text(
+        "Left is the lower bound of KL(q(z) ‖ p(z)), p the run's own prior: what a better prior "
+        "could still gain. A dash stands where q(z|x) is not diagonal. Fréchet is the distance of "
+        "images whose z come from the run's own prior. The ELBO of β = 0.5 is −(rate + "
+        "distortion), too, so it can be compared."
+    )
+
+
+def table(results: Results) -> Table:
+    """Every remedy's numbers, and its differences from the ordinary VAE."""
+    rows = []
+    for remedy, arm in arms(results).items():
+        gain = difference(results, remedy, log_px)
+        left = [run["left"] for run in results["runs"] if run["arm"] == arm]
+        rows.append(
+            (
+                WHAT[remedy],
+                *(interval(values(results, arm, read)).text() for read in (elbo, rate, log_px)),
+                "–" if gain is None else gain.text(),
+                "–" if None in left else interval([one["value"] for one in left]).text(),
+                interval(values(results, arm, frechet)).text(),
+            )
+        )
+    return Table(("remedy", "ELBO", "rate", "log p(x)", "difference", "left", "Fréchet"), rows)
+
+
+def figure(results: Results) -> bytes:
+    """log p(x) by remedy."""
+    named = arms(results)
+    with style.figure(height=0.42 * len(named) + 1.2) as (drawn, (ax,)):
+        for i, arm in enumerate(named.values()):
+            point = interval(values(results, arm, log_px))
+            colour = style.colour(arm)
+            ax.errorbar(point.mean, -i, xerr=point.half, color=colour, marker="o", markersize=5)
+            ax.annotate(
+                f"{point.mean:.1f}", (point.mean, -i), xytext=(0, 6), textcoords="offset points",
+                ha="center", fontsize=9, color=colour,
+            )  # fmt: skip
+        ax.set_yticks([-i for i in range(len(named))], list(named))
+        ax.set_ylim(-len(named) + 0.4, 0.7)
+        ax.set_xlabel("log p(x), nats per image")
+        ax.set_title("Who mends it, test split")
+        return style.png(drawn)

@@ -1,0 +1,179 @@
+"""A sweep's report: sweep.md with its figure, and sweep.html, one file that opens offline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..drawing import style
+from ..drawing.page import Block, Figure, Heading, Table, Text, html, markdown
+from ..measures.intervals import interval
+from ..study.readings import number
+from ..study.sweep import KIND, SCHEMA
+from ..system.files import OutputError, prepare_files, read_json, reading, write_atomically
+
+Results = dict[str, Any]
+FIGURE = "sweep.png"
+FILES = (FIGURE, "sweep.md", "sweep.html")
+
+QUANTITIES = {
+    "rate": number("test.rate"),
+    "distortion": number("test.distortion"),
+    "bound": number("kl_lower.value"),
+    "upper": number("kl_upper.value"),
+    "shell": number("squared_norm.shell"),
+    "informative": number("informative"),
+    "active": number("active_units"),
+}
+COUNTS = ("informative", "active")
+
+
+def write(out: Path) -> Results:
+    """Write sweep.md, sweep.html and sweep.png into `out`; returns the content of results.json.
+
+    Raises:
+        OutputError: `out` holds no results of a sweep, or cannot be written.
+    """
+    path = out / "results.json"
+    results = read_json(path)
+    prepare_files(out, *FILES)
+    if (results.get("kind"), results.get("schema")) != (KIND, SCHEMA):
+        raise OutputError(f"{path} holds no sweep, schema {SCHEMA}")
+    with reading(path, "sweep"):
+        pictures = {FIGURE: figure(results)}
+        page = list(blocks(results))
+    write_atomically(out / FIGURE, pictures[FIGURE])
+    write_atomically(out / "sweep.md", markdown(page).encode())
+    write_atomically(out / "sweep.html", html(page, pictures).encode())
+    return results
+
+
+def means(results: Results, latent: int, beta: float) -> dict[str, float]:
+    """The quantities of one setting, means over its seeds."""
+    runs = [r for r in results["runs"] if (r["latent"], r["beta"]) == (latent, beta)]
+    return {name: sum(map(read, runs)) / len(runs) for name, read in QUANTITIES.items()}
+
+
+def settings(results: Results) -> list[tuple[int, float]]:
+    """(latent size, β) of every setting."""
+    config = results["config"]
+    return [(latent, beta) for latent in config["latents"] for beta in config["betas"]]
+
+
+def sentences(results: Results) -> list[str]:
+    """What drives the bound, and where z lies on a shell."""
+    from scipy.stats import spearmanr
+
+    found = {key: means(results, *key) for key in settings(results)}
+    rates, bounds = ([one[name] for one in found.values()] for name in ("rate", "bound"))
+    least, most = (
+        min(found, key=lambda k: found[k]["bound"]),
+        max(found, key=lambda k: found[k]["bound"]),
+    )
+    verb, how = "was measured beside", ""
+    if len(found) > 2:
+        test = spearmanr(rates, bounds)
+        verb = "rises with" if test.statistic > 0 else "falls with"
+        verb = verb if test.pvalue < 0.05 else "is not explained by"
+        how = (
+            f" (rank correlation {test.statistic:.2f}, p = {test.pvalue:.2g}, "
+            f"{len(found)} settings)"
+        )
+    informed = {key: one for key, one in found.items() if one["informative"] >= 0.5}
+    shells = [key for key, one in informed.items() if one["shell"] < 1]
+    tails = [key for key, one in informed.items() if one["shell"] >= 1]
+    return [
+        f"The bound of KL(q(z) ‖ N(0, I)) {verb} the rate{how}: from "
+        f"{found[least]['bound']:.2f} nats at a rate of {found[least]['rate']:.1f} "
+        f"({_named(least)}) to {found[most]['bound']:.2f} nats at {found[most]['rate']:.1f} "
+        f"({_named(most)}).",
+        f"Of the {len(informed)} settings with informative latents, {len(shells)} have z on a "
+        f"shell (var |z|² below 2d{_of_sizes(shells)}) and {len(tails)} have heavier tails than "
+        f"N(0, I){_of_sizes(tails, brackets=True)}.",
+    ]
+
+
+def _named(key: tuple[int, float]) -> str:
+    return f"{key[0]} latents, β = {key[1]:g}"
+
+
+def _of_sizes(keys: Sequence[tuple[int, float]], *, brackets: bool = False) -> str:
+    sizes = sorted({latent for latent, _ in keys})
+    if not sizes:
+        return ""
+    text = f"latent sizes {', '.join(map(str, sizes))}"
+    return f" ({text})" if brackets else f"; {text}"
+
+
+def blocks(results: Results) -> Iterator[Block]:
+    """The page of the report."""
+    config, environment = results["config"], results["environment"]
+    length = f"{config['epochs']} epochs" if config["epochs"] else f"{config['steps']:,} steps"
+    yield Heading(1, "What drives the law of z: latent size and β")
+    yield Text(
+        f"{config['model']} on {config['data']} ({config['binarize']} binarisation), "
+        f"{config['seeds']} seeds, {length}, {config['precision']} products on "
+        f"{environment['device']}, torch {environment['torch']}. The bound is the lower bound of "
+        "KL(q(z) ‖ N(0, I)) in nats by the Gaussian or mixture that fits validation codes best, on "
+        "test codes. “At most” is the plug-in estimate with the posteriors of all training images, "
+        "which is loose where the rate is far above the logarithm of their number."
+    )
+    for sentence in sentences(results):
+        yield Text(sentence)
+    yield Figure(
+        FIGURE,
+        "Left: the bound against the rate; right: the variance of |z|² over 2d against β (1 is "
+        "N(0, I), below a shell, above heavy tails). One line a latent size, means over seeds.",
+    )
+    yield table(results)
+
+
+def table(results: Results) -> Table:
+    """Every setting's numbers, with 95 % t-intervals over the seeds if there are several."""
+    rows = []
+    for latent, beta in settings(results):
+        runs = [r for r in results["runs"] if (r["latent"], r["beta"]) == (latent, beta)]
+        cells = []
+        for name, read in QUANTITIES.items():
+            found = [read(run) for run in runs]
+            if name in COUNTS:
+                cells.append(f"{sum(found) / len(found):.1f}")
+            else:
+                cells.append(interval(found).text() if len(found) > 1 else f"{found[0]:.3g}")
+        rows.append((str(latent), f"{beta:g}", *cells))
+    head = (
+        *("latents", "β", "rate", "distortion", "at least", "at most", "var |z|² / 2d"),
+        *("informative", "active"),
+    )
+    return Table(head, rows)
+
+
+def figure(results: Results) -> bytes:
+    """The bound against the rate, and the shell against β, by latent size."""
+    config = results["config"]
+    colours = (style.BLACK, style.BLUE, style.SKY, style.GREEN, style.ORANGE, style.VERMILLION)
+    with style.figure(2, height=3.8) as (drawn, (left, right)):
+        for i, latent in enumerate(config["latents"]):
+            points = [means(results, latent, beta) for beta in config["betas"]]
+            colour = colours[i % len(colours)]
+            line: dict[str, Any] = {"color": colour, "marker": "o", "markersize": 4}
+            order = np.argsort([p["rate"] for p in points])
+            left.plot(
+                [points[j]["rate"] for j in order], [points[j]["bound"] for j in order],
+                label=str(latent), **line,
+            )  # fmt: skip
+            right.plot(config["betas"], [p["shell"] for p in points], **line)
+        left.set_xlabel("rate, nats per image")
+        left.set_ylabel("KL(q(z) ‖ N(0, I)), at least, nats")
+        right.axhline(1.0, color=style.GREY, linewidth=0.8, linestyle=":")
+        right.set_xscale("log")
+        right.set_xlabel("β")
+        right.set_ylabel("var |z|² / 2d")
+        drawn.legend(
+            *left.get_legend_handles_labels(), title="latents", loc="outside lower center",
+            ncols=len(config["latents"]), frameon=False,
+        )  # fmt: skip
+        return style.png(drawn)

@@ -1,0 +1,123 @@
+"""Who mends it: posteriors, priors and ways of training beside the ordinary VAE.
+
+Each remedy is one change of the settings. Runs of a seed share data order, noise and the initial
+weights of encoder and decoder, so differences are paired.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vaez_kernels import normal, uniform
+
+from .. import streams
+from ..config import TrainConfig
+from ..data import Dataset, Pixels
+from ..flows import log_standard_normal
+from ..measures.aggregate import mean_of_draws
+from ..measures.codes import encode
+from ..measures.features import load_features, save_features, train_networks
+from ..measures.image_metrics import Reference, image_scores
+from ..measures.law import best_density, fit_densities
+from ..model import VAE
+from ..richer.vae import RicherVAE
+from ..system.world import ALONE, World
+from ..training.train import train
+from .config import RemedyConfig as RemedyConfig
+from .grid import FEATURES, Setup, run_grid
+
+KIND, SCHEMA = "vaez-fast remedies", 1
+GENERATED, NEAREST_AMONG = 10_000, 10_000
+DENSITIES = ("full-covariance", "mixture")
+
+Record = dict[str, Any]
+
+
+def run_remedies(
+    config: RemedyConfig, out: Path, *, show_progress: bool = False, world: World = ALONE
+) -> None:
+    """Do the runs that `out` does not hold yet; several ranks share them.
+
+    More seeds continue a folder, and so do more remedies. Beside the files of `run_grid`:
+    features.pt, the networks in whose features images are compared.
+
+    Raises:
+        As `run_grid`.
+    """
+
+    def setup(dataset: Dataset, device: torch.device) -> Setup:
+        reference = _reference(config.base, dataset, out / FEATURES)
+        return Setup(lambda run: (measure(run, dataset, reference), {}))
+
+    header = {"kind": KIND, "schema": SCHEMA}
+    run_grid(
+        *(config, out, header, "remedies", setup),
+        growing=("remedies",), show_progress=show_progress, world=world,
+    )  # fmt: skip
+
+
+def _reference(base: TrainConfig, dataset: Dataset, file: Path) -> Reference:
+    if file.exists():
+        networks = load_features(file, dataset.test.images.device)
+    else:
+        networks = train_networks(dataset)
+        save_features(networks, file)
+    pixels = Pixels(dataset, base.binarize)
+    real, train_x = pixels.x("test")[:GENERATED], pixels.x("train")[:NEAREST_AMONG]
+    return Reference(real, train_x, [net for net, _ in networks])
+
+
+def measure(config: TrainConfig, dataset: Dataset, reference: Reference) -> Record:
+    """Train a run, and measure its likelihood, what its prior misses, and its images.
+
+    `left` is the lower bound of KL(q(z) ‖ p(z)) for the run's own prior p, in nats, by the best of
+    a Gaussian and mixtures: what a better prior could still gain. It is null where q(z|x) is not
+    diagonal, since the densities need to know which latents are informative. `frechet` is that of
+    images whose z come from the run's own prior.
+    """
+    result = train(config, dataset)
+    with torch.no_grad():
+        return {
+            "arm": config.arm,
+            "seed": config.seed,
+            "steps": result.steps,
+            "train_seconds": result.train_seconds,
+            "best_step": result.best_step,
+            "test": result.test.as_dict(),
+            "left": _left(result.vae, config, dataset),
+            "images": _images(result.vae, config, reference),
+        }
+
+
+def _left(vae: VAE, config: TrainConfig, dataset: Dataset) -> Record | None:
+    if config.posterior != "diagonal":
+        return None
+    codes = encode(vae, Pixels(dataset, config.binarize, config.seed), config.seed)
+    densities = fit_densities(codes, config.seed, DENSITIES)
+    best = best_density(densities, codes.validation.z)
+    z = codes.test.z
+    log_p = vae.law().log_prob(z).double() if isinstance(vae, RicherVAE) else _log_normal(z)
+    value, error = mean_of_draws(densities[best].log_prob(z) - log_p)
+    return {"value": value, "standard_error": error, "how": best}
+
+
+def _log_normal(z: Tensor) -> Tensor:
+    return log_standard_normal(z.double())
+
+
+def _images(vae: VAE, config: TrainConfig, reference: Reference) -> Record:
+    device, count = reference.real.device, len(reference.real)
+    noise = streams.GENERATED_Z.key(config.seed, device=device)
+    if isinstance(vae, RicherVAE):
+        z = vae.law().draw(noise, count)
+    else:
+        z = normal(noise, 1, count, vae.architecture.latent)[0]
+    means = torch.sigmoid(vae.decode(z))
+    if config.binarize == "none":
+        return image_scores(means, reference)
+    key = streams.GENERATED_PIXELS.key(config.seed, device=device)
+    return image_scores((uniform(key, 1, *means.shape)[0] < means).float(), reference)

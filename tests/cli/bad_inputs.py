@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vaez_fast.config import ConfigError, TrainConfig
 from vaez_fast.data import binarize, epoch_order, load
+from vaez_fast.measures.codes import Codes, Encoded
 from vaez_fast.measures.intervals import interval
 from vaez_fast.measures.samplers import fit
 from vaez_fast.model import VAE
@@ -30,6 +31,7 @@ from vaez_kernels import linear_bernoulli_log_prob as linear
 
 MU, LOGVAR = torch.zeros(3, 4), torch.zeros(3, 4)
 KEY = noise_key(0, "train")
+CODES = Codes(*[Encoded(MU, LOGVAR, MU)] * 3)
 PIXELS = torch.zeros(2, 784, dtype=torch.uint8)
 LOGITS, X = torch.zeros(2, 3, 5), torch.zeros(3, 5, dtype=torch.uint8)
 HIDDEN, WEIGHT, BIAS = torch.zeros(2, 3, 7), torch.zeros(5, 7), torch.zeros(5)
@@ -124,8 +126,9 @@ CALLS: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: importance(DECODER, precision="fp8"), ValueError, "precision must be one of auto"),
     (lambda: importance(DECODER, x=X[:2]), ValueError, r"x must have shape \(B, P\) with B = 3"),
     (lambda: VAE(None), TypeError, "model must be a name or an Architecture"),  # type: ignore[arg-type]
-    (lambda: fit("flow", MU), ValueError, "name must be one of standard-normal, posterior"),
-    (lambda: fit("full-covariance", MU[:1]), ValueError, "full-covariance in 4 dimensions needs 5"),
+    (lambda: fit("q", CODES), ValueError, "name must be one of standard-normal, diagonal"),
+    (lambda: fit("full-covariance", CODES), ValueError, "full covariance in 4 dimensions needs 5"),
+    (lambda: fit("mixture", CODES), ValueError, "10 components need 200 draws, got 3"),
     (lambda: interval([1.0]), ValueError, "at least two values are needed, got 1"),
     (lambda: epoch_order(-1, 0, 3, "cpu"), ValueError, "seed must be at least 0"),
     (lambda: TrainConfig(seed=10**5000), ConfigError, "seed must be an integer in"),
@@ -151,6 +154,45 @@ SETTINGS: list[tuple[list[str], str]] = [
         "num_samples needs objective elbo or iwae",
     ),
     (["--decoder", "randn", "--num-samples", "2"], "leave objective, kl, beta and num_samples"),
+    (
+        ["--posterior", "flow"],
+        "posterior must be one of diagonal, full-covariance, iaf, got",
+    ),
+    (["--prior", "nvp"], "prior must be one of standard-normal, mixture, vamp, flow, got 'nvp'"),
+    (["--optimizer", "sgd"], "optimizer must be one of adam, rmsprop, got 'sgd'"),
+    (
+        ["--objective", "iwae", "--posterior", "full-covariance"],
+        "posterior 'full-covariance' needs objective elbo",
+    ),
+    (
+        ["--objective", "kl", "--decoder", "separate", "--prior", "flow"],
+        "prior 'flow' needs objective elbo",
+    ),
+    (["--decoder", "randn", "--prior", "vamp"], "prior 'vamp' needs objective elbo and decoder"),
+    (
+        ["--prior", "mixture", "--kl", "analytic"],
+        "prior 'mixture' needs kl total-derivative, got 'analytic'",
+    ),
+    (
+        ["--posterior", "iaf", "--kl", "sticking-the-landing"],
+        "posterior 'iaf' needs kl total-derivative, got 'sticking-the-landing'",
+    ),
+    (
+        ["--posterior", "full-covariance", "--kl", "sticking-the-landing"],
+        "needs kl analytic or total-derivative, got 'sticking-the-landing'",
+    ),
+    (["--posterior", "iaf", "--prior", "vamp"], "prior 'vamp' needs posterior diagonal, got 'iaf'"),
+    (["--free-bits", "-0.1"], "free_bits must be a number of at least 0, got -0.1"),
+    (["--free-bits", "inf"], "free_bits must be a number of at least 0, got inf"),
+    (["--free-bits", "0.1", "--prior", "flow"], "free_bits needs objective elbo with kl analytic"),
+    (
+        ["--free-bits", "0.1", "--kl", "total-derivative"],
+        "free_bits needs objective elbo with kl analytic",
+    ),
+    (["--free-bits", "0.1", "--objective", "iwae"], "free_bits needs objective elbo"),
+    (["--kl-warmup", "1.5"], "kl_warmup must be a number from 0 to 1, got 1.5"),
+    (["--kl-warmup", "0.1", "--objective", "iwae"], "kl_warmup needs objective elbo and decoder"),
+    (["--kl-warmup", "0.1", "--decoder", "randn"], "kl_warmup needs objective elbo and decoder"),
     (["--test-samples", "0"], "test_samples must be a positive integer, got 0"),
     (["--kl", "exact"], "kl must be one of analytic"),
     (["--kl", "as-published"], "kl 'as-published' needs objective kl"),
@@ -163,6 +205,9 @@ SETTINGS: list[tuple[list[str], str]] = [
     (["--steps", "-5"], "steps must be a positive integer, got -5"),
     (["--batch-size", "0"], "batch_size must be a positive integer"),
     (["--batch-size", "4001", "--steps", "1"], "batch_size must be at most 4000"),
+    (["--latent", "1", "--prior", "flow"], "latent must be at least 2 for posterior iaf and prior"),
+    (["--latent", "0"], "latent must be a positive integer, got 0"),
+    (["--latent", "4294967296"], "latent must be below 2**32, got 4294967296"),
     (["--lr", "0"], "lr must be a positive number, got 0.0"),
     (["--lr", "nan"], "lr must be a positive number, got nan"),
     (["--seed", "-1"], "seed must be an integer in [0, 2**32), got -1"),
@@ -204,12 +249,26 @@ COMMAND_LINES: list[tuple[list[str], str]] = [
     (["article", "--seeds", "1"], "seeds must be at least 2"),
     (["article", "--seeds", "1001"], "seeds must be at most 1000, got 1001"),
     (["article", "--seeds", "1.5"], "seeds must be an integer, got '1.5'"),
-    (["article", "--beta", "1"], "betas must differ from each other and from 1"),
+    (["article", "--beta", "1"], "betas must differ from each other, from 1 and from 0.1"),
+    (["article", "--test-samples", "0"], "test_samples must be a positive integer, got 0"),
+    (["sweep", "--beta", "0.1", "0.10000001"], "betas must differ in their first six digits"),
     (["article", "--beta", "0"], "beta must be a positive number"),
     (["article", "--beta", "nan"], "beta must be a positive number, got nan"),
     (["article", "--steps", "0"], "steps must be a positive integer"),
     (["article", "--data", "cifar"], "data must be one of"),
     (["article", "--lr", "-1"], "lr must be a positive number"),
+    (["sweep"], "out is needed"),
+    (["sweep", "--seeds", "0"], "seeds must be from 1 to 1000, got 0"),
+    (["sweep", "--latents"], "latents must differ from each other, got ()"),
+    (["sweep", "--latents", "2", "2"], "latents must differ from each other, got (2, 2)"),
+    (["sweep", "--latents", "0"], "latent must be a positive integer, got 0"),
+    (["sweep", "--beta", "1", "1"], "betas must differ from each other"),
+    (["sweep", "--beta", "-1"], "beta must be a positive number"),
+    (["remedies"], "out is needed"),
+    (["remedies", "--seeds", "1"], "seeds must be from 2 to 1000, got 1"),
+    (["remedies", "--remedies", "luck"], "remedies must be among analytic, monte-carlo"),
+    (["remedies", "--remedies"], "remedies must differ from each other, got ()"),
+    (["remedies", "--test-samples", "0"], "test_samples must be a positive integer, got 0"),
     (["evaluate"], "the following arguments are required: RUN"),
     (["evaluate", "x", "--split", "train"], "split must be one of validation, test, got 'train'"),
     (["evaluate", "x", "--test-samples", "0"], "test_samples must be a positive integer below"),
@@ -219,7 +278,11 @@ COMMAND_LINES: list[tuple[list[str], str]] = [
     (["sample", "x"], "out is needed"),
     (["sample", "x", "--count", "0"], "count must be a positive integer below 2**32, got '0'"),
     (["sample", "x", "--seed", "-1"], "seed must be an integer in [0, 2**32), got '-1'"),
-    (["sample", "x", "--sampler", "flow"], "sampler must be one of standard-normal, posterior"),
+    (["sample", "x", "--sampler", "q"], "sampler must be one of standard-normal, diagonal"),
+    (["latents"], "the following arguments are required: RUN"),
+    (["latents", "x"], "out is needed: a folder for the results"),
+    (["latents", "x", "--device", "tpu"], "device must be auto, cpu, cuda or cuda:N, got 'tpu'"),
+    (["latents", "x", "--count", "3"], "no flag '--count'"),
     (["theory", "--steps", "3"], "no flag '--steps'"),
     (["compare", "--ops", "softmax"], "ops must be among normal, uniform, rsample"),
     (["compare", "--ops", ""], "ops must be among normal, uniform, rsample"),

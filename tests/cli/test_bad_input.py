@@ -80,7 +80,9 @@ def test_the_table_is_long_and_every_command_is_in_it() -> None:
 def test_an_unknown_command_names_the_nearest_and_all(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["trian"]) == 2
     captured = capsys.readouterr()
-    commands = "train, evaluate, sample, article, theory, compare, report, env"
+    commands = (
+        "train, evaluate, sample, latents, article, sweep, remedies, theory, compare, report, env"
+    )
     assert captured.err == (
         f"vaez-fast: error: no command 'trian'; did you mean train? (there are {commands})\n"
     )

@@ -190,7 +190,7 @@ class TestEveryCommand:
     ) -> None:
         file = tmp_path / "settings.toml"
         file.write_text("nonsense = 1\n")
-        positional = {"evaluate": ["x"], "sample": ["x"], "report": ["x"]}.get(name, [])
+        positional = ["x"] * (name in ("evaluate", "sample", "latents", "report"))
         assert main([name, *positional, "--config", str(file)]) == 2
         error = capsys.readouterr().err
         assert error.startswith(f"vaez-fast {name}: error: config: {file}: no setting 'nonsense'")

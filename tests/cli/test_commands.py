@@ -98,7 +98,7 @@ BROKEN: list[tuple[str, Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize("command", ["evaluate", "sample", "report"])
+@pytest.mark.parametrize("command", ["evaluate", "sample", "latents", "report"])
 @pytest.mark.parametrize(("name", "content", "message"), BROKEN)
 def test_a_run_that_is_not_whole_is_refused_in_one_line(
     command: str, name: str, content: str | None, message: str, run: Path,
@@ -110,7 +110,7 @@ def test_a_run_that_is_not_whole_is_refused_in_one_line(
     if content is not None:
         (folder / name).write_text(content)
     words = [command, str(folder)]
-    if command == "sample":
+    if command in ("sample", "latents"):
         words += ["--out", str(tmp_path / "out")]
     assert main(words) == 1
     error = capsys.readouterr().err
@@ -199,7 +199,10 @@ class TestSample:
         [
             (["--count", "0"], "count must be a positive integer below 2**32, got '0'"),
             (["--seed", "-1"], "seed must be an integer in [0, 2**32), got '-1'"),
-            (["--sampler", "flow"], f"sampler must be one of {', '.join(SAMPLERS)}, got 'flow'"),
+            (
+                ["--sampler", "copula"],
+                f"sampler must be one of {', '.join(SAMPLERS)}, prior, got 'copula'",
+            ),
             (
                 ["--device", "tpu", "--out", "x"],
                 "device must be auto, cpu, cuda or cuda:N, got 'tpu'",
@@ -281,7 +284,7 @@ class TestReport:
 
 def test_a_studys_json_holds_the_verdicts_and_each_arms_interval() -> None:
     results = fake_study.results()
-    answer = Verdict("a claim", "a number", "confirmed", "so")
+    answer = Verdict("one", "a claim", "a number", "confirmed", 0.01, "none", "so")
     found = json.loads(json.dumps(report.summary(results, [answer]), allow_nan=False))
     assert found["verdicts"] == [dataclasses.asdict(answer)]
     assert set(found["arms"]) == {run["arm"] for run in results["runs"]}
@@ -379,13 +382,13 @@ class TestEnv:
         assert found == {"on": False, "why": "the driver is too old", "devices": []}
 
 
-@pytest.mark.parametrize("command", ["evaluate", "sample"])
+@pytest.mark.parametrize("command", ["evaluate", "sample", "latents"])
 def test_a_backend_that_is_none_is_refused_before_any_work(
     command: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.setenv("VAEZ_BACKEND", "numpy")
-    words = [command, str(run)] + ["--out", str(tmp_path)] * (command == "sample")
+    words = [command, str(run)] + ["--out", str(tmp_path)] * (command != "evaluate")
     assert main(words) == 2
     error = capsys.readouterr().err
     said = "VAEZ_BACKEND must be one of torch, triton, got 'numpy'"

@@ -19,7 +19,7 @@ from vaez_fast.cli.commands import article, compare, theory, train
 from vaez_fast.cli.config_file import read_settings
 from vaez_fast.cli.main import main
 from vaez_fast.cli.parser import Parser
-from vaez_fast.config import ConfigError, TrainConfig
+from vaez_fast.config import LOG_PX_SAMPLES, ConfigError, TrainConfig
 from vaez_fast.study.study import StudyConfig
 
 
@@ -64,7 +64,7 @@ def test_every_committed_record_is_a_file_of_settings(path: Path) -> None:
         assert read == wanted
     elif "seeds" in wanted:
         config = study("--config", str(path))
-        assert config.as_dict() == wanted
+        assert config.as_dict() == {"test_samples": LOG_PX_SAMPLES} | wanted
     else:
         # A record older than a setting has its default.
         resolved = dataclasses.asdict(trained("--config", str(path)))

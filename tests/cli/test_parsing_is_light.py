@@ -29,7 +29,7 @@ for words in json.load(sys.stdin):
 print(json.dumps(found))
 """
 
-TAKES_A_FOLDER = ("evaluate", "sample", "report")
+TAKES_A_FOLDER = ("evaluate", "sample", "latents", "report")
 REFUSED = [
     ["train", "--lr", "fast"],
     ["train", "--lr", "-1", "--out", "x"],
@@ -46,11 +46,12 @@ REFUSED = [
     ["article", "--beta", "1", "--out", "x"],
     ["article"],
     ["evaluate", "x", "--split", "train"],
-    ["sample", "x", "--sampler", "flow"],
+    ["sample", "x", "--sampler", "q"],
     ["compare", "--ops", "normal,softmax"],
     ["compare", "--backends", "tpu"],
     ["theory"],
     ["sample", "x"],
+    ["latents", "x"],
 ]
 
 

@@ -28,6 +28,8 @@ STAGES = (
     ("streams",),
     ("data",),
     ("model",),
+    ("flows",),
+    ("richer",),
     ("objective",),
     ("ops",),
     ("drawing",),

@@ -367,6 +367,10 @@ FILES: dict[str, tuple[Damage, str]] = {
         done(lambda at: ["sample", str(at / "run"), "--out", str(at / "run")]),
         "run holds a run; name another folder, it may lie in that one",
     ),
+    "latents where a run is": (
+        done(lambda at: ["latents", str(at / "run"), "--out", str(at / "run")]),
+        "run holds a run; name another folder, it may lie in that one",
+    ),
     "the theory where another record is": (
         done(
             lambda at: ["theory", "--out", str(at)],
@@ -390,6 +394,7 @@ FILES: dict[str, tuple[Damage, str]] = {
             ["evaluate", TOO_LONG],
             ["report", TOO_LONG],
             ["sample", TOO_LONG, "--out", "x"],
+            ["latents", TOO_LONG, "--out", "x"],
             ["train", "--resume", TOO_LONG],
             ["env", "--data-root", TOO_LONG],
         )

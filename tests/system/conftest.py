@@ -10,7 +10,7 @@ import pytest
 from vaez_fast import data
 from vaez_fast.data import Dataset
 from vaez_fast.runs import trained
-from vaez_fast.study import study
+from vaez_fast.study import grid
 
 
 @pytest.fixture
@@ -29,5 +29,5 @@ def digits() -> Dataset:
 @pytest.fixture
 def load_once(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every command gets `digits`, whatever data it asks for."""
-    for module in (data, trained, study):
+    for module in (data, trained, grid):
         monkeypatch.setattr(module, "load", lambda *_: digits)

@@ -17,7 +17,7 @@ from vaez_fast import data
 from vaez_fast.cli import config_file
 from vaez_fast.cli.commands import train  # noqa: F401  all that a command imports
 from vaez_fast.measures import features
-from vaez_fast.study import study
+from vaez_fast.study import arrays
 from vaez_fast.system import files
 from vaez_fast.training import checkpoint
 
@@ -27,7 +27,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "record": files.read_json,
     "settings": lambda path: config_file.read_settings(path, "vaez-fast train"),
     "suite": records.read,
-    "images": lambda path: study.images_of(path.parents[1], "randn", 0),
+    "images": lambda path: arrays.images_of(path.parents[1], "randn", 0),
     "mnist-5k": lambda path: data.load("mnist-5k", path.parent),
     "mnist": lambda path: data.load("mnist", path.parents[2], download=False),
 }

@@ -22,7 +22,7 @@ from vaez_fast.cli.main import main
 from vaez_fast.data import DataError
 from vaez_fast.measures import features
 from vaez_fast.study import study as studies
-from vaez_fast.study.study import slug
+from vaez_fast.study.arrays import slug
 from vaez_fast.system import files
 from vaez_fast.system.environment import environment as machine
 from vaez_fast.system.files import OutputError
@@ -50,7 +50,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (at / "study" / "runs").mkdir(parents=True)
     results = fake_study.results()
     files.write_json(at / "study" / "results.json", results)
-    files.write_json(at / "study" / "study.json", results["config"])
+    header = {name: results[name] for name in ("kind", "schema", "rules_sha256", "config")}
+    files.write_json(at / "study" / "study.json", header)
     for arm in studies.arm_names(results):
         with (at / "study" / "runs" / f"{slug(arm)}-seed0.npz").open("wb") as file:
             np.savez_compressed(file, **fake_study.images())  # type: ignore[arg-type]
@@ -178,10 +179,10 @@ def test_a_studys_classifier_that_is_none_is_one_line(
 ) -> None:
     file = tmp_path / "study" / "features.pt"
     file.parent.mkdir()
-    torch.save({"model": Code(tmp_path) if hidden else {}}, file)
+    torch.save({"networks": [Code(tmp_path) if hidden else {}]}, file)
     before = file.read_bytes()
     said = line(["article", "--steps", "2", "--seeds", "2", "--out", str(file.parent)], capsys, 1)
-    why = "expected tensors and plain values" if hidden else "no feature network"
+    why = "expected tensors and plain values" if hidden else "no feature networks"
     assert f"cannot read {file}: {why}" in said
     assert file.read_bytes() == before
     assert not (tmp_path / MARK).exists()
@@ -189,13 +190,17 @@ def test_a_studys_classifier_that_is_none_is_one_line(
 
 def test_a_classifier_with_another_weight_is_refused(tmp_path: Path) -> None:
     net, file = features.FeatureNet(), tmp_path / "features.pt"
-    record = features.Training("mnist-5k", 0, 5, 1, 0.9, 0.8, 1.5, net.sha256())
-    features.save_features(net, replace(record, accuracy_grey="high"), file)  # type: ignore[arg-type]
+    records = [
+        features.Training("mnist-5k", seed, 5, 1, 0.9, 0.8, 1.5, net.sha256())
+        for seed in features.SEEDS
+    ]
+    wrong = replace(records[1], accuracy_grey="high")  # type: ignore[arg-type]
+    features.save_features([(net, records[0]), (net, wrong), (net, records[2])], file)
     with pytest.raises(OutputError, match="its accuracy_grey is 'high'"):
         features.load_features(file, torch.device("cpu"))
-    net.head.bias.data[0] += 1
-    features.save_features(net, record, file)
-    with pytest.raises(OutputError, match="its weights are not those of its record"):
+    other = features.FeatureNet()
+    features.save_features([(net, records[0]), (net, records[1]), (other, records[2])], file)
+    with pytest.raises(OutputError, match="its weights are not those of its records"):
         features.load_features(file, torch.device("cpu"))
 
 

@@ -44,7 +44,7 @@ from vaez_fast.config import ConfigError
 from vaez_fast.data import DataError
 from vaez_fast.measures import features
 from vaez_fast.runs.folder import KIND
-from vaez_fast.study import study
+from vaez_fast.study import arrays
 from vaez_fast.system import files
 from vaez_fast.system.files import OutputError
 from vaez_fast.theory import record as theory
@@ -99,7 +99,7 @@ def test_small_files_that_claim_or_swell_to_much_memory_are_refused_before_they_
 
     whole = checkpoint_of_four_numbers()
     bomb_of_tensors(put("checkpoint:a bomb"), whole)
-    bomb_of_tensors(put("classifier:a bomb"), {"model": {"w": torch.zeros(4)}, "training": {}})
+    bomb_of_tensors(put("classifier:a bomb"), {"networks": [{"model": {"w": torch.zeros(4)}}]})
     unbacked = with_storage(saved(whole), 4, MANY // 4)
     put("checkpoint:a storage that is not there").write_bytes(zipped(unbacked))
     for function in ("builtins.bytearray", "torch.storage.UntypedStorage"):
@@ -156,7 +156,7 @@ def test_settings_may_come_through_a_pipe(tmp_path: Path) -> None:
         ("metrics.json", files.read_json),
         ("checkpoint.pt", checkpoints.read),
         ("features.pt", lambda path: features.load_features(path, torch.device("cpu"))),
-        ("runs/randn-seed0.npz", lambda path: study.images_of(path.parents[1], "randn", 0)),
+        ("runs/randn-seed0.npz", lambda path: arrays.images_of(path.parents[1], "randn", 0)),
         ("mnist-5k.npz", lambda path: data.load("mnist-5k", path.parent)),
         (
             "MNIST/raw/t10k-labels-idx1-ubyte",
@@ -317,7 +317,7 @@ class TestArrays:
     ) -> None:
         path = grids(tmp_path, {"mixture.npy": content})
         with pytest.raises(OutputError) as raised:
-            study.images_of(tmp_path, "randn", 0)
+            arrays.images_of(tmp_path, "randn", 0)
         assert f"cannot read {path}: not a file of images, or a damaged one (" in str(raised.value)
         assert message in str(raised.value)
         assert "\n" not in str(raised.value)
@@ -326,7 +326,7 @@ class TestArrays:
         images = pixels(3)
         by_column = npy(images.tobytes("F"), "(3, 784)", fortran=True)
         grids(tmp_path, {"mixture.npy": by_column, "posterior.npy": array(images)})
-        found = study.images_of(tmp_path, "randn", 0)
+        found = arrays.images_of(tmp_path, "randn", 0)
         assert list(found) == ["mixture", "posterior"]
         assert all(np.array_equal(grid, images) for grid in found.values())
 
@@ -334,13 +334,13 @@ class TestArrays:
     def test_what_numpy_never_compresses_with_is_refused(self, method: int, tmp_path: Path) -> None:
         grids(tmp_path, {"mixture.npy": array(pixels(1))}, method)
         with pytest.raises(OutputError, match="is compressed as this file never is"):
-            study.images_of(tmp_path, "randn", 0)
+            arrays.images_of(tmp_path, "randn", 0)
 
     def test_two_arrays_of_one_name_are_refused(self, tmp_path: Path) -> None:
         path = grids(tmp_path, {})
         path.write_bytes(twice("mixture.npy", array(pixels(1)), array(pixels(2)), {}))
         with pytest.raises(OutputError, match=r"'mixture\.npy' stands in it twice"):
-            study.images_of(tmp_path, "randn", 0)
+            arrays.images_of(tmp_path, "randn", 0)
 
     def test_an_array_cut_by_its_archive_is_refused(self, tmp_path: Path) -> None:
         content = array(pixels(2))
@@ -349,7 +349,7 @@ class TestArrays:
         cut = listed(path.read_bytes(), "mixture.npy", size=kept, crc=crc32(content[:kept]))
         path.write_bytes(cut)
         with pytest.raises(OutputError, match="are not those of"):
-            study.images_of(tmp_path, "randn", 0)
+            arrays.images_of(tmp_path, "randn", 0)
 
 
 def test_a_run_from_elsewhere_that_is_a_trap_does_not_reach_a_file_of_mine(
@@ -371,6 +371,11 @@ def test_the_studys_own_images_are_read(tmp_path: Path) -> None:
     path = grids(tmp_path, {})
     with path.open("wb") as file:
         np.savez_compressed(file, **fake_study.images())  # type: ignore[arg-type]
-    found = study.images_of(tmp_path, "randn", 0)
-    assert found.keys() == fake_study.images().keys()
-    assert all(np.array_equal(found[name], grid) for name, grid in fake_study.images().items())
+    found = arrays.images_of(tmp_path, "randn", 0)
+    stored = fake_study.images()
+    shown = {name for name in stored if not name.startswith(arrays.LAW)}
+    assert found.keys() == shown
+    assert all(np.array_equal(found[name], stored[name]) for name in shown)
+    law = arrays.law_of(tmp_path, "randn", 0)
+    assert {arrays.LAW + name for name in law} == stored.keys() - shown
+    assert all(np.array_equal(law[name], stored[arrays.LAW + name]) for name in law)

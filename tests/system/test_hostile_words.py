@@ -53,6 +53,7 @@ def said(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ["evaluate", "{}"],
         ["report", "{}"],
         ["sample", "{}", "--out", "x"],
+        ["latents", "{}", "--out", "x"],
         ["train", "--resume", "{}"],
         ["train", "--config", "{}", "--out", "x"],
         ["train", "--out", "/proc/{}"],

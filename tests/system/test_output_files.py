@@ -35,10 +35,10 @@ from tests.system.fake_run import CONFIG, make_run
 from vaez_fast import compare, data
 from vaez_fast.cli.main import main
 from vaez_fast.report import run as report_run
+from vaez_fast.runs import latents, trained
 from vaez_fast.runs import samples as generate
-from vaez_fast.runs import trained
-from vaez_fast.study import study
-from vaez_fast.study.study import slug
+from vaez_fast.study import grid, study
+from vaez_fast.study.arrays import slug
 from vaez_fast.system import files
 from vaez_fast.system.environment import environment as machine
 from vaez_fast.system.files import OutputError, claimed, write_atomically
@@ -318,7 +318,7 @@ def nobody_works(monkeypatch: pytest.MonkeyPatch) -> None:
         (training, "train"),
         (study, "Measure"),
         (bench_parts, "profile"),
-        *((module, "load") for module in (data, trained, study, bench_parts, bench_speedrun)),
+        *((module, "load") for module in (data, trained, grid, bench_parts, bench_speedrun)),
     ):
         monkeypatch.setattr(module, name, work)
     monkeypatch.setattr(np, "loadtxt", work)
@@ -340,6 +340,10 @@ OUTPUTS: list[tuple[str, Callable[[Path], int]]] = [
     *(
         (f"out/{name}", vaez_fast("sample", "{at}/run", "--out", "{at}/out"))
         for name in generate.FILES
+    ),
+    *(
+        (f"out/{name}", vaez_fast("latents", "{at}/run", "--out", "{at}/out"))
+        for name in latents.FILES
     ),
     *(
         (f"out/{name}", vaez_fast("theory", "--out", "{at}/out"))

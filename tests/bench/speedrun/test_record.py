@@ -298,7 +298,7 @@ class TestRecord:
         # Half-widths: 4.30 standard errors of 0.153 nats and of 1.528 s.
         assert lines[8] == (
             "Test log p(x) -96.80 ± 0.66 nats over 3 seeds (95 % t-interval), against a target of "
-            "-97.10: one-sided p = 0.094. Training 6.00 ± 6.57 s."
+            "-97.10: one-sided p = 0.094. Training 6.0 ± 6.6 s."
         )
         assert lines[9] == "The textbook takes 60 times as long."
 
@@ -379,8 +379,8 @@ def test_an_ingredient_that_helps_is_worth_a_positive_number() -> None:
     """Paired differences of log p(x), the recipe minus the other: 1, 2, 3 give 2 ± 4.30·1/√3."""
     log_px = {"the recipe": [-97.0, -95.0, -96.0], "its warm-up": [-98.0, -97.0, -99.0]}
     *_, whole, less = ablation.table(log_px).splitlines()
-    assert whole == "| the recipe | -96.00 ± 2.48 |  |"
-    assert less == "| its warm-up | -98.00 ± 2.48 | +2.00 ± 2.48 |"
+    assert whole == "| the recipe | -96.0 ± 2.5 |  |"
+    assert less == "| its warm-up | -98.0 ± 2.5 | +2.0 ± 2.5 |"
 
 
 def test_each_variant_takes_away_what_its_name_says() -> None:

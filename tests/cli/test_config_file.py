@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from bench.process import ROOT
 from tests.kernels.drawn import repeatable
 from vaez_fast.cli import settings
-from vaez_fast.cli.commands import article, compare, theory, train
+from vaez_fast.cli.commands import article, compare, latents, sweep, theory, train
 from vaez_fast.cli.config_file import read_settings
 from vaez_fast.cli.main import main
 from vaez_fast.cli.parser import Parser
 from vaez_fast.config import LOG_PX_SAMPLES, ConfigError, TrainConfig
-from vaez_fast.study.study import StudyConfig
+from vaez_fast.study.config import StudyConfig, SweepConfig
 
 
 def parsed(command: Any, *words: str) -> Namespace:
@@ -49,7 +49,7 @@ def record(path: Path) -> dict[str, Any]:
 def stated(path: Path) -> dict[str, Any]:
     """The settings in a committed record; files of benchmarks have none."""
     found = record(path)
-    return dict(found if path.name == "study.json" else found.get("config", {}))
+    return dict(found.get("config", found if path.name == "study.json" else {}))
 
 
 COMMITTED = [path for path in sorted((ROOT / "reports").rglob("*.json")) if stated(path)]
@@ -62,6 +62,14 @@ def test_every_committed_record_is_a_file_of_settings(path: Path) -> None:
         options = parsed(compare, "--config", str(path))
         read = {"backends": ",".join(options.backends), "ops": ",".join(options.ops)}
         assert read == wanted
+    elif record(path).get("kind") == "vaez-fast latents":
+        options = parsed(latents, "run", "--config", str(path))
+        assert {name: getattr(options, name) for name in wanted} == wanted
+    elif "latents" in wanted:
+        options = parsed(sweep, "--config", str(path))
+        base = settings.train_config(options)
+        swept = (options.seeds, tuple(options.latents), tuple(options.betas))
+        assert SweepConfig(base, *swept).as_dict() == wanted
     elif "seeds" in wanted:
         config = study("--config", str(path))
         assert config.as_dict() == {"test_samples": LOG_PX_SAMPLES} | wanted

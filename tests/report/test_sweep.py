@@ -54,10 +54,11 @@ def test_the_sentences_name_the_ends_and_where_the_shells_are(results: Results) 
     assert "rises with the rate" in first
     assert f"(rank correlation {rank:.2f}, p = {p:.2g}, 4 settings)" in first
     assert "from 0.21 nats at a rate of 2.0 (2 latents, β = 1)" in first
-    assert "to 0.61 nats at 6.0 (3 latents, β = 0.5)" in first
-    assert "Of the 4 settings with informative latents, 2 have z on a shell" in second
-    assert "(var |z|² below 2d; latent sizes 3) and 2 have heavier tails" in second
-    assert second.endswith("(latent sizes 2).")
+    assert "to 0.61 nats at a rate of 6.0 (3 latents, β = 0.5)" in first
+    assert second == (
+        "Of 4 settings with informative latents, z lies on a shell (var |z|² below 2d) in 2 "
+        "(latent sizes 3) and has heavier tails than N(0, I) in 2 (latent sizes 2)."
+    )
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,18 @@ def test_settings_without_informative_latents_are_no_shells(results: Results) ->
     for run in results["runs"]:
         if run["latent"] == 3:
             run["informative"] = 0
-    assert "Of the 2 settings with informative latents, 0 have" in report.sentences(results)[1]
+    said = report.sentences(results)[1]
+    assert said.startswith("Of 2 settings with informative latents, z lies on a shell")
+    assert "in 0 and has heavier tails than N(0, I) in 2 (latent sizes 2)." in said
+
+
+def test_two_settings_have_no_correlation(results: Results) -> None:
+    results["config"]["betas"] = [1.0]
+    results["runs"] = [run for run in results["runs"] if run["beta"] == 1.0]
+    assert report.sentences(results)[0] == (
+        "The bound of KL(q(z) ‖ N(0, I)) goes from 0.21 nats at a rate of 2.0 (2 latents, β = 1) "
+        "to 0.31 nats at a rate of 3.0 (3 latents, β = 1)."
+    )
 
 
 def test_a_line_is_a_latent_size(results: Results, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,26 +73,28 @@ def sentences(results: Results) -> list[str]:
         min(found, key=lambda k: found[k]["bound"]),
         max(found, key=lambda k: found[k]["bound"]),
     )
-    verb, how = "was measured beside", ""
+    ends = " ".join(
+        f"{word} {found[key]['bound']:.2f} nats at a rate of {found[key]['rate']:.1f} "
+        f"({_named(key)})"
+        for word, key in (("from", least), ("to", most))
+    )
+    first = f"The bound of KL(q(z) ‖ N(0, I)) goes {ends}."
     if len(found) > 2:
         test = spearmanr(rates, bounds)
         verb = "rises with" if test.statistic > 0 else "falls with"
         verb = verb if test.pvalue < 0.05 else "is not explained by"
-        how = (
-            f" (rank correlation {test.statistic:.2f}, p = {test.pvalue:.2g}, "
-            f"{len(found)} settings)"
+        first = (
+            f"The bound of KL(q(z) ‖ N(0, I)) {verb} the rate (rank correlation "
+            f"{test.statistic:.2f}, p = {test.pvalue:.2g}, {len(found)} settings): {ends}."
         )
     informed = {key: one for key, one in found.items() if one["informative"] >= 0.5}
     shells = [key for key, one in informed.items() if one["shell"] < 1]
     tails = [key for key, one in informed.items() if one["shell"] >= 1]
     return [
-        f"The bound of KL(q(z) ‖ N(0, I)) {verb} the rate{how}: from "
-        f"{found[least]['bound']:.2f} nats at a rate of {found[least]['rate']:.1f} "
-        f"({_named(least)}) to {found[most]['bound']:.2f} nats at {found[most]['rate']:.1f} "
-        f"({_named(most)}).",
-        f"Of the {len(informed)} settings with informative latents, {len(shells)} have z on a "
-        f"shell (var |z|² below 2d{_of_sizes(shells)}) and {len(tails)} have heavier tails than "
-        f"N(0, I){_of_sizes(tails, brackets=True)}.",
+        first,
+        f"Of {len(informed)} settings with informative latents, z lies on a shell (var |z|² below "
+        f"2d) in {len(shells)}{_of_sizes(shells)} and has heavier tails than N(0, I) in "
+        f"{len(tails)}{_of_sizes(tails)}.",
     ]
 
 
@@ -100,12 +102,9 @@ def _named(key: tuple[int, float]) -> str:
     return f"{key[0]} latents, β = {key[1]:g}"
 
 
-def _of_sizes(keys: Sequence[tuple[int, float]], *, brackets: bool = False) -> str:
+def _of_sizes(keys: Sequence[tuple[int, float]]) -> str:
     sizes = sorted({latent for latent, _ in keys})
-    if not sizes:
-        return ""
-    text = f"latent sizes {', '.join(map(str, sizes))}"
-    return f" ({text})" if brackets else f"; {text}"
+    return f" (latent sizes {', '.join(map(str, sizes))})" if sizes else ""
 
 
 def blocks(results: Results) -> Iterator[Block]:

@@ -57,7 +57,8 @@ def test_the_sentences_name_the_ends_and_where_the_shells_are(results: Results) 
     assert "to 0.61 nats at a rate of 6.0 (3 latents, β = 0.5)" in first
     assert second == (
         "Of 4 settings with informative latents, z lies on a shell (var |z|² below 2d) in 2 "
-        "(latent sizes 3) and has heavier tails than N(0, I) in 2 (latent sizes 2)."
+        "(latent sizes 3; β 0.5, 1) and has heavier tails than N(0, I) in 2 (latent sizes 2; β "
+        "0.5, 1)."
     )
 
 
@@ -84,7 +85,7 @@ def test_settings_without_informative_latents_are_no_shells(results: Results) ->
             run["informative"] = 0
     said = report.sentences(results)[1]
     assert said.startswith("Of 2 settings with informative latents, z lies on a shell")
-    assert "in 0 and has heavier tails than N(0, I) in 2 (latent sizes 2)." in said
+    assert "in 0 and has heavier tails than N(0, I) in 2 (latent sizes 2; β 0.5, 1)." in said
 
 
 def test_two_settings_have_no_correlation(results: Results) -> None:

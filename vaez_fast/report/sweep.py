@@ -29,6 +29,7 @@ QUANTITIES = {
     "active": number("active_units"),
 }
 COUNTS = ("informative", "active")
+RATES = (0.1, 1, 2, 5, 10, 20, 50, 100, 200)  # shown on the axis
 
 
 def write(out: Path) -> Results:
@@ -93,8 +94,8 @@ def sentences(results: Results) -> list[str]:
     return [
         first,
         f"Of {len(informed)} settings with informative latents, z lies on a shell (var |z|² below "
-        f"2d) in {len(shells)}{_of_sizes(shells)} and has heavier tails than N(0, I) in "
-        f"{len(tails)}{_of_sizes(tails)}.",
+        f"2d) in {len(shells)}{_where(shells)} and has heavier tails than N(0, I) in "
+        f"{len(tails)}{_where(tails)}.",
     ]
 
 
@@ -102,9 +103,12 @@ def _named(key: tuple[int, float]) -> str:
     return f"{key[0]} latents, β = {key[1]:g}"
 
 
-def _of_sizes(keys: Sequence[tuple[int, float]]) -> str:
-    sizes = sorted({latent for latent, _ in keys})
-    return f" (latent sizes {', '.join(map(str, sizes))})" if sizes else ""
+def _where(keys: Sequence[tuple[int, float]]) -> str:
+    sizes, betas = (sorted({key[i] for key in keys}) for i in (0, 1))
+    if not sizes:
+        return ""
+    named = (", ".join(f"{value:g}" for value in of) for of in (sizes, betas))
+    return " (latent sizes {}; β {})".format(*named)
 
 
 def blocks(results: Results) -> Iterator[Block]:
@@ -165,10 +169,18 @@ def figure(results: Results) -> bytes:
                 label=str(latent), **line,
             )  # fmt: skip
             right.plot(config["betas"], [p["shell"] for p in points], **line)
+        if all(means(results, *key)["bound"] > 0 for key in settings(results)):
+            left.set_xscale("log")
+            left.set_yscale("log")
+            low, high = left.get_xlim()
+            shown = [rate for rate in RATES if low <= rate <= high]
+            left.set_xticks(shown, [f"{rate:g}" for rate in shown])
+            left.minorticks_off()
         left.set_xlabel("rate, nats per image")
         left.set_ylabel("KL(q(z) ‖ N(0, I)), at least, nats")
         right.axhline(1.0, color=style.GREY, linewidth=0.8, linestyle=":")
         right.set_xscale("log")
+        right.set_yscale("log")
         right.set_xlabel("β")
         right.set_ylabel("var |z|² / 2d")
         drawn.legend(

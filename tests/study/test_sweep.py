@@ -15,7 +15,7 @@ from tests.system import fake_run
 from vaez_fast.config import ConfigError, TrainConfig
 from vaez_fast.data import Dataset, Pixels, Split, binarized, load
 from vaez_fast.measures.codes import Codes, encode
-from vaez_fast.measures.law import upper_bound
+from vaez_fast.measures.law import best_density, fit_densities, upper_bound
 from vaez_fast.model import VAE, Linear, architecture
 from vaez_fast.study import sweep
 from vaez_fast.study.config import SweepConfig
@@ -69,6 +69,7 @@ def test_a_record_is_of_the_model_that_was_trained(
     with torch.no_grad():
         last = vae.encoder[-1]
         assert isinstance(last, Linear)
+        last.weight[1] += last.weight[0]  # so that a covariance fits better than none
         last.weight[:2] *= 40.0  # the means of two latents
     asked: list[TrainConfig] = []
 
@@ -117,7 +118,8 @@ def test_a_record_is_of_the_model_that_was_trained(
     assert record["kl_lower"] == {
         name: record["lower"][best][name] for name in ("value", "standard_error")
     }
-    assert best in record["lower"]
+    densities = fit_densities(codes_of(vae, dataset, 4), 4, tuple(sweep.DENSITIES))
+    assert best == best_density(densities, codes_of(vae, dataset, 4).validation.z) != "diagonal"
 
 
 @pytest.fixture

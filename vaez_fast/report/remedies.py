@@ -110,9 +110,9 @@ def blocks(results: Results) -> Iterator[Block]:
     yield table(results)
     yield Text(
         "Left is the lower bound of KL(q(z) ‖ p(z)), p the run's own prior: what a better prior "
-        "could still gain; below zero it says nothing. A dash stands where q(z|x) is not diagonal. Fréchet is the distance of "
-        "images whose z come from the run's own prior. The ELBO of β = 0.5 is −(rate + "
-        "distortion), too, so it can be compared."
+        "could still gain; below zero it says nothing. A dash stands where q(z|x) is not "
+        "diagonal. Fréchet is the distance of images whose z come from the run's own prior. The "
+        "ELBO of β = 0.5 is −(rate + distortion), too, so it can be compared."
     )
 
 

@@ -25,6 +25,7 @@ from bench.training.baselines import TextbookVAE
 from tests.system import fake_run
 from vaez_fast.config import TrainConfig
 from vaez_fast.data import Dataset, Split
+from vaez_fast.measures import features
 from vaez_fast.measures.annealed import bidirectional, simulate
 from vaez_fast.measures.codes import Codes, Encoded
 from vaez_fast.measures.features import FeatureNet, Networks, Training, save_features
@@ -625,7 +626,7 @@ def test_networks_that_are_not_there_are_trained_and_kept(
         trained.append(images)
         return networks
 
-    monkeypatch.setattr(measuring, "train_networks", train_networks)
+    monkeypatch.setattr(features, "train_networks", train_networks)
     for _ in range(2):
         measure = Measure(BASE, dataset, torch.device("cpu"), tmp_path / "features.pt")
         found = [net.sha256() for net, _ in measure.networks]

@@ -151,8 +151,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return record_of(config)
 
     monkeypatch.setattr(remedies, "measure", of)
-    monkeypatch.setattr(remedies, "train_networks", lambda _: [])
-    monkeypatch.setattr(remedies, "save_features", lambda *_: None)
+    monkeypatch.setattr(remedies, "kept_networks", lambda *_: [])
     monkeypatch.setattr(remedies, "Reference", lambda *_: None)
     return ran
 

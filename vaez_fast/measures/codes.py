@@ -8,6 +8,7 @@ nats. Their z are so close to N(0, 1) that they add little to the KL, and they d
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -43,7 +44,7 @@ class Codes:
     validation: Encoded
     test: Encoded
 
-    @property
+    @cached_property
     def kl(self) -> Tensor:
         """KL(q(z_j|x) ‖ N(0, 1)) in nats, mean over the training images: (D,) float64."""
         return kl_per_dimension(self.train.mu, self.train.logvar)

@@ -167,6 +167,21 @@ def _network(content: Any) -> tuple[FeatureNet, Training]:
     return net, training
 
 
+def kept_networks(dataset: Dataset, file: Path) -> Networks:
+    """The networks in `file`; if it is missing they are trained, and written to it.
+
+    So a study that is continued later, or on another machine, uses the same features.
+
+    Raises:
+        OutputError: as `load_features`, or the file cannot be written.
+    """
+    if file.exists():
+        return load_features(file, dataset.train.images.device)
+    networks = train_networks(dataset)
+    save_features(networks, file)
+    return networks
+
+
 def train_networks(dataset: Dataset) -> Networks:
     """Train a network from each of `SEEDS`, as `train_features` does."""
     return [train_features(dataset, seed) for seed in SEEDS]

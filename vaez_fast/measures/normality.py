@@ -26,6 +26,7 @@ from torch import Tensor
 from vaez_kernels import normal, uniform
 
 from ..streams import EXACT_NORMALS, NORMALITY
+from .codes import Codes
 from .intervals import holm
 
 LEVEL = 0.05
@@ -93,6 +94,16 @@ def normality_tests(z: Tensor, seed: int, dimensions: Sequence[int]) -> dict[str
         )
         for (name, outcome), p, p_exact in zip(of_z.items(), holm_z, holm_exact, strict=True)
     }
+
+
+def testable(codes: Codes) -> list[int]:
+    """The measured latents that the test images suffice for, in ascending order.
+
+    If there are more than one for ten images, those of the largest KL.
+    """
+    measured = codes.measured()
+    by_kl = measured[codes.kl[measured].argsort(descending=True, stable=True)]
+    return sorted(by_kl[: len(codes.test.z) // LEAST_DRAWS_PER_DIMENSION].tolist())
 
 
 def _check(z: Tensor, latents: list[int]) -> None:

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from ..drawing import style
-from ..drawing.page import Block, Figure, Heading, Table, Text, html, markdown
+from ..drawing.page import Block, Figure, Heading, Table, Text
 from ..measures.intervals import Interval, interval, paired
 from ..study.config import REMEDIES
 from ..study.readings import Read, elbo, log_px, number, rate, values
-from ..study.remedies import KIND, SCHEMA
-from ..system.files import OutputError, prepare_files, read_json, reading, write_atomically
+from ..study.remedies import SCHEMA
+from . import table_page
 
 Results = dict[str, Any]
-FIGURE = "remedies.png"
-FILES = (FIGURE, "remedies.md", "remedies.html")
+FILES = table_page.files("remedies")
+FIGURE = FILES[0]
 WHAT = {
     "analytic": "the ordinary VAE, analytic KL",
     "monte-carlo": "the ordinary VAE, Monte Carlo KL",
@@ -34,23 +34,12 @@ frechet = number("images.frechet")
 
 
 def write(out: Path) -> Results:
-    """Write remedies.md, .html and .png into `out`; returns the content of results.json.
+    """Write remedies.md, remedies.html and remedies.png into `out`; returns the results.
 
     Raises:
         OutputError: `out` holds no results of remedies, or cannot be written.
     """
-    path = out / "results.json"
-    results = read_json(path)
-    prepare_files(out, *FILES)
-    if (results.get("kind"), results.get("schema")) != (KIND, SCHEMA):
-        raise OutputError(f"{path} holds no remedies, schema {SCHEMA}")
-    with reading(path, "remedies"):
-        pictures = {FIGURE: figure(results)}
-        page = list(blocks(results))
-    write_atomically(out / FIGURE, pictures[FIGURE])
-    write_atomically(out / "remedies.md", markdown(page).encode())
-    write_atomically(out / "remedies.html", html(page, pictures).encode())
-    return results
+    return table_page.write(out, "remedies", SCHEMA, figure, blocks)
 
 
 def arms(results: Results) -> dict[str, str]:

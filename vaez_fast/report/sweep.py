@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 
 from ..drawing import style
-from ..drawing.page import Block, Figure, Heading, Table, Text, html, markdown
+from ..drawing.page import Block, Figure, Heading, Table, Text
 from ..measures.intervals import interval
 from ..study.readings import number
-from ..study.sweep import KIND, SCHEMA
-from ..system.files import OutputError, prepare_files, read_json, reading, write_atomically
+from ..study.sweep import SCHEMA
+from . import table_page
 
 Results = dict[str, Any]
-FIGURE = "sweep.png"
-FILES = (FIGURE, "sweep.md", "sweep.html")
+FILES = table_page.files("sweep")
+FIGURE = FILES[0]
 
 QUANTITIES = {
     "rate": number("test.rate"),
@@ -38,18 +38,7 @@ def write(out: Path) -> Results:
     Raises:
         OutputError: `out` holds no results of a sweep, or cannot be written.
     """
-    path = out / "results.json"
-    results = read_json(path)
-    prepare_files(out, *FILES)
-    if (results.get("kind"), results.get("schema")) != (KIND, SCHEMA):
-        raise OutputError(f"{path} holds no sweep, schema {SCHEMA}")
-    with reading(path, "sweep"):
-        pictures = {FIGURE: figure(results)}
-        page = list(blocks(results))
-    write_atomically(out / FIGURE, pictures[FIGURE])
-    write_atomically(out / "sweep.md", markdown(page).encode())
-    write_atomically(out / "sweep.html", html(page, pictures).encode())
-    return results
+    return table_page.write(out, "sweep", SCHEMA, figure, blocks)
 
 
 def means(results: Results, latent: int, beta: float) -> dict[str, float]:

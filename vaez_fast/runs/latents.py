@@ -19,7 +19,7 @@ from ..drawing import latents as pictures
 from ..measures.codes import Codes, encode
 from ..measures.law import LawOfZ, measure_law
 from ..measures.law_summary import Summary, summary_of
-from ..measures.normality import LEAST_DRAWS_PER_DIMENSION, NormalityTest, normality_tests
+from ..measures.normality import NormalityTest, normality_tests, testable
 from ..system.environment import environment
 from ..system.errors import first_line
 from ..system.files import OutputError, write_atomically
@@ -76,12 +76,9 @@ def measure(run: Trained, images: Dataset) -> Measured:
     codes = encode(run.vae, Pixels(images, run.config.binarize, seed), seed)
     if not all(bool(part.isfinite().all()) for split in _splits(codes) for part in split):
         raise OutputError(f"{run.folder}: some z are not finite: its weights are damaged")
-    measured = codes.measured()
-    most = len(codes.test.z) // LEAST_DRAWS_PER_DIMENSION
-    tested = measured[codes.kl[measured].argsort(descending=True, stable=True)][:most]
     try:
         law = measure_law(codes, seed)
-        tests = normality_tests(codes.test.z, seed, sorted(tested.tolist()))
+        tests = normality_tests(codes.test.z, seed, testable(codes))
     except ImportError as error:
         raise ConfigError(f"latents needs scipy and scikit-learn ({error})") from None
     except (ValueError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]

@@ -31,11 +31,11 @@ from ..measures.aggregate import (
 )
 from ..measures.codes import Codes, encode
 from ..measures.densities import Embedded
-from ..measures.features import Networks, load_features, save_features, train_networks
+from ..measures.features import Networks, kept_networks
 from ..measures.image_metrics import Reference, floors, image_scores
 from ..measures.law import KINDS, best_density, fit_densities, measure_law
 from ..measures.law_summary import summary_of
-from ..measures.normality import LEAST_DRAWS_PER_DIMENSION, normality_tests
+from ..measures.normality import normality_tests, testable
 from ..measures.replaced_prior import log_px_gain
 from ..measures.samplers import SAMPLERS, fit
 from ..model import VAE
@@ -84,11 +84,7 @@ class Measure:
 
     @cached_property
     def networks(self) -> Networks:
-        if self.networks_file.exists():
-            return load_features(self.networks_file, self.device)
-        networks = train_networks(self.dataset)
-        save_features(networks, self.networks_file)
-        return networks
+        return kept_networks(self.dataset, self.networks_file)
 
     @cached_property
     def reference(self) -> Reference:
@@ -155,9 +151,6 @@ class Measure:
         parts = surgery(*own, noise, AGGREGATE_DRAWS)
         noise = streams.HELD_OUT_KL.key(seed, device=self.device)
         held_out = held_out_marginal_kl(*own, mu, logvar, noise, AGGREGATE_DRAWS)
-        # A test needs ten draws a dimension: of the measured latents, those of the largest KL.
-        by_kl = sorted(codes.measured().tolist(), key=lambda j: -float(codes.kl[j]))
-        tested = sorted(by_kl[: len(z) // LEAST_DRAWS_PER_DIMENSION])
         return {
             "n": len(z),
             "sample_kl": sample_kl(z),
@@ -171,7 +164,8 @@ class Measure:
             "held_out_marginal_kl": held_out._asdict(),
             "law": measure_law(codes, seed, densities).as_dict(),
             "tests": {
-                name: asdict(test) for name, test in normality_tests(z, seed, tested).items()
+                name: asdict(test)
+                for name, test in normality_tests(z, seed, testable(codes)).items()
             },
         }
 

@@ -20,7 +20,7 @@ from ..data import Dataset, Pixels
 from ..flows import log_standard_normal
 from ..measures.aggregate import mean_of_draws
 from ..measures.codes import encode
-from ..measures.features import load_features, save_features, train_networks
+from ..measures.features import kept_networks
 from ..measures.image_metrics import Reference, image_scores
 from ..measures.law import best_density, fit_densities
 from ..model import VAE
@@ -61,11 +61,7 @@ def run_remedies(
 
 
 def _reference(base: TrainConfig, dataset: Dataset, file: Path) -> Reference:
-    if file.exists():
-        networks = load_features(file, dataset.test.images.device)
-    else:
-        networks = train_networks(dataset)
-        save_features(networks, file)
+    networks = kept_networks(dataset, file)
     pixels = Pixels(dataset, base.binarize)
     real, train_x = pixels.x("test")[:GENERATED], pixels.x("train")[:NEAREST_AMONG]
     return Reference(real, train_x, [net for net, _ in networks])

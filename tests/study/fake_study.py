@@ -12,7 +12,8 @@ from vaez_fast.measures.codes import Codes, Encoded
 from vaez_fast.measures.law_summary import summary_of
 from vaez_fast.measures.samplers import SAMPLERS
 from vaez_fast.study import rules
-from vaez_fast.study.arrays import LAW
+from vaez_fast.study.arrays import LAW, RECONSTRUCTIONS, TEST_IMAGES
+from vaez_fast.study.readings import AS_PUBLISHED
 from vaez_fast.study.study import KIND, SCHEMA, StudyConfig
 
 CONFIG = StudyConfig(TrainConfig(epochs=None, steps=200), seeds=3, betas=(4.0,))
@@ -98,8 +99,41 @@ def record(config: TrainConfig) -> dict[str, Any]:
             "test": bounds_of(-93.0),
             "simulated": bounds_of(-108.0),
         },
+        **({"kept": kept(config.seed)} if config.arm == AS_PUBLISHED else {}),
+        "curve": learning_curve(config, rate, distortion),
         "k_curve": {"images": 500, "k": [1, 8, 128], "log_px": [-100.0, -97.0, -95.0]},
     }
+
+
+def kept(seed: int) -> dict[str, Any]:
+    """What the published code keeps, and the decoder that is trained on it."""
+    return {
+        name: {
+            "step": 1 + seed % 2,
+            "loss": loss,
+            "last_loss": loss / 10,
+            "rate": loss + 20.0,
+            "distortion": 400.0,
+            "decoder_retrained": 199.0 + 0.1 * seed,
+        }
+        for name, loss in (("encoder", 60.0), ("joint", 500.0))
+    }
+
+
+def learning_curve(config: TrainConfig, rate: float, distortion: float) -> list[dict[str, Any]]:
+    """The distortion falls from 600 nats to its end, in the decoder's phase."""
+    names = {"joint": "vae", "simultaneous": "encoder and decoder"}
+    phase = names.get(config.decoder, "decoder")
+    return [
+        {
+            "phase": phase,
+            "step": step,
+            "split": "validation",
+            "rate": rate,
+            "distortion": distortion + (600 - distortion) * (1 - step / 200),
+        }
+        for step in (40, 100, 200)
+    ]
 
 
 def bounds_of(log_px: float) -> dict[str, Any]:
@@ -179,7 +213,8 @@ def law_arrays(seed: int = 0) -> dict[str, np.ndarray]:
 
 def images() -> dict[str, np.ndarray]:
     row = np.arange(784, dtype=np.uint8)
-    return {name: np.tile(row, (12, 1)) for name in SAMPLERS} | law_arrays()
+    grids = (*SAMPLERS, TEST_IMAGES, RECONSTRUCTIONS)
+    return {name: np.tile(row, (12, 1)) for name in grids} | law_arrays()
 
 
 def beside() -> dict[str, Any]:

@@ -39,7 +39,7 @@ from vaez_fast.measures.samplers import SAMPLERS, fit
 from vaez_fast.model import VAE
 from vaez_fast.study import likelihood
 from vaez_fast.study import measure as measuring
-from vaez_fast.study.arrays import LAW
+from vaez_fast.study.arrays import LAW, RECONSTRUCTIONS, TEST_IMAGES
 from vaez_fast.study.measure import Measure, Record
 from vaez_fast.training.train import Observe, Result
 from vaez_kernels import noise_key, reference
@@ -514,6 +514,31 @@ def test_images_are_drawn_from_codes_of_training_images(
     # For grey data the means are scored, for binary data binary samples.
     generated = means if is_grey(ours) else (u < means).double()
     assert measured.record["images"][name] == expected_scores(nets, ours, generated)
+
+
+def test_reconstructions_are_of_the_test_images_that_are_shown(measured: Measured) -> None:
+    ours = measured.own
+    with torch.no_grad():
+        means = torch.sigmoid(ours.textbook.decoder(ours.z("test", 10)))
+    for name, expected in ((TEST_IMAGES, ours.x["test"]), (RECONSTRUCTIONS, means)):
+        grey = torch.from_numpy(measured.images[name])
+        assert (grey.shape, grey.dtype) == ((SHOWN, 784), torch.uint8)
+        assert (grey - 255 * expected[:SHOWN]).abs().max() < 0.51  # rounded
+
+
+def test_the_arm_of_the_published_code_has_what_that_code_keeps(
+    measures: dict[str, Measure], dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kept(config: TrainConfig, images: Dataset, steps: int) -> Record:
+        return {"asked": (config.arm, config.seed, images.fingerprint(), steps)}
+
+    monkeypatch.setattr(measuring, "kept_and_decoded", kept)
+    config = dataclasses.replace(BASE, seed=SEED)
+    published = dataclasses.replace(config, objective="kl", kl="as-published", decoder="separate")
+    record, _ = measures["static"].run(published, OBSERVED)
+    assert record["kept"]["asked"] == (published.arm, SEED, dataset.fingerprint(), 12)
+    other = dataclasses.replace(published, kl="analytic")
+    assert "kept" not in measures["static"].run(other, OBSERVED)[0]
 
 
 def test_the_curve_over_k_is_of_the_ordinary_vaes_first_seed(

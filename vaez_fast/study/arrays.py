@@ -14,6 +14,8 @@ from ..system.files import OutputError
 
 ARRAYS_MOST_BYTES = 2**24  # a run's images and the law of its z have 250 kB
 LAW = "law/"  # the prefix of the arrays of `vaez_fast.measures.law_summary`
+# Beside the grids of generated images, which have the names of samplers
+TEST_IMAGES, RECONSTRUCTIONS = "test-images", "reconstructions"
 
 
 def files_of(out: Path, run: TrainConfig) -> tuple[Path, Path]:
@@ -28,7 +30,9 @@ def slug(arm: str) -> str:
 
 
 def images_of(out: Path, arm: str, seed: int) -> dict[str, np.ndarray]:
-    """Image grids of a run by sampler, (count, 784) uint8 grey levels.
+    """Grids of a run's images by sampler, and of test images and their reconstructions.
+
+    Each is (count, 784) uint8 grey levels.
 
     Raises:
         OutputError: there is no such run, or its file cannot be read.

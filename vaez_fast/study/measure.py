@@ -40,9 +40,10 @@ from ..measures.replaced_prior import log_px_gain
 from ..measures.samplers import SAMPLERS, fit
 from ..model import VAE
 from ..training.train import steps_of, train
-from .arrays import LAW
+from .arrays import LAW, RECONSTRUCTIONS, TEST_IMAGES
 from .likelihood import both_sides, k_curve
-from .readings import ANALYTIC
+from .published_code import kept_and_decoded
+from .readings import ANALYTIC, AS_PUBLISHED
 
 # The surgery's 20,000 × 400 × 128 exponentials take one core three seconds.
 AGGREGATE_DRAWS = 400
@@ -94,7 +95,7 @@ class Measure:
     def run(
         self, config: TrainConfig, observe_at: frozenset[int]
     ) -> tuple[Record, dict[str, np.ndarray]]:
-        """Train an arm and measure it: its record, and images to show (SHOWN, 784) by sampler."""
+        """Train an arm and measure it: its record, and the arrays that `arrays` reads back."""
         decay: list[Record] = []
 
         def observe(phase: str, step: int, vae: VAE) -> None:
@@ -133,6 +134,8 @@ class Measure:
             of = (self.pixels.test, self.pixels.scale, config.seed, self.base.precision)
             record["k_curve"] = k_curve(result.vae, *of)
             record["both_sides"] = both_sides(result.vae, self.test_x, config.seed)
+        if config.arm == AS_PUBLISHED:
+            record["kept"] = kept_and_decoded(config, self.dataset, self.steps)
         law = summary_of(codes, self.dataset.test.labels, config.seed)
         return record, images | {LAW + name: array for name, array in law.items()}
 
@@ -189,13 +192,18 @@ class Measure:
             return use.key(seed, device=self.device)
 
         pixels = uniform(key(streams.GENERATED_PIXELS), 1, self.generated, self.test_x.shape[1])[0]
-        shown, scores = {}, {}
+        decoded = torch.sigmoid(vae.decode(codes.test.z[:SHOWN]))
+        shown = {
+            TEST_IMAGES: _grey_levels(self.test_x[:SHOWN]),
+            RECONSTRUCTIONS: _grey_levels(decoded),
+        }
+        scores = {}
         for name in SAMPLERS:
             if name == "flow" and name not in densities:
                 continue
             z = fit(name, codes, densities).draw(key(streams.GENERATED_Z), self.generated)
             means = torch.sigmoid(vae.decode(z))
-            shown[name] = (255 * means[:SHOWN]).round().to(torch.uint8).cpu().numpy()
+            shown[name] = _grey_levels(means[:SHOWN])
             # Grey data are compared with means, binary data with binary samples.
             generated = means if self.base.binarize == "none" else (pixels < means).float()
             scores[name] = image_scores(generated, self.reference)
@@ -231,6 +239,11 @@ class Measure:
             "n": len(self.test_x),
             "log_aggregate_images": math.log(min(AGGREGATE_IMAGES, count)),
         }
+
+
+def _grey_levels(x: Tensor) -> np.ndarray:
+    # x (N, 784) in [0, 1] → uint8
+    return (255 * x).round().to(torch.uint8).cpu().numpy()
 
 
 def _finite(value: float) -> float | None:

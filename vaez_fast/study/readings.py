@@ -10,6 +10,7 @@ from typing import Any
 CURRENT, ANALYTIC = "elbo/total-derivative/joint", "elbo/analytic/joint"
 SEPARATE, SIMULTANEOUS = "kl/total-derivative/separate", "kl/total-derivative/simultaneous"
 KL_ALONE = "kl/analytic/separate"
+AS_PUBLISHED = "kl/as-published/separate"
 RANDN = "randn"
 
 Results = dict[str, Any]

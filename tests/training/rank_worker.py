@@ -1,7 +1,7 @@
 """What every rank of test_ranks.py runs: `torchrun … tests/training/rank_worker.py OUT`.
 
 The first rank writes the ranks' common results to OUT/found.pt. OUT/study is a study that they
-share.
+share. Each rank writes the threads that it has after the group's end to OUT/threads-RANK.json.
 """
 
 from __future__ import annotations
@@ -100,6 +100,12 @@ def main(out: Path) -> None:
             study.run_study(fake_study.CONFIG, out / "study", world=world)
         if world.rank == 0:
             torch.save(together, out / "found.pt")
+    write_json(out / f"threads-{world.rank}.json", {"names": threads()})
+
+
+def threads() -> list[str]:
+    """The names of this process's threads."""
+    return [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
 
 
 if __name__ == "__main__":

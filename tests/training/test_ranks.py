@@ -87,6 +87,16 @@ def test_a_study_is_shared_and_whole(together: Any) -> None:
     assert record["environment"]["ranks"] == ranks
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the names of threads from /proc")
+def test_no_thread_of_gloo_outlives_the_group(together: Any) -> None:
+    # One that drops its last tensor while Python ends would abort the process.
+    ranks, _, out = together
+    for rank in range(ranks):
+        names = json.loads((out / f"threads-{rank}.json").read_text())["names"]
+        assert any(name.startswith("python") for name in names)
+        assert [name for name in names if "gloo" in name] == []
+
+
 SETTINGS = [
     *("--model", "lyeoni", "--batch-size", "49", "--precision", "float32"),
     *("--test-samples", "8"),

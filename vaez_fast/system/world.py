@@ -224,6 +224,11 @@ def joined(
         yield ALONE
         return
     import torch.distributed as dist
+
+    # Imported before the group exists, because its functions take the group of that moment as a
+    # default. They would keep a group alive after its end, with gloo's threads; one of these that
+    # drops its last tensor while Python ends aborts the process (seen under load, torch 2.14.1).
+    import torch.distributed.nn.functional
     from torch.distributed.distributed_c10d import PrefixStore
 
     longest = patience(otherwise)

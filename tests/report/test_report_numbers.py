@@ -19,9 +19,11 @@ from vaez_fast.drawing import latents as law_pictures
 from vaez_fast.drawing import style
 from vaez_fast.measures.samplers import SAMPLERS
 from vaez_fast.report import article as report
+from vaez_fast.report import curves as report_curves
 from vaez_fast.report import figures as report_figures
 from vaez_fast.report import images as report_images
 from vaez_fast.report import law as report_law
+from vaez_fast.report.sentences import of_the_published_code
 from vaez_fast.theory import figures as theory_figures
 from vaez_fast.theory import record as theory
 
@@ -236,9 +238,9 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 def test_the_decay_is_the_mean_over_seeds_in_a_band_of_all(
     quantity: str, drawn: Callable[..., Any], results: Results
 ) -> None:
-    draw = report_figures.decay if quantity == "sample_kl" else report_figures.rates
+    draw = report_curves.decay if quantity == "sample_kl" else report_curves.rates
     axes = drawn(draw, results)
-    shown = [arm for arm in report_figures.DECAY_ARMS if quantity == "sample_kl" or arm != "randn"]
+    shown = [arm for arm in report_curves.DECAY_ARMS if quantity == "sample_kl" or arm != "randn"]
     lines = [line for line in axes.get_lines() if len(line.get_xdata()) > 2]
     assert len(lines) == len(axes.collections) == len(shown)
     for arm, line, band in zip(shown, lines, axes.collections, strict=True):
@@ -253,6 +255,62 @@ def test_the_decay_is_the_mean_over_seeds_in_a_band_of_all(
     if quantity == "sample_kl":
         (null,) = [line for line in axes.get_lines() if len(line.get_xdata()) == 2]
         assert set(null.get_ydata()) == {results["beside"]["null_sample_kl"]}
+
+
+def test_a_decoders_curve_begins_when_its_own_training_does(
+    drawn: Callable[..., Any], results: Results
+) -> None:
+    axes = drawn(report_curves.decoder_curve, results)
+    shown = (
+        "elbo/total-derivative/joint",
+        "kl/total-derivative/simultaneous",
+        "kl/total-derivative/separate",
+        "randn",
+    )
+    for arm, line in zip(shown, axes.get_lines(), strict=True):
+        ends = of(results, arm, "test.distortion")
+        # fake_study.learning_curve, at 40, 100 and 200 of 200 steps
+        expected = [float((ends + (600 - ends) * left).mean()) for left in (0.8, 0.5, 0.0)]
+        assert list(line.get_xdata()) == [40, 100, 200]
+        assert list(line.get_ydata()) == pytest.approx(expected)
+        assert line.get_color() == style.colour(arm)
+
+
+def test_reconstructions_are_below_the_test_images(drawn: Callable[..., Any]) -> None:
+    def grid(level: int) -> np.ndarray:
+        return np.full((12, 784), level, dtype=np.uint8)
+
+    images = {
+        arm: {
+            "test-images": grid(200),
+            "reconstructions": grid(10 + i),
+            "standard-normal": grid(99),
+        }
+        for i, arm in enumerate((ANALYTIC, "randn"))
+    }
+    axes = drawn(report_images.reconstructions, {}, images)
+    shown = axes.get_images()[0].get_array()
+    assert shown.shape == (3 * 28, 12 * 28)
+    assert [int(level) for level in shown[14::28, 0]] == [55, 245, 244]
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["test images", ANALYTIC, "randn"]
+
+
+def test_the_published_checkpoint_explains_what_its_encoder_still_tells(
+    results: Results,
+) -> None:
+    said = of_the_published_code(results)
+    last = of(results, "kl/as-published/separate", "test.distortion")
+    whole = last - of(results, "elbo/total-derivative/joint", "test.distortion")
+    for run in ("encoder", "joint"):
+        retrained = of(results, "kl/as-published/separate", f"kept.{run}.decoder_retrained")
+        assert within(last - retrained) in said
+    assert f"of the {within(whole)} nats" in said
+    rate, distortion = (
+        of(results, "kl/as-published/separate", name)
+        for name in ("kept.encoder.rate", "kept.joint.distortion")
+    )
+    assert f"the state after step 1 or 2, with a rate of {within(rate)} nats" in said
+    assert f"after step 1 or 2, with a distortion of {within(distortion)} nats" in said
 
 
 def errorbars(axes: Any) -> list[tuple[float, float, list[np.ndarray]]]:

@@ -112,9 +112,9 @@ def kept(seed: int) -> dict[str, Any]:
             "step": 1 + seed % 2,
             "loss": loss,
             "last_loss": loss / 10,
-            "rate": loss + 20.0,
-            "distortion": 400.0,
-            "decoder_retrained": 199.0 + 0.1 * seed,
+            "rate": loss + 20.0 + seed,
+            "distortion": 400.0 + 2 * seed,
+            "decoder_retrained": 199.0 - 0.3 * seed,
         }
         for name, loss in (("encoder", 60.0), ("joint", 500.0))
     }
@@ -124,15 +124,16 @@ def learning_curve(config: TrainConfig, rate: float, distortion: float) -> list[
     """The distortion falls from 600 nats to its end, in the decoder's phase."""
     names = {"joint": "vae", "simultaneous": "encoder and decoder"}
     phase = names.get(config.decoder, "decoder")
-    return [
-        {
-            "phase": phase,
-            "step": step,
-            "split": "validation",
-            "rate": rate,
-            "distortion": distortion + (600 - distortion) * (1 - step / 200),
-        }
+    before = 200 if config.decoder == "separate" else 0
+    points = [("encoder", step, 0.0) for step in range(40, before + 1, 80)]
+    points += [
+        (phase, before + step, distortion + (600 - distortion) * (1 - step / 200))
         for step in (40, 100, 200)
+    ]
+    return [
+        {"phase": name, "step": step, "split": split, "rate": rate, "distortion": value + off}
+        for name, step, value in points
+        for split, off in (("train", 0.0), ("validation", 5.0))
     ]
 
 

@@ -24,7 +24,7 @@ from ..theory import record as theory
 from . import law, tables
 from .captions import THEORY
 from .published import NOTE, published_table
-from .sentences import beside_marginals, from_both_sides
+from .sentences import beside_marginals, from_both_sides, of_the_published_code
 
 Results = dict[str, Any]
 
@@ -162,7 +162,17 @@ def blocks(results: Results, answers: list[Verdict]) -> Iterator[Block]:
     yield tables.arms(results)
     yield Heading(2, "What that does to the decoder")
     yield Figure("decoder-score.png", "Decoder score by framework, with 95 % intervals.")
+    yield Figure(
+        "decoder-curve.png",
+        "The same during training, on training images. The bands span the seeds. A decoder that is "
+        "trained separately starts when its encoder is done.",
+    )
     yield Text(beside_marginals(results))
+    yield Text(of_the_published_code(results))
+    yield Figure(
+        "reconstructions.png",
+        "Test images, and means of p(x|z) for one z from each image's posterior, seed 0.",
+    )
     yield Heading(2, "What it does to images")
     yield Figure("images.png", "Means of p(x|z); each column shares its base noise across rows.")
     yield Figure(

@@ -11,106 +11,12 @@ from ..drawing import style
 from ..measures.intervals import Interval, interval
 from ..study.readings import distortion, rate, values
 from ..study.readings import surgery as part_of_rate
+from .curves import CURVES, encoder_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Results = dict[str, Any]
-
-# The decay is of encoders: "separate" also stands for "simultaneous", which has the same encoder.
-DECAY_ARMS = (
-    "elbo/total-derivative/joint",
-    "elbo/analytic/joint",
-    "elbo/sticking-the-landing/joint",
-    "kl/total-derivative/separate",
-    "kl/analytic/separate",
-    "kl/sticking-the-landing/separate",
-    "kl/as-published/separate",
-    "randn",
-)
-
-
-def encoder_of(arm: str) -> str:
-    """An arm's name without its decoder, as a label for encoders' curves."""
-    return arm.removesuffix("/separate").removesuffix("/joint")
-
-
-def _band(
-    results: Results, arm: str, quantity: str
-) -> tuple[list[int], list[float], list[float], list[float]]:
-    runs = [run for run in results["runs"] if run["arm"] == arm]
-    steps = [point["step"] for point in runs[0]["decay"]]
-    columns = [[run["decay"][i][quantity] for run in runs] for i in range(len(steps))]
-    means = [interval(column) for column in columns]
-    # The band spans the seeds: an interval's negative end would not fit on a log axis.
-    return steps, [m.mean for m in means], [min(c) for c in columns], [max(c) for c in columns]
-
-
-def _curves(results: Results, arms: Sequence[str], quantity: str, ax: Axes) -> None:
-    ends = []
-    for arm in arms:
-        steps, means, low, high = _band(results, arm, quantity)
-        x = np.maximum(steps, 0.5)  # step 0 is drawn at ½ on the logarithmic axis
-        colour = style.colour(arm)
-        ax.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
-        ax.plot(x, means, color=colour, linestyle=style.linestyle(arm))
-        ends.append((means[-1], arm, float(x[-1])))
-    ax.set_xscale("log")
-    ax.set_yscale("log")
-    ax.set_xlabel("training steps of the encoder (0 drawn at ½)")
-    _label_ends(ax, ends)
-
-
-def _label_ends(ax: Axes, ends: list[tuple[float, str, float]]) -> None:
-    # Labels in a column beside the axes, pushed apart if curves end close together.
-    ends.sort()
-    bottom, top = ax.get_ylim()
-    span = np.log(top / bottom)
-    places = [np.log(max(value, bottom) / bottom) / span for value, *_ in ends]
-    gap = 0.058
-    for i in range(1, len(places)):
-        places[i] = max(places[i], places[i - 1] + gap)
-    if places and places[-1] > 1.0:
-        places[-1] = 1.0
-        for i in range(len(places) - 2, -1, -1):
-            places[i] = min(places[i], places[i + 1] - gap)
-    for (value, arm, x), place in zip(ends, places, strict=True):
-        colour = style.colour(arm)
-        ax.annotate(
-            encoder_of(arm),
-            xy=(x, max(value, bottom)),
-            xytext=(1.03, place),
-            textcoords="axes fraction",
-            color=colour,
-            va="center",
-            fontsize=9.5,
-            arrowprops={
-                "arrowstyle": "-",
-                "color": colour,
-                "linewidth": 0.7,
-                "relpos": (0.0, 0.5),
-                "shrinkB": 1,
-            },
-        )
-
-
-def decay(results: Results) -> bytes:
-    """The article's figure: the distance of z from N(0, I) during training of the encoder."""
-    beside = results["beside"]
-    with style.figure() as (fig, (ax,)):
-        _curves(results, DECAY_ARMS, "sample_kl", ax)
-        ax.axhline(beside["null_sample_kl"], color=style.BLACK, linewidth=0.8, linestyle=":")
-        ax.set_ylabel(f"sample KL of {beside['n']:,} held-out z, nats")
-        ax.set_title("Diagonal Gaussian fitted to z against N(0, I); dotted: exact normals")
-        return style.png(fig)
-
-
-def rates(results: Results) -> bytes:
-    with style.figure() as (fig, (ax,)):
-        _curves(results, [arm for arm in DECAY_ARMS if arm != "randn"], "rate", ax)
-        ax.set_ylabel("rate, nats per image")
-        ax.set_title("Mean KL(q(z|x) ‖ N(0, I)) on held-out images")
-        return style.png(fig)
 
 
 def kl_per_dimension(results: Results) -> bytes:
@@ -277,8 +183,7 @@ def k_curve(results: Results) -> bytes:
 
 
 DRAWINGS: dict[str, Callable[[Results], bytes]] = {
-    "decay.png": decay,
-    "rate.png": rates,
+    **CURVES,
     "decoder-score.png": decoder_score,
     "kl-per-dimension.png": kl_per_dimension,
     "rate-distortion.png": rate_distortion,

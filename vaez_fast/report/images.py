@@ -10,6 +10,7 @@ import numpy as np
 from ..drawing import style
 from ..measures.intervals import interval
 from ..measures.samplers import SAMPLERS
+from ..study.arrays import RECONSTRUCTIONS, TEST_IMAGES
 from ..study.readings import ANALYTIC, frechet, values
 from .tables import has_images
 
@@ -97,7 +98,24 @@ def image_rows(results: Results, images: Images) -> bytes:
         return style.png(fig)
 
 
+def reconstructions(results: Results, images: Images) -> bytes:
+    """Test images, and below them what each arm decodes from one z of each."""
+    del results
+    rows = {"test images": images[ANALYTIC][TEST_IMAGES]}
+    rows |= {arm: grids[RECONSTRUCTIONS] for arm, grids in images.items()}
+    with style.figure(height=0.35 * len(rows) + 0.4) as (fig, (ax,)):
+        strips = [np.hstack(list(grid.reshape(-1, 28, 28))) for grid in rows.values()]
+        ax.imshow(255 - np.vstack(strips), cmap="gray", vmin=0, vmax=255)
+        ax.set_yticks([28 * i + 14 for i in range(len(rows))], list(rows), fontsize=8)
+        ax.tick_params(length=0)
+        ax.set_xticks([])
+        ax.grid(visible=False)
+        ax.spines[:].set_visible(False)
+        return style.png(fig)
+
+
 GRIDS: dict[str, Callable[[Results, Images], bytes]] = {
     "images.png": image_rows,
     "images-all.png": image_grid,
+    "reconstructions.png": reconstructions,
 }

@@ -62,6 +62,9 @@ ANNEALED = Use("evaluate", 40, 14)  # index: the use, listed in vaez_fast.measur
 WATCHED = Use("evaluate", 60, 40)  # index: the step after which the published code evaluates
 DECAY = Use("evaluate", 100, 900)  # index: the observation during training
 
+# Index: the step of the fit; 0 also for u in the fitted density
+SECOND_STAGE = Use("evaluate", 2_000, 3_001)
+
 # The theory's draws
 MONTE_CARLO_KL = Use("evaluate", 1000)
 KL_GRADIENT = Use("evaluate", 1001)

@@ -90,6 +90,21 @@ def test_nothing_is_compared_without_the_ordinary_vae(results: Results) -> None:
     assert said == "The ordinary VAE is not among these runs, so nothing is compared."
 
 
+def test_priors_that_replace_the_old_one_have_their_own_table(results: Results) -> None:
+    heading, _, table = report.replaced(results)
+    assert (heading.text, table.rows[0][0]) == (  # type: ignore[union-attr]
+        "Without training anew", "a Gaussian with a full covariance",
+    )  # fmt: skip
+    half = 4.302653 / math.sqrt(3)
+    rows = {row[0]: row[1:] for row in table.rows}  # type: ignore[union-attr]
+    assert rows["a second VAE (Dai & Wipf 2019)"] == (
+        f"3.10 ± {0.1 * half:.2f}", f"2.70 ± {0.2 * half:.2f}", f"2.410 ± {0.01 * half:.3f}",
+    )  # fmt: skip
+    results["config"]["remedies"] = list(CONFIG.remedies[1:])
+    results["runs"] = [run for run in results["runs"] if run["arm"] != "elbo/analytic/joint"]
+    assert list(report.replaced(results)) == []
+
+
 def test_a_point_is_the_mean_of_a_remedy(results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
     figures: list[Any] = []
 

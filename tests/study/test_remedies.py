@@ -13,9 +13,14 @@ import torch
 
 from tests.system import fake_run
 from vaez_fast.config import ConfigError, TrainConfig
-from vaez_fast.data import Dataset, Split, load
+from vaez_fast.data import Dataset, Pixels, Split, load
+from vaez_fast.measures.codes import encode
+from vaez_fast.measures.densities import Embedded
 from vaez_fast.measures.features import FeatureNet
 from vaez_fast.measures.image_metrics import Reference, image_scores
+from vaez_fast.measures.law import fit_densities, lower_bound
+from vaez_fast.measures.replaced_prior import log_px_gain
+from vaez_fast.measures.two_stage import fit_second_stage
 from vaez_fast.model import Linear
 from vaez_fast.richer.vae import RicherVAE, build
 from vaez_fast.study import remedies
@@ -94,6 +99,8 @@ def test_a_record_is_of_the_runs_own_prior(
         )
 
     monkeypatch.setattr(remedies, "train", train)
+    monkeypatch.setattr(remedies, "GAIN_IMAGES", 40)
+    monkeypatch.setattr(remedies, "GAIN_SAMPLES", 8)
     record = json.loads(json.dumps(measure(config, dataset, real), allow_nan=False))
     assert asked == [config]
     assert (record["arm"], record["seed"]) == (config.arm, 6)
@@ -114,10 +121,6 @@ def test_a_record_is_of_the_runs_own_prior(
         assert record["left"] is None
         return
     # The same density's bound of the KL from N(0, I) and from the prior differ by log p / N(0, I).
-    from vaez_fast.data import Pixels
-    from vaez_fast.measures.codes import encode
-    from vaez_fast.measures.law import fit_densities, lower_bound
-
     codes = encode(vae, Pixels(dataset, "static"), 6)
     density = fit_densities(codes, 6, ("full-covariance", "mixture"))[record["left"]["how"]]
     standard = torch.distributions.Normal(0.0, 1.0).log_prob(codes.test.z.double()).sum(1)
@@ -126,6 +129,26 @@ def test_a_record_is_of_the_runs_own_prior(
         own = vae.law().log_prob(codes.test.z).double().detach()
     wanted = lower_bound(density, codes.test.z).value + float((standard - own).mean())
     assert record["left"]["value"] == pytest.approx(wanted, rel=1e-6)
+
+    if remedy != "analytic":
+        assert "afterwards" not in record
+        return
+    measured = codes.measured()
+    z, validation = codes.train.z[:, measured], codes.validation.z[:, measured]
+    second = Embedded(fit_second_stage(z, validation, 6), measured, 2)
+    x = Pixels(dataset, "static").x("test")[:40]
+    gain = log_px_gain(vae, second, x, noise_key(6, "evaluate", 18), 8)
+    found = record["afterwards"]
+    assert list(found) == ["full-covariance", "mixture", "two-stage"]
+    assert found["two-stage"]["elbo"] == pytest.approx(gain.elbo._asdict(), rel=1e-6)
+    assert found["two-stage"]["log_px"] == pytest.approx(gain.log_px._asdict(), rel=1e-6)
+    with torch.no_grad():
+        means = torch.sigmoid(vae.decode(second.draw(noise, 60)))
+    scores = image_scores((u < means).float(), real)
+    for metric in ("frechet", "kernel", "nearest_train"):
+        assert found["two-stage"]["images"][metric] == pytest.approx(scores[metric], rel=1e-5)
+    gains = {name: found[name]["elbo"]["value"] for name in found}
+    assert len(set(gains.values())) == 3
 
 
 def record_of(config: TrainConfig) -> dict[str, Any]:
@@ -139,7 +162,19 @@ def record_of(config: TrainConfig) -> dict[str, Any]:
         },
         "left": None if config.posterior != "diagonal" else {"value": 1.5 - 0.1 * seed},
         "images": {"frechet": 2.0 + 0.1 * seed},
+        **({"afterwards": afterwards(seed)} if config.arm == "elbo/analytic/joint" else {}),
     }  # fmt: skip
+
+
+def afterwards(seed: int) -> dict[str, Any]:
+    return {
+        name: {
+            "elbo": {"value": 1.0 + i + 0.1 * seed},
+            "log_px": {"value": 0.5 + i + 0.2 * seed},
+            "images": {"frechet": 0.4 + i + 0.01 * seed},
+        }
+        for i, name in enumerate(("full-covariance", "mixture", "two-stage"))
+    }
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,10 @@ from scipy.stats import t
 
 from tests.study import fake_study
 from vaez_fast.drawing import style
-from vaez_fast.drawing.page import Table
-from vaez_fast.report import law
+from vaez_fast.drawing.page import Table, Text
+from vaez_fast.report import article, law
 from vaez_fast.study.config import StudyConfig
+from vaez_fast.study.verdicts import verdicts
 
 Results = dict[str, Any]
 ANALYTIC = "elbo/analytic/joint"
@@ -136,26 +138,42 @@ def test_the_gain_is_told_with_both_errors(results: Results) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lower", "shell", "said", "where"),
+    ("verdict", "shell", "said", "where"),
     [
-        (1.6, 0.5, "are not standard normal", "on a shell"),
-        (0.01, 1.0, "are standard normal", "with no clear shell"),
-        (0.4, 1.6, "are not standard normal", "with heavy tails"),
+        ("refuted", 0.5, f"The z of {ANALYTIC} are not standard normal", "on a shell"),
+        (
+            "confirmed", 1.0, f"Nothing tells the z of {ANALYTIC} from standard normal ones",
+            "with no clear shell",
+        ),
+        (
+            "unclear", 1.6,
+            f"These seeds do not settle whether the z of {ANALYTIC} are standard normal",
+            "with heavy tails",
+        ),
     ],
-)
-def test_the_answer_depends_on_the_bound_and_on_the_shell(
-    lower: float, shell: float, said: str, where: str, results: Results
+)  # fmt: skip
+def test_the_answer_depends_on_the_verdict_and_on_the_shell(
+    verdict: str, shell: float, said: str, where: str, results: Results
 ) -> None:
     changed = copy.deepcopy(results)
     for run in changed["runs"]:
         if run["arm"] == ANALYTIC:
-            run["latents"]["law"]["kl_lower"]["value"] = lower + 0.001 * run["seed"]
+            run["latents"]["law"]["kl_lower"]["value"] = 1.6 + 0.001 * run["seed"]
             run["latents"]["law"]["squared_norm"]["shell"] = shell + 0.001 * (run["seed"] - 1)
-    answer = law.answer(changed)
-    assert f"The z of {ANALYTIC} {said}" in answer
+    answer = law.answer(changed, verdict)
+    assert answer.startswith(f"{said}: KL(q(z) ‖ N(0, I)) is between 1.6010 ± 0.0025 and 9.001")
     assert f"latents lie {where}" in answer
-    assert f"between {lower + 0.001:.4f} ± 0.0025 and 9.001" in answer
     assert "The 11.0 informative latents" in answer
+
+
+def test_the_report_opens_with_the_verdict_of_its_table(results: Results) -> None:
+    for verdict, said in (("refuted", "are not standard"), ("unclear", "do not settle whether")):
+        found = [
+            replace(v, verdict=verdict) if v.name == "normal" else v
+            for v in verdicts(results, fake_study.THEORY)
+        ]
+        texts = [b.text for b in article.blocks(results, found) if isinstance(b, Text)]
+        assert said in texts[1]
 
 
 def test_the_bars_are_the_parts_of_the_bound_and_of_the_gap(

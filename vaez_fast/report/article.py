@@ -126,7 +126,7 @@ def blocks(results: Results, answers: list[Verdict]) -> Iterator[Block]:
         "image, mean ± 95 % t-interval over seeds; differences are paired by seed, whose arms "
         "share data order, noise and initial weights."
     )
-    yield from law.blocks(results)
+    yield from law.blocks(results, next(v.verdict for v in answers if v.name == "normal"))
     yield Heading(2, "The article's claims")
     yield Table(
         ("claim of the article", "measured", "margin", "verdict", "p", "why"),

@@ -1,7 +1,8 @@
 """What every rank of test_ranks.py runs: `torchrun … tests/training/rank_worker.py OUT`.
 
 The first rank writes the ranks' common results to OUT/found.pt. OUT/study is a study that they
-share. Each rank writes the threads that it has after the group's end to OUT/threads-RANK.json.
+share. Each rank writes the threads that it has after the group's end to OUT/threads-RANK.json, and
+a Fréchet distance of its own features to OUT/frechet-RANK.json.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from tests.training.digits import first
 from vaez_fast.config import TrainConfig
 from vaez_fast.data import Dataset, binarized, load
 from vaez_fast.measures.evaluate import evaluator
+from vaez_fast.measures.image_metrics import frechet_distance
 from vaez_fast.model import VAE
 from vaez_fast.study import arrays, study
 from vaez_fast.system.files import write_json
@@ -100,7 +102,14 @@ def main(out: Path) -> None:
             study.run_study(fake_study.CONFIG, out / "study", world=world)
         if world.rank == 0:
             torch.save(together, out / "found.pt")
+        write_json(out / f"frechet-{world.rank}.json", {"distance": frechet_of(world.rank)})
     write_json(out / f"threads-{world.rank}.json", {"names": threads()})
+
+
+def frechet_of(rank: int) -> float:
+    """A Fréchet distance of features that only this rank has."""
+    a, b = torch.randn((2, 50, 3), generator=torch.Generator().manual_seed(rank))
+    return frechet_distance(a + rank, b)
 
 
 def threads() -> list[str]:

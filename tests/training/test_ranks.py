@@ -87,6 +87,14 @@ def test_a_study_is_shared_and_whole(together: Any) -> None:
     assert record["environment"]["ranks"] == ranks
 
 
+def test_a_rank_measures_its_own_images_alone(together: Any) -> None:
+    # Ranks share a study's runs, so the others' features are those of other models.
+    ranks, _, out = together
+    for rank in range(ranks):
+        found = json.loads((out / f"frechet-{rank}.json").read_text())["distance"]
+        assert found == pytest.approx(rank_worker.frechet_of(rank), rel=1e-9)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the names of threads from /proc")
 def test_no_thread_of_gloo_outlives_the_group(together: Any) -> None:
     # One that drops its last tensor while Python ends would abort the process.

@@ -173,7 +173,8 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     """
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    metric = FrechetInceptionDistance(feature=_Given(a.shape[1]))
+    # Several ranks measure different models; by default torchmetrics would pool their features.
+    metric = FrechetInceptionDistance(feature=_Given(a.shape[1]), sync_on_compute=False)
     metric.update(a.double().cpu(), real=False)
     metric.update(b.double().cpu(), real=True)
     return float(metric.compute())

@@ -49,18 +49,18 @@ def of_the_published_code(results: Results) -> str:
         for run in ("encoder", "joint")
     }
     return (
-        "Why did the article see a decoder that is only slightly worse? Its published code takes "
-        "the test loss for a bound and keeps the state where it is highest: of encoder-only "
-        f"training the state after step {steps('encoder')}, with a rate of "
-        f"{kept('encoder', 'rate').text()} nats. A second script trains the decoder on the z of "
-        "that hardly trained encoder, which still tell a little of x: the distortion ends at "
-        f"{kept('encoder', 'decoder_retrained').text()} nats. So the wrong checkpoint explains "
-        f"{explained['encoder'].text()} of the {whole.text()} nats between the decoders of "
-        f"{AS_PUBLISHED} and {CURRENT}. Ordinary training writes to the same file. Its state "
+        "Does its published code explain why the article saw a decoder that is only slightly "
+        "worse? That code takes the test loss for a bound and keeps the state where it is highest: "
+        f"of encoder-only training the state after step {steps('encoder')}, with a rate of "
+        f"{kept('encoder', 'rate').text()} nats. A second script trains the decoder of that state "
+        "on the z of its hardly trained encoder, which still tell a little of x: the distortion "
+        f"ends at {kept('encoder', 'decoder_retrained').text()} nats. So the wrong checkpoint "
+        f"explains {explained['encoder'].text()} of the {whole.text()} nats between the decoders "
+        f"of {AS_PUBLISHED} and {CURRENT}. Ordinary training writes to the same file: the state "
         f"after step {steps('joint')}, with a distortion of {kept('joint', 'distortion').text()} "
-        "nats, is what the code shows of the ordinary VAE; a decoder trained on the z of that "
-        f"encoder explains {explained['joint'].text()} nats. σ in place of σ² explains none: that "
-        "KL has the same minimum."
+        "nats. A decoder that the second script trains on that encoder's z explains "
+        f"{explained['joint'].text()} nats. σ in place of σ² explains none: that KL has the same "
+        "minimum."
     )
 
 

@@ -106,7 +106,8 @@ def reconstructions(results: Results, images: Images) -> bytes:
     with style.figure(height=0.35 * len(rows) + 0.4) as (fig, (ax,)):
         strips = [np.hstack(list(grid.reshape(-1, 28, 28))) for grid in rows.values()]
         ax.imshow(255 - np.vstack(strips), cmap="gray", vmin=0, vmax=255)
-        ax.set_yticks([28 * i + 14 for i in range(len(rows))], list(rows), fontsize=8)
+        ax.set_anchor("E")  # long labels need the room on the left
+        ax.set_yticks([28 * i + 14 for i in range(len(rows))], list(rows), fontsize=7)
         ax.tick_params(length=0)
         ax.set_xticks([])
         ax.grid(visible=False)

@@ -91,15 +91,20 @@ def test_nothing_is_compared_without_the_ordinary_vae(results: Results) -> None:
 
 
 def test_priors_that_replace_the_old_one_have_their_own_table(results: Results) -> None:
-    heading, _, table = report.replaced(results)
+    heading, words, table = report.replaced(results)
+    assert "first 500 test images, with 64 importance samples" in words.text  # type: ignore[union-attr]
     assert (heading.text, table.rows[0][0]) == (  # type: ignore[union-attr]
-        "Without training anew", "a Gaussian with a full covariance",
+        "Without retraining", "a Gaussian with a full covariance",
     )  # fmt: skip
     half = 4.302653 / math.sqrt(3)
     rows = {row[0]: row[1:] for row in table.rows}  # type: ignore[union-attr]
     assert rows["a second VAE (Dai & Wipf 2019)"] == (
         f"3.10 ± {0.1 * half:.2f}", f"2.70 ± {0.2 * half:.2f}", f"2.410 ± {0.01 * half:.3f}",
     )  # fmt: skip
+    # The legend of the first table stands before this section.
+    page = list(report.blocks(results))
+    legend = next(i for i, b in enumerate(page) if getattr(b, "text", "").startswith("Left is"))
+    assert page.index(report.table(results)) + 1 == legend < page.index(heading)
     results["config"]["remedies"] = list(CONFIG.remedies[1:])
     results["runs"] = [run for run in results["runs"] if run["arm"] != "elbo/analytic/joint"]
     assert list(report.replaced(results)) == []

@@ -1,8 +1,8 @@
 """What every rank of test_ranks.py runs: `torchrun … tests/training/rank_worker.py OUT`.
 
 The first rank writes the ranks' common results to OUT/found.pt. OUT/study is a study that they
-share. Each rank writes the threads that it has after the group's end to OUT/threads-RANK.json, and
-a Fréchet distance of its own features to OUT/frechet-RANK.json.
+share. Each rank writes its threads in the group and after it to OUT/threads-RANK.json, and a
+Fréchet distance of its own features to OUT/frechet-RANK.json.
 """
 
 from __future__ import annotations
@@ -103,7 +103,8 @@ def main(out: Path) -> None:
         if world.rank == 0:
             torch.save(together, out / "found.pt")
         write_json(out / f"frechet-{world.rank}.json", {"distance": frechet_of(world.rank)})
-    write_json(out / f"threads-{world.rank}.json", {"names": threads()})
+        within = threads()
+    write_json(out / f"threads-{world.rank}.json", {"within": within, "after": threads()})
 
 
 def frechet_of(rank: int) -> float:

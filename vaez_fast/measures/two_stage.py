@@ -27,10 +27,10 @@ LEARNING_RATE = 3e-3
 # As long as a flow is fitted: 50,000 codes get 3,000 steps.
 EPOCHS, MOST_STEPS = 30, 3_000
 LOOK_EVERY = 100  # steps
-# 128 raise the mean log p(z) by 0.04 nats (altosaar's VAE after 8 epochs of full MNIST).
+# 128 would raise the mean log p(z) by 0.04 nats (altosaar's VAE after 8 epochs of full MNIST).
 SAMPLES = 16
-# Of p(z|u) at the start. At 1 the fit stays where u says nothing: codes whose mean and variance are
-# those of N(0, I) make that a saddle. On a thin ring it then misses 1.5 nats, from here 0.4.
+# σ of p(z|u) at the start. At 1 the fit stays where u says nothing: codes whose mean and variance
+# are those of N(0, I) make that a saddle. On a thin ring it then misses 1.5 nats, from here 0.4.
 SIGMA = math.exp(-2.0)
 ROWS_AT_ONCE = 1 << 16
 
@@ -87,7 +87,7 @@ class SecondStage(Density):
         """log 1/S Σ_s p(z|u_s) p(u_s) / q(u_s|z) with S = 16, in float32; see `Density`.
 
         In expectation it is at most log p(z) (Burda et al. 2016, equation 8), so a lower bound that
-        is made of it remains one.
+        is made of it remains one. Row i of every call has noise i.
         """
         unit = (z.to(self.mean) - self.mean) / self.scale
         rows = max(1, ROWS_AT_ONCE // SAMPLES)
@@ -100,7 +100,7 @@ class SecondStage(Density):
 
     @torch.no_grad()
     def transform(self, eps: Tensor, u: Tensor) -> Tensor:
-        """See `Density`: eps gives the second stage's u, the own noise z given u."""
+        """See `Density`: eps gives the second stage's u, its own noise z given u."""
         means = self.net.decoder(eps.to(self.mean))
         error = normal(self.noise, 1, *eps.shape, sample_offset=SAMPLES)[0]
         unit = means + torch.exp(self.net.log_sigma) * error
@@ -111,8 +111,8 @@ class SecondStage(Density):
 def fit_second_stage(z: Tensor, validation_z: Tensor, seed: int) -> SecondStage:
     """A second stage by its ELBO: the state of the highest mean bound of validation codes.
 
-    Adam takes 30 epochs' steps of 500 codes, at most 3,000, and its rate falls linearly to zero.
-    The codes are standardised first.
+    Adam takes as many steps of 500 codes, drawn with replacement, as 30 epochs have, at most 3,000;
+    its rate falls linearly to zero. The codes are standardised first.
 
     Args:
         z: (N, d) codes, N ≥ 2.

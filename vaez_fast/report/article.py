@@ -164,8 +164,8 @@ def blocks(results: Results, answers: list[Verdict]) -> Iterator[Block]:
     yield Figure("decoder-score.png", "Decoder score by framework, with 95 % intervals.")
     yield Figure(
         "decoder-curve.png",
-        "The same during training, on training images. The bands span the seeds. A decoder that is "
-        "trained separately starts when its encoder is done.",
+        "The distortion, minus the score, during training, on training images. The bands span the "
+        "seeds. A decoder that is trained separately starts when its encoder is done.",
     )
     yield Text(beside_marginals(results))
     yield Text(of_the_published_code(results))

@@ -114,7 +114,7 @@ def rates(results: Results) -> bytes:
 
 
 def decoder_curve(results: Results) -> bytes:
-    """The article's figure of the decoder's score: each epoch's mean distortion in training."""
+    """The article's figure of the decoder: each epoch's mean distortion in training."""
     ends = []
     with style.figure() as (fig, (ax,)):
         for arm in (CURRENT, SIMULTANEOUS, SEPARATE, RANDN):
@@ -127,7 +127,7 @@ def decoder_curve(results: Results) -> bytes:
         ax.yaxis.set_minor_formatter("{x:g}")
         ax.set_xlabel("training steps of the decoder")
         ax.set_ylabel("distortion −E log p(x|z), nats")
-        ax.set_title("The decoder's score during training, mean of each epoch")
+        ax.set_title("The decoder's distortion during training, mean of each epoch")
         _label_ends(ax, ends)
         return style.png(fig)
 

@@ -3,6 +3,11 @@
 Its training evaluates a loss on the test split after every step, takes it for a bound, and so keeps
 the state with the highest loss. A second script loads that state and trains its decoder on the z of
 its encoder. (natank1/VAE_Loss, commit 4cd88ce: Train_reg.py, evaluation.py, decode_only.py.)
+
+The highest loss is remembered within one pass of its loop over batches. The file with that loop,
+utils.py, was not published; in the code that it builds on, altosaar/variational-autoencoder, the
+loop never ends, and that is what is reproduced. If it ended with each epoch, the state kept in the
+end would be one of the last epoch, whose encoder tells nothing of x.
 """
 
 from __future__ import annotations
@@ -48,7 +53,10 @@ class Kept:
 
 
 def kept_and_decoded(config: TrainConfig, dataset: Dataset, steps: int) -> Record:
-    """Both scripts in turn, for encoder-only and for ordinary training.
+    """The first script, then the arm's own decoder phase, for encoder-only and ordinary training.
+
+    The decoder phase stands in for the second script, which takes RMSprop with a constant rate and
+    never ends, either.
 
     Args:
         config: the arm "kl/as-published/separate"; the decoder is trained as in its second phase.

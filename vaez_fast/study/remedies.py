@@ -148,6 +148,8 @@ def _afterwards(
         found[name] = {
             "elbo": gain.elbo._asdict(),
             "log_px": gain.log_px._asdict(),
+            "num_images": gain.num_images,
+            "num_samples": gain.num_samples,
             "images": _scores(vae, z, config, reference),
         }
     return found

@@ -16,6 +16,7 @@ one test or more in 5 % of cases at most.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -223,7 +224,11 @@ def classifier(z: Tensor, seed: int) -> Outcome:
         return torch.cat([x, x.square().sum(1, keepdim=True)], 1).numpy(), is_z.numpy()
 
     fitted = HistGradientBoostingClassifier(early_stopping=False, random_state=CLASSIFIER_SEED)
-    fitted.fit(*examples(slice(m // 2)))
+    # scikit-learn's threads race for the process's list of warning filters and may leave it empty;
+    # from then on each fit would print a page of warnings (1.9.1). So they get a list of their own.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*sklearn.utils.parallel", category=UserWarning)
+        fitted.fit(*examples(slice(m // 2)))
     x, is_z = examples(slice(m // 2, None))
     right = int((fitted.predict(x) == is_z).sum())
     return Outcome(right / len(x), float(binom.sf(right - 1, len(x), 0.5)), m)

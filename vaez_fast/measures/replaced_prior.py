@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,10 @@ class Gain:
     elbo: Estimate
     num_images: int
     num_samples: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return vars(self) | {"log_px": self.log_px._asdict(), "elbo": self.elbo._asdict()}
 
 
 @torch.no_grad()

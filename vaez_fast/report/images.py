@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from ..measures.samplers import SAMPLERS
 from ..study.arrays import RECONSTRUCTIONS, TEST_IMAGES
 from ..study.readings import ANALYTIC, frechet, values
 from .tables import has_images
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Results = dict[str, Any]
 Images = dict[str, dict[str, np.ndarray]]  # arm → sampler → (count, 784) uint8
@@ -58,16 +61,25 @@ def image_grid(results: Results, images: Images) -> bytes:
     arms, shown = list(images), 4
     with style.figure(len(SAMPLERS), width=9.0, height=0.24 * len(arms) + 0.4) as (fig, axes):
         for ax, name in zip(axes, SAMPLERS, strict=True):
-            rows = [np.hstack(list(_shown(images[arm], name, shown))) for arm in arms]
-            ax.imshow(255 - np.vstack(rows), cmap="gray", vmin=0, vmax=255)
+            _draw_rows(ax, [_shown(images[arm], name, shown) for arm in arms])
             ax.set_title(name, fontsize=8.5)
-            ax.set_xticks([])
-            ax.set_yticks([])
-            ax.grid(visible=False)
-            ax.spines[:].set_visible(False)
-        axes[0].set_yticks([28 * i + 14 for i in range(len(arms))], arms, fontsize=7)
-        axes[0].tick_params(length=0)
+        _label_rows(axes[0], arms, fontsize=7)
         return style.png(fig)
+
+
+def _draw_rows(ax: Axes, rows: Sequence[np.ndarray]) -> None:
+    # rows: each (count, 784) or (count, 28, 28) grey levels, drawn dark on white
+    strips = [np.hstack(list(row.reshape(-1, 28, 28))) for row in rows]
+    ax.imshow(255 - np.vstack(strips), cmap="gray", vmin=0, vmax=255)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.grid(visible=False)
+    ax.spines[:].set_visible(False)
+
+
+def _label_rows(ax: Axes, labels: Sequence[str], fontsize: float) -> None:
+    ax.set_yticks([28 * i + 14 for i in range(len(labels))], labels, fontsize=fontsize)
+    ax.tick_params(length=0)
 
 
 def _shown(grids: dict[str, np.ndarray], sampler: str, count: int) -> np.ndarray:
@@ -79,17 +91,12 @@ def _shown(grids: dict[str, np.ndarray], sampler: str, count: int) -> np.ndarray
 def image_rows(results: Results, images: Images) -> bytes:
     """The ordinary VAE's images by sampler."""
     with style.figure(height=4.2) as (fig, (ax,)):
-        rows = [np.hstack(list(images[ANALYTIC][name].reshape(-1, 28, 28))) for name in SAMPLERS]
-        ax.imshow(255 - np.vstack(rows), cmap="gray", vmin=0, vmax=255)
+        _draw_rows(ax, [images[ANALYTIC][name] for name in SAMPLERS])
         labels = [
             f"{name}\n{interval(values(results, ANALYTIC, frechet(name))).mean:.2f}"
             for name in SAMPLERS
         ]
-        ax.set_yticks([28 * i + 14 for i in range(len(SAMPLERS))], labels, fontsize=9)
-        ax.tick_params(length=0)
-        ax.set_xticks([])
-        ax.grid(visible=False)
-        ax.spines[:].set_visible(False)
+        _label_rows(ax, labels, fontsize=9)
         floor = results["beside"]["images"]["floor"]["frechet"]
         ax.set_title(
             f"{ANALYTIC}: the same decoder, z from seven laws\n"
@@ -104,14 +111,9 @@ def reconstructions(results: Results, images: Images) -> bytes:
     rows = {"test images": images[ANALYTIC][TEST_IMAGES]}
     rows |= {arm: grids[RECONSTRUCTIONS] for arm, grids in images.items()}
     with style.figure(height=0.35 * len(rows) + 0.4) as (fig, (ax,)):
-        strips = [np.hstack(list(grid.reshape(-1, 28, 28))) for grid in rows.values()]
-        ax.imshow(255 - np.vstack(strips), cmap="gray", vmin=0, vmax=255)
+        _draw_rows(ax, list(rows.values()))
+        _label_rows(ax, list(rows), fontsize=7)
         ax.set_anchor("E")  # long labels need the room on the left
-        ax.set_yticks([28 * i + 14 for i in range(len(rows))], list(rows), fontsize=7)
-        ax.tick_params(length=0)
-        ax.set_xticks([])
-        ax.grid(visible=False)
-        ax.spines[:].set_visible(False)
         return style.png(fig)
 
 

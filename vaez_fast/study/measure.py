@@ -177,13 +177,7 @@ class Measure:
         noise = streams.REPLACED_PRIOR.key(seed, device=self.device)
         x = self.test_x[:GAIN_IMAGES]
         gain = log_px_gain(vae, densities[best], x, noise, GAIN_SAMPLES)
-        return {
-            "density": best,
-            "log_px": gain.log_px._asdict(),
-            "elbo": gain.elbo._asdict(),
-            "num_images": gain.num_images,
-            "num_samples": gain.num_samples,
-        }
+        return {"density": best, **gain.as_dict()}
 
     def _images(
         self, vae: VAE, codes: Codes, densities: dict[str, Embedded], seed: int

@@ -145,13 +145,7 @@ def _afterwards(
     for name, density in priors.items():
         gain = log_px_gain(vae, density, x, noise, GAIN_SAMPLES)
         z = density.draw(key, len(reference.real))
-        found[name] = {
-            "elbo": gain.elbo._asdict(),
-            "log_px": gain.log_px._asdict(),
-            "num_images": gain.num_images,
-            "num_samples": gain.num_samples,
-            "images": _scores(vae, z, config, reference),
-        }
+        found[name] = {**gain.as_dict(), "images": _scores(vae, z, config, reference)}
     return found
 
 

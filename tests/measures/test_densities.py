@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal, Normal
 
 from vaez_fast.flows import RealNVP
-from vaez_fast.measures import densities, flow_density
+from vaez_fast.measures import densities, fitting
 from vaez_fast.measures.densities import Embedded, GaussianMixture, fit_gaussian, standard_normal
 from vaez_fast.measures.flow_density import Flow, fit_flow
 from vaez_kernels import noise_key, normal, reference
@@ -140,7 +140,7 @@ def test_a_flow_bends_what_a_gaussian_cannot() -> None:
 
 def test_a_flow_keeps_the_state_that_validation_codes_like(monkeypatch: pytest.MonkeyPatch) -> None:
     """Validation codes that are standard normal, training codes that are far from it."""
-    monkeypatch.setattr(flow_density, "LOOK_EVERY", 5)
+    monkeypatch.setattr(fitting, "LOOK_EVERY", 5)
     near = torch.cat([points(400, 2), torch.tensor([[8.0, 8.0]]).expand(400, 2)])
     best = fit_flow(near, points(500, 2, 8), seed=0)
     other = fit_flow(near, near, seed=0)

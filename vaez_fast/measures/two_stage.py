@@ -7,7 +7,6 @@ place of N(0, I) when images are drawn.
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass
 
@@ -20,13 +19,10 @@ from ..flows import LOG_2PI, log_standard_normal
 from ..model import Linear
 from ..streams import SECOND_STAGE
 from .densities import Density
+from .fitting import BATCH, maximize, mean_and_scale, steps_for
 
 HIDDEN = 256
-BATCH = 500
 LEARNING_RATE = 3e-3
-# As long as a flow is fitted: 50,000 codes get 3,000 steps.
-EPOCHS, MOST_STEPS = 30, 3_000
-LOOK_EVERY = 100  # steps
 # 128 would raise the mean log p(z) by 0.04 nats (altosaar's VAE after 8 epochs of full MNIST).
 SAMPLES = 16
 # σ of p(z|u) at the start. At 1 the fit stays where u says nothing: codes whose mean and variance
@@ -107,7 +103,6 @@ class SecondStage(Density):
         return (self.mean + self.scale * unit).double()
 
 
-@torch.enable_grad()
 def fit_second_stage(z: Tensor, validation_z: Tensor, seed: int) -> SecondStage:
     """A second stage by its ELBO: the state of the highest mean bound of validation codes.
 
@@ -122,33 +117,15 @@ def fit_second_stage(z: Tensor, validation_z: Tensor, seed: int) -> SecondStage:
     Raises:
         ValueError: fewer than two codes, or a constant latent.
     """
-    if z.dim() != 2 or len(z) < 2:
-        raise ValueError(
-            f"fit_second_stage: z must have shape (N, d) with N ≥ 2, got {tuple(z.shape)}"
-        )
-    mean, scale = z.float().mean(0), z.float().std(0, correction=0)
-    if not bool((scale > 0).all()):
-        raise ValueError("fit_second_stage: a latent of z is constant")
+    mean, scale = mean_and_scale("fit_second_stage", z)
     net = CodeVAE(z.shape[1], seed).to(z.device)
     unit, watched = ((part.float() - mean) / scale for part in (z, validation_z))
-    steps = min(MOST_STEPS, -(-EPOCHS * len(z) // BATCH))
     noise = SECOND_STAGE.key(seed, 0, device=z.device)
-    u = uniform(noise, steps, BATCH, 1, sample_offset=SAMPLES + 1)[:, :, 0]
-    batches = (u * len(z)).long().clamp(max=len(z) - 1)
-    optimizer = torch.optim.Adam(net.parameters(), LEARNING_RATE)
-    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
-    best, state = -torch.inf, copy.deepcopy(net.state_dict())
-    for step, rows in enumerate(batches, 1):
-        eps = normal(SECOND_STAGE.key(seed, step, device=z.device), 1, *unit[rows].shape)
-        optimizer.zero_grad()
-        (-net.log_weight(unit[rows], eps).mean()).backward()
-        optimizer.step()
-        decay.step()
-        if step % LOOK_EVERY == 0 or step == steps:
-            with torch.no_grad():
-                eps = normal(noise, 1, *watched.shape)
-                now = float(net.log_weight(watched, eps).mean())
-            if now > best:
-                best, state = now, copy.deepcopy(net.state_dict())
-    net.load_state_dict(state)
-    return SecondStage(net.requires_grad_(False), mean, scale, noise)
+
+    def bound(codes: Tensor, step: int) -> Tensor:
+        eps = normal(SECOND_STAGE.key(seed, step, device=z.device), 1, *codes.shape)
+        return net.log_weight(codes, eps)
+
+    u = uniform(noise, steps_for(len(z)), BATCH, 1, sample_offset=SAMPLES + 1)[:, :, 0]
+    maximize(net, bound, unit, watched, u, LEARNING_RATE)
+    return SecondStage(net, mean, scale, noise)

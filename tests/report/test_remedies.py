@@ -15,7 +15,7 @@ from tests.study.test_remedies import BASE, record_of
 from vaez_fast.cli.main import main
 from vaez_fast.drawing import style
 from vaez_fast.report import remedies as report
-from vaez_fast.study.config import REMEDIES, RemedyConfig
+from vaez_fast.study.config import REMEDIES, RemedyConfig, ordinary_remedy
 from vaez_fast.study.readings import log_px
 from vaez_fast.study.remedies import KIND, SCHEMA
 from vaez_fast.system.files import OutputError
@@ -69,6 +69,16 @@ def test_a_remedy_is_compared_with_the_ordinary_vae_of_its_own_kl(results: Resul
     changed["config"]["remedies"].remove("monte-carlo")
     assert report.difference(changed, "flow", log_px) is None
     assert report.difference(changed, "analytic", log_px) is None
+
+
+def test_a_remedy_with_warm_up_is_compared_with_the_ordinary_vae_with_warm_up() -> None:
+    assert {name: ordinary_remedy(name) for name in REMEDIES if "kl_warmup" in REMEDIES[name]} == {
+        "kl-warmup": "analytic",
+        "monte-carlo-warmup": "monte-carlo",
+        "iaf-warmup": "monte-carlo-warmup",
+        "flow-warmup": "monte-carlo-warmup",
+        "full-covariance-warmup": "kl-warmup",
+    }
 
 
 def test_sentences_follow_the_intervals(results: Results) -> None:

@@ -22,7 +22,7 @@ USUAL: dict[str, Any] = {
     field.name: field.default for field in fields(TrainConfig) if field.name in IN_ARM
 }
 
-# Each remedy as a change of the settings; the first two change nothing but the estimate of the KL.
+# The settings of each remedy; the first two change nothing but the estimate of the KL.
 REMEDIES: dict[str, dict[str, Any]] = {
     "analytic": {"kl": "analytic"},
     "monte-carlo": {"kl": "total-derivative"},
@@ -35,7 +35,28 @@ REMEDIES: dict[str, dict[str, Any]] = {
     "kl-warmup": {"kl": "analytic", "kl_warmup": 0.2},
     "half-beta": {"kl": "analytic", "beta": 0.5},
     "rmsprop": {"kl": "analytic", "optimizer": "rmsprop"},
+    # Without warm-up, a richer posterior or prior starts with more collapsed latents.
+    "monte-carlo-warmup": {"kl": "total-derivative", "kl_warmup": 0.2},
+    "iaf-warmup": {"kl": "total-derivative", "posterior": "iaf", "kl_warmup": 0.2},
+    "flow-warmup": {"kl": "total-derivative", "prior": "flow", "kl_warmup": 0.2},
+    "full-covariance-warmup": {
+        "kl": "analytic",
+        "posterior": "full-covariance",
+        "kl_warmup": 0.2,
+    },
 }
+
+
+def ordinary_remedy(remedy: str) -> str:
+    """The ordinary VAE that a remedy is compared with.
+
+    It has the same estimate of the KL, and the same warm-up unless warm-up is the remedy itself.
+    """
+    settings = REMEDIES[remedy]
+    kept = {"kl": settings["kl"]}
+    if len(settings) > 2 and "kl_warmup" in settings:
+        kept["kl_warmup"] = settings["kl_warmup"]
+    return next(name for name, other in REMEDIES.items() if other == kept)
 
 
 @dataclass(frozen=True)

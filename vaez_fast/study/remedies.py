@@ -1,7 +1,7 @@
 """Who mends it: posteriors, priors and ways of training beside the ordinary VAE.
 
-Each remedy is one change of the settings of an ordinary VAE (`ordinary_remedy`). Runs of a seed share data order, noise and the initial
-weights of encoder and decoder, so differences are paired.
+Each remedy is one change of the settings of an ordinary VAE (`ordinary_remedy`). Runs of a seed
+share data order, noise and the initial weights of encoder and decoder, so differences are paired.
 """
 
 from __future__ import annotations

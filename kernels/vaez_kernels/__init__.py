@@ -4,7 +4,7 @@ from .backend import BACKENDS, interpreting, use_backend
 from .bernoulli import bernoulli_log_prob
 from .gaussian import gaussian_log_prob
 from .importance import ImportanceEstimates, importance_estimates, importance_log_likelihood
-from .latent import kl_standard_normal, kl_standard_normal_mc, rsample, rsample_kl
+from .latent import kl_normal, kl_standard_normal, kl_standard_normal_mc, rsample, rsample_kl
 from .linear_bernoulli import linear_bernoulli_log_prob
 from .mixture import mixture_log_prob
 from .noise import PURPOSES, noise_key, normal, uniform
@@ -18,6 +18,7 @@ __all__ = [
     "importance_estimates",
     "importance_log_likelihood",
     "interpreting",
+    "kl_normal",
     "kl_standard_normal",
     "kl_standard_normal_mc",
     "linear_bernoulli_log_prob",

@@ -57,6 +57,7 @@ __all__ = [
     "is_plain",
     "is_traced",
     "jit",
+    "jit_with_run_time",
     "launcher",
     "no_second_derivative",
     "same_backend",
@@ -79,6 +80,18 @@ _forced: ContextVar[str | None] = ContextVar("vaez_backend", default=None)
 def jit(function: _F) -> _F:
     """`triton.jit` if triton is installed; else the function itself: the fallback shares some."""
     return triton.jit(function) if triton is not None else function
+
+
+def jit_with_run_time(*names: str) -> Callable[[_F], _F]:
+    """`jit` for a kernel that is not compiled again for values of these integers.
+
+    By default Triton compiles a kernel anew where an integer is 1, and where it is a multiple of
+    16.
+    """
+    if triton is None:
+        return lambda function: function
+    decorator: Callable[[_F], _F] = triton.jit(do_not_specialize=list(names))
+    return decorator
 
 
 def undecorated(function: _F) -> _F:

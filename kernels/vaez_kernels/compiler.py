@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextvars
 import functools
+import math
 import re
 import sys
 import sysconfig
@@ -169,32 +170,43 @@ class compiled_once:
 # From functions to code.
 
 
-def kind(x: Any) -> object:
-    """The properties that code is specialised on: for a tensor, all except its sizes above 1.
+def described(x: Any) -> tuple[Any, object]:
+    """An argument in a layout that code is compiled for, and what code is specialised on.
 
-    For any other argument, its value.
+    Of a tensor, that is a tuple of its dtype, its layout, and whether each of its sizes is 1. Any
+    other argument is specialised on its value, which must not be a tuple.
     """
     if not isinstance(x, Tensor):
-        return x
-    return (x.dtype, x.is_contiguous(), *(n == 1 for n in x.shape))
+        return x, x
+    layout = _layout(x)
+    if layout is None:
+        x, layout = x.contiguous(), "contiguous"
+    return x, (x.dtype, layout, *[n == 1 for n in x.shape])
 
 
-def canonical(x: Any) -> Any:
-    """A tensor in one of the two layouts that code is compiled for: contiguous, or rows apart.
+def _layout(x: Tensor) -> str | None:
+    """The layout, if it is one of three that code is compiled for.
 
-    Rows apart (a chunk of (B, 2D)) is the only other layout worth its own compilation.
+    - "contiguous";
+    - "rows apart": (B, …) in a wider tensor, such as one half of (B, 2D);
+    - "lines apart": (B, N, C) in a tensor (B, N, more than C), such as channels that come last.
     """
-    if not isinstance(x, Tensor):
-        return x
-    rows_apart = x.dim() == 2 and x.stride(1) == 1 and x.stride(0) > x.shape[1]
-    return x if rows_apart else x.contiguous()
+    if x.is_contiguous():
+        return "contiguous"
+    if x.dim() not in (2, 3) or x.stride(-1) != 1 or x.numel() == 0:
+        return None
+    lines, line = (x.shape[1], x.stride(1)) if x.dim() == 3 else (x.shape[1], 1)
+    if x.dim() == 2 or line == x.shape[2]:
+        return "rows apart" if x.stride(0) > lines * line else None
+    together = x.shape[0] == 1 or x.stride(0) == lines * line
+    return "lines apart" if line > x.shape[2] > 1 and lines > 1 and together else None
 
 
-# Example sizes for compilation, by the name of a dimension, and distances between rows. Tracing
-# treats equal numbers as the same size, so all of them differ. They are large enough to make
-# threads worthwhile.
-SIZES = {"S": 3, "B": 509, "D": 61, "P": 787}
-DISTANCES = (1009, 1013, 1019, 1021, 1031)
+# Example sizes for compilation, by the name of a dimension, and distances between rows or lines.
+# Tracing treats equal numbers as the same size, so all of them differ. They are large enough to
+# make threads worthwhile.
+SIZES = {"S": 3, "B": 509, "D": 61, "P": 787, "I": 11, "C": 17, "N": 211}
+DISTANCES = (1009, 1013, 1019, 1021, 1031, 1033, 1039)
 
 
 @compiled_once
@@ -206,7 +218,7 @@ def compiled(function: Callable[..., Any], dims: str, kinds: tuple[object, ...])
         dims: a word for each tensor, with a letter of `SIZES` for each of its dimensions: "SBD BD".
             In every call, dimensions with the same letter must have the same size; this is not
             checked.
-        kinds: the `kind` of each argument, after `canonical`.
+        kinds: what `described` says of each argument.
     """
     words = dims.split()
     examples = [
@@ -228,8 +240,8 @@ def run(function: Callable[..., Any], dims: str, largest: Tensor, least: int, *a
     """
     on_cpu = largest.is_cpu and largest.dtype != torch.float64 and not is_traced(largest)
     if on_cpu and largest.numel() >= least and has_cpu_compiler():
-        args = tuple([canonical(x) for x in args])
-        code = compiled(function, dims, tuple([kind(x) for x in args]))
+        args, kinds = zip(*[described(x) for x in args], strict=True)
+        code = compiled(function, dims, kinds)
         if code is not None:
             return code(*[x for x in args if isinstance(x, Tensor)])
     return function(*args)
@@ -246,11 +258,14 @@ def of_tensors(function: Callable[..., Any], kinds: tuple[object, ...]) -> Calla
 
 
 def _like(of: tuple[Any, ...], letters: str, distance: int) -> Tensor:
-    dtype, contiguous, *is_one = of
+    dtype, layout, *is_one = of
     shape = [1 if one else SIZES[letter] for one, letter in zip(is_one, letters, strict=True)]
-    if contiguous:
+    if layout == "contiguous":
         return example(*shape, dtype=dtype)
-    return example(shape[0], distance, dtype=dtype)[:, : shape[1]]
+    if layout == "lines apart":
+        return example(*shape[:2], distance, dtype=dtype)[:, :, : shape[2]]
+    size = math.prod(shape[1:])
+    return example(shape[0], size + distance, dtype=dtype)[:, :size].view(shape)
 
 
 def compiled_without_guards(

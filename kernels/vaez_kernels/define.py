@@ -292,7 +292,7 @@ def _registered(
             given = unpacked(*args)
             # An op can only return tensors, so an empty tensor replaces one that is not wanted. An
             # empty gradient has the dtype of its argument.
-            dtypes = [x.dtype for x in given[0][:outputs]] if len(given) > 1 else [torch.float32]
+            dtypes = _dtypes(given[0][:outputs]) if len(given) > 1 else [torch.float32]
             found = tuple(
                 given[0][0].new_empty((0,), dtype=dtype) if tensor is None else tensor
                 for dtype, tensor in zip(cycle(dtypes), run(*given), strict=False)
@@ -319,6 +319,10 @@ def _registered(
 
     either.__signature__ = signature  # type: ignore[attr-defined]
     return _triton_op(f"vaez::{name}", either, kernels)
+
+
+def _dtypes(tensors: Tensors) -> list[torch.dtype]:
+    return [torch.float32 if x is None else x.dtype for x in tensors]
 
 
 def _triton_op(name: str, function: Callable[..., Any], kernels: tuple[Any, ...]) -> CustomOpDef:

@@ -52,6 +52,8 @@ Result = TypeVar("Result")
 # threads, accesses stay 128-bit, the fused forward uses 40 registers and nothing spills.
 # Likelihood: one warp sums its own rows, without barriers, with eight 128-bit loads in flight.
 USUAL = Tile(1024, 4)
+# A warp with four elements for each of its threads, for calls that would not fill a GPU otherwise.
+SMALL = Tile(128, 1)
 TILES = {"bernoulli_forward": Tile(1024, 1), "bernoulli_backward": Tile(1024, 1)}
 # The last layer's kernels, by the type of the operands: no spills, and operands that fit in 64 KiB
 # of shared memory on all four architectures.
@@ -148,6 +150,24 @@ def architecture(device: torch.device) -> str:
     if torch.version.hip:
         return str(properties.gcnArchName).split(":")[0]
     return f"sm_{properties.major}{properties.minor}"
+
+
+@functools.cache
+def multiprocessors(device: torch.device) -> int:
+    """Multiprocessors of a CUDA or ROCm device; 0 for any other."""
+    if device.type != "cuda":
+        return 0
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def filling(elements: int, on: torch.Tensor) -> Tile:
+    """The tile with which an elementwise kernel fills the device of `on`.
+
+    A traced launch always takes the usual tile, because its graph serves other sizes, too.
+    """
+    if is_traced(on) or elements >= USUAL.elements * multiprocessors(on.device):
+        return USUAL
+    return SMALL
 
 
 @contextmanager

@@ -71,23 +71,62 @@ def rsample(mu: Tensor, logvar: Tensor, eps: Tensor) -> Tensor:
     return mu.double() + torch.exp(0.5 * logvar.double()) * eps.double()
 
 
-def kl_standard_normal(mu: Tensor, logvar: Tensor) -> Tensor:
-    """(B,) float64; expm1 keeps float64's digits at logvar → 0."""
+def kl_terms(
+    mu: Tensor, logvar: Tensor, prior_mu: Tensor | None = None, prior_logvar: Tensor | None = None
+) -> Tensor:
+    """KL(q ‖ p) of each element, (B, *event) float64; p = N(0, I) if no prior is given.
+
+    expm1 keeps float64's digits at logvar → 0.
+    """
     mu, logvar = mu.double(), logvar.double()
-    return 0.5 * (mu.square() + torch.expm1(logvar) - logvar).sum(1)
+    if prior_mu is not None and prior_logvar is not None:
+        mu = (mu - prior_mu.double()) * torch.exp(-0.5 * prior_logvar.double())
+        logvar = logvar - prior_logvar.double()
+    return 0.5 * (mu.square() + torch.expm1(logvar) - logvar)
+
+
+def kl_terms_mc(
+    mu: Tensor,
+    logvar: Tensor,
+    eps: Tensor,
+    estimator: str = "total-derivative",
+    prior_mu: Tensor | None = None,
+    prior_logvar: Tensor | None = None,
+) -> Tensor:
+    """The mean over S of log q(z|x) − log p(z) of each element, from torch.distributions.
+
+    eps is (S, B, *event), and the result is (B, *event) float64.
+    """
+    mu, logvar = mu.double(), logvar.double()
+    z = rsample(mu, logvar, eps)
+    if estimator == "sticking-the-landing":
+        mu, logvar = mu.detach(), logvar.detach()
+    at = torch.zeros_like(mu) if prior_mu is None else prior_mu.double()
+    log_variance = torch.zeros_like(mu) if prior_logvar is None else prior_logvar.double()
+    q = torch.distributions.Normal(mu, torch.exp(0.5 * logvar), validate_args=False)
+    p = torch.distributions.Normal(at, torch.exp(0.5 * log_variance), validate_args=False)
+    return (q.log_prob(z) - p.log_prob(z)).mean(0)
+
+
+def reduced(terms: Tensor, reduce: str) -> Tensor:
+    """A KL of each element, (B, *event), reduced as the latent ops do."""
+    if reduce == "sum":
+        return terms.flatten(1).sum(1)
+    if reduce == "channels":
+        return terms.flatten(2).sum(2) if terms.dim() > 2 else terms
+    return terms.mean(0) if reduce == "batch-mean" else terms
+
+
+def kl_standard_normal(mu: Tensor, logvar: Tensor) -> Tensor:
+    """(B,) float64."""
+    return kl_terms(mu, logvar).sum(1)
 
 
 def kl_standard_normal_mc(
     mu: Tensor, logvar: Tensor, eps: Tensor, estimator: str = "total-derivative"
 ) -> Tensor:
-    """(B,) float64: mean over S of log q(z|x) − log p(z), from torch.distributions."""
-    mu, logvar = mu.double(), logvar.double()
-    z = rsample(mu, logvar, eps)
-    if estimator == "sticking-the-landing":
-        mu, logvar = mu.detach(), logvar.detach()
-    q = torch.distributions.Normal(mu, torch.exp(0.5 * logvar), validate_args=False)
-    p = torch.distributions.Normal(torch.zeros_like(mu), torch.ones_like(mu))
-    return (q.log_prob(z) - p.log_prob(z)).sum(2).mean(0)
+    """(B,) float64."""
+    return kl_terms_mc(mu, logvar, eps, estimator).sum(1)
 
 
 def bernoulli_log_prob(logits: Tensor, x: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from tests.kernels.bernoulli import pixels
 from tests.kernels.floors import Floor
 from tests.kernels.helpers import ERROR, MODES, Compared, latents
 from tests.kernels.importance import decoders
+from tests.kernels.latent import events
 from tests.kernels.linear_bernoulli import last_layer
 from tests.kernels.mixture import mixtures
 from vaez_fast import compare as comparison
@@ -31,13 +32,13 @@ from vaez_kernels.testing import Case as OpCase
 KEY = noise_key(29, "evaluate", 2**31 + 5)
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 # Offsets beyond the range of 32 bits.
-OFFSETS = {"row_offset": 2**40 + 3, "sample_offset": 2**32 - 9}
+OFFSETS: dict[str, Any] = {"row_offset": 2**40 + 3, "sample_offset": 2**32 - 9}
 
 # The outputs that each kernel of a detailed case computes. PyTorch computes all others.
 OUTPUTS = {
     "noise_kernel": ("normal", "uniform"),
     "latent_forward_kernel": ("z", "kl"),
-    "latent_backward_kernel": ("grad_mu", "grad_logvar"),
+    "latent_backward_kernel": ("grad_mu", "grad_logvar", "grad_prior_mu", "grad_prior_logvar"),
     "bernoulli_forward_kernel": ("log_prob",),
     "bernoulli_backward_kernel": ("grad_logits", "grad_x"),
     "linear_bernoulli_forward_kernel": ("log_prob",),
@@ -72,7 +73,15 @@ DETAILED = ("noise", "latent", "bernoulli", "mixture", "linear_bernoulli", "impo
 
 
 def all_cases() -> list[Case]:
-    detailed = [*_noise(), *_latent(), *_bernoulli(), *_mixture(), *_last_layer(), *_decoder()]
+    detailed = [
+        *_noise(),
+        *_latent(),
+        *_events(),
+        *_bernoulli(),
+        *_mixture(),
+        *_last_layer(),
+        *_decoder(),
+    ]
     return [*detailed, *_others()]
 
 
@@ -133,6 +142,24 @@ def _latent() -> Iterator[Case]:
             yield _latent_case(mode, shape, torch.float32, targets, quick, OFFSETS)
             for dtype in FLOATS[1:]:
                 yield _latent_case(mode, shape, dtype, quick=False, offsets=OFFSETS)
+
+
+# Each has flags of the kernels that the others lack.
+EVENTS = (
+    events.Call((2, 4, 6, 4), "channels-last halves", samples=2, clamp=(-0.5, 0.75)),
+    events.Call((2, 4, 6, 4), "channels last", "total-derivative", "channels", prior="channel"),
+    events.Call((2, 3, 5, 5), "channels last", "sticking-the-landing", "none", 2, prior="full"),
+    events.Call((5, 19), reduce="batch-mean", free_bits=0.2, prior="row"),
+    events.Call((2, 4, 6, 4), "halves", "analytic", "channels", 9, logvar="channel"),
+    events.Call((2, 4, 6, 4), dtypes=(torch.float32, torch.bfloat16), reduce="none", free_bits=0.1),
+)
+
+
+def _events() -> Iterator[Case]:
+    for call in EVENTS:
+        compare = partial(events.compared, call, **OFFSETS | {"sample_offset": 2**32 - 10})
+        flags = "-".join(str(x) for x in call[1:] if x)
+        yield Case("event", flags, call.dtypes[1], call.shape, compare)
 
 
 def _latent_case(

@@ -19,7 +19,7 @@ from tests.kernels.mixture import mixtures
 from tests.ptx import launch
 from tests.ptx.errors import Fault
 from tests.ptx.program import parse
-from vaez_kernels import mixture
+from vaez_kernels import latent, mixture
 from vaez_kernels.error_bounds import worst
 
 Compare = Callable[[], list[Compared]]
@@ -105,15 +105,19 @@ def test_no_mask_can_be_dropped() -> None:
     assert found == {"OutOfBounds", "GlobalRace", "bound"}
 
 
-def test_no_distance_between_rows_can_be_another() -> None:
-    # 19 float32 columns are 76 bytes.
-    found = shown(latent_case(), "latent_backward_kernel", r"\b76;", "80;")
-    assert found == {"OutOfBounds"}
+@pytest.mark.parametrize("name", ["mu_line", "logvar_line", "grad_z_line", "out_line"])
+def test_no_distance_between_rows_can_be_another(name: str) -> None:
+    """Rows of 19 columns are 19 elements apart."""
+    kernel = "latent_backward_kernel"
+    argument = latent.kernel.latent_backward_kernel.arg_names.index(name)
+    load = rf"ld\.param\.b32(\s+%r\d+), \[{kernel}_param_{argument}\];"
+    (found,) = shown(latent_case(), kernel, load, r"mov.b32\1, 20;")
+    assert found == "OutOfBounds"
 
 
 def test_no_edge_can_be_one_further() -> None:
-    found = shown(latent_case(), "latent_forward_kernel", r"(setp\.lt\.u32 .*), 19;", r"\1, 20;")
-    assert found == {"OutOfBounds"}
+    edge = r"setp\.lt\.s32(\s+%p\d+, %r\d+, %r\d+;)"
+    assert shown(latent_case(), "latent_forward_kernel", edge, r"setp.le.s32\1") == {"OutOfBounds"}
 
 
 def test_no_shuffle_of_a_sum_can_reach_another_lane() -> None:

@@ -20,6 +20,7 @@ from tests.kernels.helpers import (
     assert_within,
     call,
     check,
+    flat,
     latents,
     measured,
     small_kls,
@@ -305,7 +306,8 @@ def test_backward_outside_the_backend_block_has_the_gradients_of_inside(route: s
         if route == "public":
             kl = "total-derivative"
             return rsample_kl(mu, logvar, key, 2, kl, row_offset=7, sample_offset=3)
-        out = torch.ops.vaez.latent_forward(mu, logvar, key, 2, True, "total-derivative", 7, 3)
+        args = flat(mu, logvar, key, 2, True, "total-derivative", 7, 3)
+        out = torch.ops.vaez.latent_forward(*args)
         return out[0], out[1]
 
     def gradients(z: Tensor, kl: Tensor) -> tuple[Tensor, ...]:

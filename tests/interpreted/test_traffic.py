@@ -9,6 +9,8 @@ tests/kernels/test_interpreter.py runs this in a separate process.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -102,6 +104,27 @@ BLOCK = launch.Tile(1024, 4).block(128)
 LAST = -(-FAR_ROWS // 8) - 1  # 8 rows a program
 LAST_ROWS = range(8 * LAST, FAR_ROWS)
 LAST_SAMPLE = FAR_SAMPLES - 1
+# The arguments that a launch derives from these shapes, in units of four elements: lines, positions
+# and quads of a row, samples, offsets, 1/S, the clamp and the free bits; then strides.
+UNIT = 4
+NUMBERS = (FAR_ROWS, 128 // UNIT, 32, FAR_SAMPLES, 0, 0, 1.0, -math.inf, math.inf, 0.0)
+OF_MU, OF_LOGVAR, DENSE, ABSENT = (0, 256 // UNIT, 0), (0, 32, 0), (0, 32, 0), (0, 0, 0)
+FLAGS = {
+    "MU": 1,
+    "LOGVAR": 1,
+    "PRIOR_MU": 0,
+    "PRIOR_LOGVAR": 0,
+    "UNIT": UNIT,
+    "LINE_UNIT": 1,
+    "ROWS": True,
+    "WHOLE": True,
+    "KL": 2,
+    "OVER": 0,
+    "PRIOR": False,
+    "CLAMP": False,
+    "FREE": False,
+    "ONE_COLUMN": True,
+}
 
 
 def _assert_stores_the_stream(seen: list[Access]) -> None:
@@ -115,8 +138,11 @@ def _assert_stores_the_stream(seen: list[Access]) -> None:
 
 def test_forward_addresses_elements_beyond_2_to_the_31(monkeypatch: pytest.MonkeyPatch) -> None:
     mu, logvar, z, kl = tensors(4)
-    flags = {"D": 128, "MU_STRIDE": 256, "LOGVAR_STRIDE": 128, "WRITE_Z": True, "KL": 2}
-    args = (mu, logvar, KEY, z, kl, FAR_ROWS, FAR_SAMPLES, 0, 0, 1.0)
+    flags = FLAGS | {"Z": 1, "WRITE_Z": True, "SAMPLES": 1, "ONE_SAMPLE": False}
+    args = (
+        *(mu, logvar, mu, mu, KEY, z, kl, 1, *NUMBERS),
+        *(*OF_MU, *OF_LOGVAR, *ABSENT, *ABSENT, *DENSE),
+    )
     program = LAST * FAR_SAMPLES + LAST_SAMPLE  # samples vary fastest
     seen = far_launch(
         monkeypatch,
@@ -125,7 +151,6 @@ def test_forward_addresses_elements_beyond_2_to_the_31(monkeypatch: pytest.Monke
         *args,
         **flags,
         **BLOCK,
-        SAMPLES=1,
     )
     assert touched(seen, "load", 4) == [
         addresses(mu, LAST_ROWS, 128, 256, 0),
@@ -140,23 +165,25 @@ def test_forward_addresses_elements_beyond_2_to_the_31(monkeypatch: pytest.Monke
 
 def test_backward_addresses_elements_beyond_2_to_the_31(monkeypatch: pytest.MonkeyPatch) -> None:
     grad_z, grad_kl, mu, logvar, grad_mu, grad_logvar = tensors(6)
-    flags = {"D": 128, "MU_STRIDE": 256, "LOGVAR_STRIDE": 128, "GRAD_Z": True, "KL": 2}
-    args = (grad_z, grad_kl, mu, logvar, KEY, grad_mu, grad_logvar)
+    needs = {"MU": True, "LOGVAR": True, "PRIOR_MU": False, "PRIOR_LOGVAR": False}
+    flags = FLAGS | {"UPSTREAM": 1, "OUT": 1, "GRAD_Z": True, "ONE_SAMPLE": False}
+    flags |= {f"NEED_{name}": need for name, need in needs.items()}
+    args = (
+        *(grad_z, grad_kl, mu, logvar, mu, mu, KEY, grad_mu, grad_logvar, mu, mu, *NUMBERS),
+        *(*OF_MU, *OF_LOGVAR, *ABSENT, *ABSENT, *DENSE, *DENSE, FAR_ROWS * 128 // UNIT, 0, 1, 0),
+    )
     seen = far_launch(
         monkeypatch,
         latent.kernel.latent_backward_kernel,
         LAST,
         *args,
-        *(FAR_ROWS, FAR_SAMPLES, 0, 0, 1.0),
         **flags,
         **BLOCK,
-        NEED_MU=True,
-        NEED_LOGVAR=True,
     )
     loads = [
-        addresses(grad_kl, LAST_ROWS, 1, 1, 0),
         addresses(mu, LAST_ROWS, 128, 256, 0),
         addresses(logvar, LAST_ROWS, 128, 128, 0),
+        addresses(grad_kl, LAST_ROWS, 1, 1, 0),
     ]
     loads += [
         addresses(grad_z, LAST_ROWS, 128, 128, s * FAR_ROWS * 128) for s in range(FAR_SAMPLES)
@@ -177,10 +204,12 @@ def test_the_stream_addresses_elements_beyond_2_to_the_31(monkeypatch: pytest.Mo
         KEY,
         out,
         FAR_ROWS,
+        128 // UNIT,
         0,
         0,
-        D=128,
+        UNIT=UNIT,
         NORMAL=True,
+        ONE_COLUMN=True,
         **BLOCK,
     )
     at = LAST_SAMPLE * FAR_ROWS * 128

@@ -28,14 +28,19 @@ def noise(samples: int, rows: int, columns: int) -> Floor:
 
 
 def latent(mode: str, mu: Tensor, samples: int) -> tuple[Floor, Floor]:
-    """The floors of the forward and backward kernels, if both gradients are wanted."""
+    """The floors of the forward and backward kernels, if both gradients are wanted.
+
+    A row that is longer than a tile has a partial KL for each tile, which PyTorch sums, and each
+    tile reads the gradient of the row's KL.
+    """
     write_z, kl = MODES[mode]
     elements, rows = mu.nbytes, 4 * len(mu)
     of_z, of_kl = write_z * samples * elements, (kl != "none") * rows
+    tiles = -(-mu.shape[1] // launch.USUAL.block(mu.shape[1])["BLOCK_D"])
     # Without a KL, mu's gradient is the upstream one, and logvar's needs logvar but not mu.
     inputs = 1 if kl == "none" else 2
-    forward = Floor(2 * elements, of_z + of_kl)
-    return forward, Floor(inputs * elements + of_z + of_kl, 2 * elements)
+    forward = Floor(2 * elements, of_z + tiles * of_kl)
+    return forward, Floor(inputs * elements + of_z + tiles * of_kl, 2 * elements)
 
 
 def bernoulli(logits: Tensor, x: Tensor) -> tuple[Floor, Floor]:

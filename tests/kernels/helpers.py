@@ -11,8 +11,9 @@ gradient may be at most 1e-5. bfloat16 and float16 results may err by one more r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,7 +58,7 @@ Op = Callable[..., tuple[Tensor | None, Tensor | None]]
 
 
 def call(
-    mode: str, mu: Tensor, logvar: Tensor, noise: Tensor, samples: int, **offsets: int
+    mode: str, mu: Tensor, logvar: Tensor, noise: Tensor, samples: int, **offsets: Any
 ) -> tuple[Tensor | None, Tensor | None]:
     """The public function that `mode` names; returns (z, kl)."""
     name, _, kind = mode.partition("/")
@@ -68,6 +69,23 @@ def call(
     if name == "kl_standard_normal_mc":
         return None, kl_standard_normal_mc(mu, logvar, noise, samples, kind, **offsets)
     return rsample_kl(mu, logvar, noise, samples, kind, **offsets)
+
+
+def flat(
+    mu: Tensor,
+    logvar: Tensor,
+    noise: Tensor | None,
+    samples: int,
+    write_z: bool,
+    kl: str,
+    row_offset: int,
+    sample_offset: int,
+) -> tuple[object, ...]:
+    """The arguments of the registered op for a call without a prior, a clamp or free bits."""
+    plain = ("sum", -math.inf, math.inf, 0.0)
+    return (
+        *(mu, logvar, None, None, noise, samples, write_z, kl, *plain, row_offset, sample_offset),
+    )
 
 
 def latents(

@@ -97,6 +97,8 @@ class _Recorder:
     def record(self, *args: Any, **constants: Any) -> None:
         values = dict(zip(self.kernel.arg_names, args, strict=False)) | constants
         constexpr = set(constants)
+        # Triton's own list of the integers on whose values a kernel is not specialised.
+        fixed_type = {p.name for p in self.kernel.params if p.do_not_specialize}
         signature: dict[str, str] = {}
         aligned = []
         for position, name in enumerate(self.kernel.arg_names):
@@ -105,12 +107,16 @@ class _Recorder:
                 signature[name] = TYPES[value.dtype]
                 if value.data_ptr() % 16 == 0:
                     aligned.append(position)
-            elif name in constexpr or value is None or (type(value) is int and value == 1):
+            elif (
+                name in constexpr
+                or value is None
+                or (type(value) is int and value == 1 and name not in fixed_type)
+            ):
                 signature[name] = "constexpr"
                 constexpr.add(name)
             elif isinstance(value, int):
                 signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-                if value % 16 == 0:
+                if value % 16 == 0 and name not in fixed_type:
                     aligned.append(position)
             else:
                 signature[name] = "fp32"

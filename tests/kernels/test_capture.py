@@ -153,13 +153,15 @@ def assert_writes_only(launch: Node, outputs: set[str]) -> None:
         assert list(arguments[name].users) == [launch]
 
 
-def assert_symbolic(launch: Node, width: str = "D", rows: str = "n_rows") -> None:
+def assert_symbolic(
+    launch: Node, width: str = "D", rows: str = "n_rows", columns: int = 20
+) -> None:
     """Check that one graph works for all batch sizes: only the width is constant, not the rows."""
     arguments: Any = launch.kwargs["kwargs"]
     grid: Any = launch.kwargs["grid"]
     assert isinstance(arguments[rows], Node)
     assert isinstance(grid[0][0], Node)
-    assert arguments[width] == 20
+    assert arguments[width] == columns
 
 
 def assert_nothing_but(graph: GraphModule, *allowed: str) -> None:
@@ -209,10 +211,11 @@ def test_each_op_is_one_launch_forward_and_one_backward(
     (launch,) = launches(forward)
     written = (("z_ptr", write_z), ("kl_ptr", kl != "none"))
     assert_writes_only(launch, {name for name, is_written in written if is_written})
-    assert_symbolic(launch)
-    assert_nothing_but(forward, "select")  # the KL of the only block of samples
+    # Lengths are in units of four elements.
+    assert_symbolic(launch, "n_positions", "n_lines", columns=5)
+    assert_nothing_but(forward, "select")  # the KL of the only tile of a row
     (launch,) = launches(backward)
-    assert_symbolic(launch)
+    assert_symbolic(launch, "n_positions", "n_lines", columns=5)
     assert_writes_only(launch, {"grad_mu_ptr", "grad_logvar_ptr"})
     assert_nothing_but(backward)
 
@@ -230,7 +233,7 @@ def test_many_samples_are_one_launch_and_a_sum_of_their_blocks(capture: Capture)
     mode = "rsample_kl/total-derivative"
     forward, backward = capture(lambda m, v, key: call(mode, m, v, key, 17), *latents(7, 20), KEY)
     assert len(launches(forward)) == len(launches(backward)) == 1
-    assert_nothing_but(forward, "sum")
+    assert_nothing_but(forward, "sum", "select")
     assert_nothing_but(backward)
 
 
@@ -242,7 +245,7 @@ def test_a_draw_is_one_launch(draw: Any, capture: Capture) -> None:
     (graph,) = capture(function, KEY, torch.empty(7))
     (launch,) = launches(graph)
     assert_writes_only(launch, {"out_ptr"})
-    assert_symbolic(launch)
+    assert_symbolic(launch, "n_columns", columns=5)
     assert_nothing_but(graph)
 
 

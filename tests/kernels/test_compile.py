@@ -22,6 +22,7 @@ from tests.kernels.helpers import (
     call,
     check,
     expected,
+    flat,
     latents,
     upstream_of,
 )
@@ -29,6 +30,11 @@ from vaez_kernels import compiler, latent, noise, noise_key, normal, rsample_kl,
 
 KEY = noise_key(13, "train", 1)
 needs_compiler = pytest.mark.skipif(not compiler.has_cpu_compiler(), reason="no C++ compiler")
+
+
+def split(args: tuple[object, ...]) -> tuple[tuple[object, ...], tuple[object, ...]]:
+    """The tensors of the op's arguments, and its settings."""
+    return args[:5], args[5:]
 
 
 @pytest.fixture
@@ -47,7 +53,7 @@ class TestRegistration:
         mu, logvar = latents(3, 5, dtype, "chunk")
         key = None if mode == "kl_standard_normal" else KEY
         torch.library.opcheck(
-            torch.ops.vaez.latent_forward, (mu, logvar, key, 2, write_z, kl, 1, 2)
+            torch.ops.vaez.latent_forward, flat(mu, logvar, key, 2, write_z, kl, 1, 2)
         )
 
     @pytest.mark.parametrize("kl", latent.twin.KLS)
@@ -57,7 +63,8 @@ class TestRegistration:
         grad_z, grad_kl = upstream_of(mu, 2)
         upstream = (grad_z, None if kl == "none" else grad_kl)
         eps = normal(KEY, 2, 3, 5)
-        args = (*upstream, mu, logvar, KEY, eps, 2, True, kl, 0, 0, *needs)
+        tensors, settings = split(flat(mu, logvar, KEY, 2, True, kl, 0, 0))
+        args = (*upstream, *tensors, eps, *settings, *needs, False, False)
         torch.library.opcheck(torch.ops.vaez.latent_backward, args)
 
     @pytest.mark.parametrize("name", ["noise", "noise_twin"])
@@ -142,14 +149,14 @@ def test_backward_uses_its_own_forwards_noise(how: str) -> None:
 def test_the_fallback_hands_its_noise_to_backward() -> None:
     mode = "rsample_kl/total-derivative"
     mu, logvar = (x.detach() for x in latents(7, 20))
-    eps = torch.ops.vaez.latent_forward(mu, logvar, KEY, 3, *MODES[mode], 4, 5)[2]
+    eps = torch.ops.vaez.latent_forward(*flat(mu, logvar, KEY, 3, *MODES[mode], 4, 5))[2]
     assert torch.equal(eps, normal(KEY, 3, 7, 20, row_offset=4, sample_offset=5))
     # Numbers that differ from the key's: backward must use the numbers it is given.
     other = normal(noise_key(99, "train"), 3, 7, 20)
     upstream = upstream_of(mu, 3)
-    grads = torch.ops.vaez.latent_backward(
-        *upstream, mu, logvar, KEY, other, 3, *MODES[mode], 4, 5, True, True
-    )
+    tensors, settings = split(flat(mu, logvar, KEY, 3, *MODES[mode], 4, 5))
+    needs = (True, True, False, False)
+    grads = torch.ops.vaez.latent_backward(*upstream, *tensors, other, *settings, *needs)
     wanted = expected(mode, mu, logvar, other, upstream)
     limits = bounds(mode, mu, logvar, other, upstream)
     assert_within("grad_mu", grads[0], wanted.grad_mu, limits.grad_mu)

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.process import environment
-from tests.kernels.helpers import ERROR, latents
+from tests.kernels.helpers import ERROR, flat, latents
 from vaez_fast.training.graph import compile_graph, trace
 from vaez_kernels import bernoulli as likelihood
 from vaez_kernels import (
@@ -495,7 +495,7 @@ def test_backward_runs_on_the_backend_of_its_forward(path: str) -> None:
     def call(mu: Tensor, logvar: Tensor) -> Tensor:
         if path == "eager":
             return kl_standard_normal(mu, logvar)
-        args = (mu, logvar, None, 1, False, "analytic", 0, 0)
+        args = flat(mu, logvar, None, 1, False, "analytic", 0, 0)
         kl: Tensor = torch.ops.vaez.latent_forward(*args)[1]
         return kl
 

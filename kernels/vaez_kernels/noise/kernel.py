@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..backend import jit, tl
-from ..launch import launch
+from ..backend import jit, jit_with_run_time, tl
+from ..launch import Tile, filling, start_kernel, with_tile
 from ..scalar import cosine_jit, log_tail_jit, sine_jit
 from .twin import Arguments
 
@@ -47,10 +47,27 @@ def cos_sin_jit(x):  # type: ignore[no-untyped-def]  # uint32 â†’ cos, sin of 2Ï
 
 @jit
 def words_jit(key, step, sample, quad):  # type: ignore[no-untyped-def]  # quad: int64 counter
-    # With int64 counters Triton would select Philox4x64, without an error.
-    low = quad.to(tl.uint32)
-    high = (quad >> 32).to(tl.uint32)
-    return tl.philox(key, low, high, sample.to(tl.uint32), step.to(tl.uint32))
+    """Philox4x32-10, whose ten rounds are written out.
+
+    `tl.philox` computes the high and the low word of each product separately. One product of
+    64 bits (IMAD.WIDE) gives both.
+    """
+    c0 = quad.to(tl.uint32)
+    c1 = (quad >> 32).to(tl.uint32)
+    c2 = tl.zeros_like(c0) + sample.to(tl.uint32)
+    c3 = tl.zeros_like(c0) + step.to(tl.uint32)
+    k0 = key.to(tl.uint32)
+    k1 = (key >> 32).to(tl.uint32)
+    for _ in tl.static_range(10):
+        p0 = c0.to(tl.uint64) * 0xD2511F53
+        p1 = c2.to(tl.uint64) * 0xCD9E8D57
+        c0 = (p1 >> 32).to(tl.uint32) ^ c1 ^ k0
+        c1 = p1.to(tl.uint32)
+        c2 = (p0 >> 32).to(tl.uint32) ^ c3 ^ k1
+        c3 = p0.to(tl.uint32)
+        k0 = k0 + tl.cast(0x9E3779B9, tl.uint32)
+        k1 = k1 + tl.cast(0xBB67AE85, tl.uint32)
+    return c0, c1, c2, c3
 
 
 @jit
@@ -72,50 +89,76 @@ def normal_jit(  # type: ignore[no-untyped-def]
 
 
 @jit
+def normal_at_jit(key, step, sample, quad, lane):  # type: ignore[no-untyped-def]
+    """The normals of a tile whose columns do not form quads: number `lane` of each quad."""
+    x0, x1, x2, x3 = words_jit(key, step, sample, quad)
+    second = lane >= 2
+    r = radius_jit(tl.where(second, x2, x0))
+    c, s = cos_sin_jit(tl.where(second, x3, x1))
+    return r * tl.where(lane % 2 == 0, c, s)
+
+
+@jit_with_run_time("n_rows", "n_columns", "row_offset", "sample_offset")
 def noise_kernel(  # type: ignore[no-untyped-def]
     noise_ptr,  # (2,) int64
     out_ptr,  # (S, B, D) float32
     n_rows,
+    n_columns,  # in units
     row_offset,
     sample_offset,
-    D: tl.constexpr,
+    UNIT: tl.constexpr,
     NORMAL: tl.constexpr,
+    ONE_COLUMN: tl.constexpr,  # whether a tile is as wide as a row
     BLOCK_ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    QUADS: tl.constexpr = (D + 3) // 4
+    columns = n_columns * UNIT
+    # Column blocks vary fastest, then blocks of rows, and samples.
+    tile = tl.program_id(0)
+    start = 0
+    if not ONE_COLUMN:
+        column_blocks = tl.cdiv(columns, BLOCK_D)
+        start = (tile % column_blocks) * BLOCK_D
+        tile = tile // column_blocks
     row_blocks = tl.cdiv(n_rows, BLOCK_ROWS)
-    sample = (tl.program_id(0) // row_blocks).to(tl.int64)
-    rows = (tl.program_id(0) % row_blocks).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    sample = (tile // row_blocks).to(tl.int64)
+    rows = (tile % row_blocks).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     key = tl.load(noise_ptr)
     step = tl.load(noise_ptr + 1)
-    for start in range(0, D, BLOCK_D):
-        columns = start + tl.arange(0, BLOCK_D)
-        quads = start // 4 + tl.arange(0, BLOCK_D // 4)
-        quad = (rows + row_offset)[:, None] * QUADS + quads[None, :]
-        if NORMAL:
-            out = normal_jit(key, step, sample + sample_offset, quad, BLOCK_ROWS, BLOCK_D)
-        else:
-            x0, x1, x2, x3 = words_jit(key, step, sample + sample_offset, quad)
-            out = interleave_jit(
-                uniform_jit(x0), uniform_jit(x1), uniform_jit(x2), uniform_jit(x3), BLOCK_ROWS,
-                BLOCK_D
-            )  # fmt: skip
-        mask = (rows < n_rows)[:, None] & (columns < D)[None, :]
-        offsets = (sample * n_rows + rows)[:, None] * D + columns[None, :]
-        tl.store(out_ptr + offsets, out, mask=mask)
+    column = start + tl.arange(0, BLOCK_D)
+    quads = start // 4 + tl.arange(0, BLOCK_D // 4)
+    quad = (rows + row_offset)[:, None] * tl.cdiv(columns, 4) + quads[None, :]
+    if NORMAL:
+        out = normal_jit(key, step, sample + sample_offset, quad, BLOCK_ROWS, BLOCK_D)
+    else:
+        x0, x1, x2, x3 = words_jit(key, step, sample + sample_offset, quad)
+        out = interleave_jit(
+            uniform_jit(x0), uniform_jit(x1), uniform_jit(x2), uniform_jit(x3), BLOCK_ROWS, BLOCK_D
+        )
+    mask = (rows < n_rows)[:, None] & (column < columns)[None, :]
+    at = (sample * n_rows + rows)[:, None] * columns + column[None, :]
+    tl.store(out_ptr + at, out, mask=mask)
 
 
 def forward(a: Arguments) -> tuple[Tensor]:
     shape = (a.samples, a.rows, a.columns)
     out = torch.empty(shape, dtype=torch.float32, device=a.noise.device)
-    if out.numel() > 0:
-        launch(
+    unit = 4 if a.columns % 4 == 0 else 1
+    noise = a.noise.contiguous()
+
+    def run(tile: Tile) -> None:
+        block = tile.block(a.columns)
+        row_blocks = -(-a.rows // block["BLOCK_ROWS"])
+        column_blocks = -(-a.columns // block["BLOCK_D"])
+        start_kernel(
             noise_kernel,
-            "noise",
-            a.columns,
-            lambda block_rows: -(-a.rows // block_rows) * a.samples,
-            (a.noise.contiguous(), out, a.rows, a.row_offset, a.sample_offset),
-            {"D": a.columns, "NORMAL": a.normal},
+            (a.samples * row_blocks * column_blocks,),
+            (noise, out, a.rows, a.columns // unit, a.row_offset, a.sample_offset),
+            {"UNIT": unit, "NORMAL": a.normal, "ONE_COLUMN": column_blocks == 1} | block,
+            tile.num_warps,
         )
+
+    if out.numel() > 0:
+        usual = filling(out.numel(), a.noise)
+        with_tile("noise", (a.columns, a.normal), (noise, out), usual, run)
     return (out,)

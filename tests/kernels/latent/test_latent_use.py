@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.kernels.helpers import MODES, call, latents, measured, upstream_of
+from tests.kernels.helpers import MODES, call, flat, latents, measured, upstream_of
 from vaez_kernels import (
     kl_standard_normal,
     kl_standard_normal_mc,
@@ -29,7 +29,7 @@ def _public(mode: str, mu: Tensor, logvar: Tensor) -> tuple[Tensor | None, Tenso
 
 def _dispatched(mode: str, mu: Tensor, logvar: Tensor) -> tuple[Tensor | None, Tensor | None]:
     write_z, kl = MODES[mode]
-    z, rows, _ = torch.ops.vaez.latent_forward(mu, logvar, KEY, 2, write_z, kl, 0, 0)
+    z, rows, _ = torch.ops.vaez.latent_forward(*flat(mu, logvar, KEY, 2, write_z, kl, 0, 0))
     return z if write_z else None, rows if kl != "none" else None
 
 
@@ -188,10 +188,10 @@ MU = torch.zeros(2, 3)
         (MU.int(), MU, TypeError, "mu must be float32"),
         (MU, MU.bool(), TypeError, "logvar must be float32"),
         (MU[0], MU, ValueError, r"mu must have shape \(B, D\)"),
-        (MU, MU[None], ValueError, r"logvar must have shape \(B, D\)"),
+        (MU, MU[None], ValueError, r"logvar must have mu's shape \(2, 3\) or broadcast to it"),
         (MU[:, :0], MU[:, :0], ValueError, "mu must have at least one column"),
-        (MU, MU[:1], ValueError, "logvar must have mu's shape"),
-        (MU, MU.bfloat16(), TypeError, "logvar must have mu's dtype"),
+        (MU, MU[:, :2], ValueError, "logvar must have mu's shape"),
+        (MU, MU.double(), TypeError, "logvar must be float64 if and only if mu is"),
         (MU, MU.to("meta"), ValueError, "logvar must be on mu's device"),
     ],
 )

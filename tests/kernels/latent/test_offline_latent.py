@@ -11,14 +11,16 @@ more step, `ceiling_by_triton` gets their ceiling.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import pytest
 import torch
+from torch import Tensor
 
 from tests.kernels import offline
 from tests.kernels.helpers import MODES
-from tests.kernels.offline import assert_lean, built, ceiling_by_triton
+from tests.kernels.offline import assert_lean, built
 from vaez_kernels import interpreting, latent, noise, noise_key
 from vaez_kernels.backend import triton
 from vaez_kernels.latent.twin import Arguments
@@ -51,10 +53,25 @@ class Case(NamedTuple):
 ONE, SEVERAL = Case(), Case(samples=8)
 
 
+def arguments(
+    mu: Tensor,
+    logvar: Tensor,
+    key: Tensor | None,
+    samples: int,
+    write_z: bool,
+    kl: str,
+    *offsets: int,
+) -> Arguments:
+    plain = ("sum", -math.inf, math.inf, 0.0)
+    return Arguments(
+        mu, logvar, None, None, key, samples, write_z, kl, *plain, *(offsets or (0, 0))
+    )
+
+
 def forward(case: Case, write_z: bool, kl: str, target: str) -> offline.Binary:
     x = torch.zeros(case.rows, case.columns, dtype=case.dtype)
     key = KEY if write_z or kl in latent.twin.MONTE_CARLO else None
-    args = (Arguments(x, x, key, case.samples, write_z, kl, 0, 0),)
+    args = (arguments(x, x, key, case.samples, write_z, kl),)
     return built(latent.kernel.forward, latent.kernel.latent_forward_kernel, args, target)
 
 
@@ -67,8 +84,8 @@ def backward(
         torch.zeros(case.rows) if kl != "none" else None,
     )
     key = KEY if grad_z or kl in latent.twin.MONTE_CARLO else None
-    of = Arguments(x, x, key, case.samples, grad_z, kl, 0, 0)
-    args = (of, (None,), upstream, needs)
+    of = arguments(x, x, key, case.samples, grad_z, kl)
+    args = (of, (None,), upstream, (*needs, False, False))
     return built(latent.kernel.backward, latent.kernel.latent_backward_kernel, args, target)
 
 
@@ -94,18 +111,18 @@ def assert_wide(binary: offline.Binary, target: str, reads: int, writes: int) ->
 def forward_registers(case: Case, kl: str, target: str) -> int:
     monte_carlo = kl in latent.twin.MONTE_CARLO
     if case.columns % 4:
-        return 64 if case.samples == 1 else 104
+        return 72 if case.samples == 1 else 112
     if case.samples == 1:
-        return 56 if monte_carlo else ceiling_by_triton(40, before_3_8=48)
-    return ceiling_by_triton(72 if monte_carlo and target == "sm_100" else 64, before_3_8=72)
+        return 56 if monte_carlo or target == "sm_100" else 48
+    return 80
 
 
 def backward_registers(case: Case, target: str) -> int:
     if target == "gfx942":
         return 64
     if case.columns % 4:
-        return 80 if case.samples == 1 else 120
-    return 64 if case.samples == 1 else 88
+        return 96 if case.samples == 1 else 128
+    return 64 if case.samples == 1 else 96
 
 
 def reads_of_backward(grad_z: bool, kl: str, needs: tuple[bool, bool]) -> int:
@@ -121,7 +138,7 @@ def test_the_fused_forward_keeps_its_budget() -> None:
     one = forward(ONE, True, "analytic", "sm_90")
     assert one.registers <= 40
     assert one.length <= 640
-    assert forward(SEVERAL, True, "analytic", "sm_90").registers <= 64
+    assert forward(SEVERAL, True, "analytic", "sm_90").registers <= 72  # 66
 
 
 @pytest.mark.parametrize(
@@ -143,11 +160,11 @@ def test_forward_fits_registers_and_reads_wide(mode: str, case: Case, target: st
 def test_one_sample_fits_on_every_target(target: str) -> None:
     to = forward(ONE, True, "analytic", target)
     back = backward(ONE, True, "analytic", NEEDS[0], target)
-    assert_lean(to, target, 40)
-    assert_lean(back, target, 56 if target == "sm_80" else ceiling_by_triton(48, before_3_8=56))
+    assert_lean(to, target, 56 if target == "sm_100" else 40)
+    assert_lean(back, target, 56)
     assert_wide(to, target, 2, 1)
     assert_wide(back, target, 3, 2)
-    assert max(to.length, back.length) <= 640
+    assert max(to.length, back.length) <= 660  # 648
 
 
 @pytest.mark.parametrize("target", OTHERS)
@@ -169,7 +186,7 @@ def test_backward_does_only_what_is_needed(
     assert_wide(binary, "sm_90", reads_of_backward(grad_z, kl, needs), sum(needs))
     assert binary.length <= 760  # 692
     if kl not in latent.twin.MONTE_CARLO and not (grad_z and needs[1]):
-        assert binary.length <= 400  # 331: no noise is drawn
+        assert binary.length <= 410  # 404: no noise is drawn
 
 
 @pytest.mark.parametrize("samples", [1, 8])
@@ -210,7 +227,7 @@ def test_the_stream_fits_registers_and_writes_wide(normal: bool, length: int, ta
 def test_chunks_of_a_wider_tensor_are_read_wide_too() -> None:
     """mu and logvar as the halves of an encoder's (B, 2D), and rows that Triton knows as 16·n."""
     mu, logvar = torch.zeros(1024, 256).chunk(2, 1)
-    args = (Arguments(mu, logvar, KEY, 1, True, "analytic", 0, 0),)
+    args = (arguments(mu, logvar, KEY, 1, True, "analytic"),)
     binary = built(latent.kernel.forward, latent.kernel.latent_forward_kernel, args, "sm_90")
     assert_lean(binary, "sm_90", 40)
     assert_wide(binary, "sm_90", 2, 1)
@@ -221,7 +238,7 @@ def test_chunks_of_a_wider_tensor_are_read_wide_too() -> None:
 def test_offsets_of_any_size_compile(row_offset: int, sample_offset: int) -> None:
     """Depending on its value, Triton makes an offset a constant (1), or 32 or 64 bits wide."""
     x = torch.zeros(ROWS, 128)
-    args = (Arguments(x, x, KEY, 8, True, "analytic", row_offset, sample_offset),)
+    args = (arguments(x, x, KEY, 8, True, "analytic", row_offset, sample_offset),)
     binary = built(latent.kernel.forward, latent.kernel.latent_forward_kernel, args, "sm_90")
     assert_lean(binary, "sm_90", 72)
     assert_wide(binary, "sm_90", 2, 1)
@@ -231,6 +248,6 @@ def test_a_misaligned_pointer_is_compiled_apart() -> None:
     """The recorder observes alignment; otherwise the wide accesses above would prove nothing."""
     storage = torch.zeros(ROWS * 128 + 1)
     x = storage[1:].view(ROWS, 128)
-    args = (Arguments(x, x, KEY, 1, True, "analytic", 0, 0),)
+    args = (arguments(x, x, KEY, 1, True, "analytic"),)
     binary = built(latent.kernel.forward, latent.kernel.latent_forward_kernel, args, "sm_90")
     assert binary.count(r"LDG\..*128") == 0

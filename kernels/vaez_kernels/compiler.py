@@ -205,8 +205,8 @@ def _layout(x: Tensor) -> str | None:
 # Example sizes for compilation, by the name of a dimension, and distances between rows or lines.
 # Tracing treats equal numbers as the same size, so all of them differ. They are large enough to
 # make threads worthwhile.
-SIZES = {"S": 3, "B": 509, "D": 61, "P": 787, "I": 11, "C": 17, "N": 211}
-DISTANCES = (1009, 1013, 1019, 1021, 1031, 1033, 1039)
+SIZES = {"S": 3, "B": 509, "D": 61, "P": 787, "I": 11, "C": 17, "N": 211, "F": 5}
+DISTANCES = (1009, 1013, 1019, 1021, 1031, 1033, 1039, 1049, 1051, 1061)
 
 
 @compiled_once

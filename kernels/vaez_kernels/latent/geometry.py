@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..launch import CANDIDATES, Tile
 from .layout import empty_like, is_channels_last, merged_stride, readable
-from .twin import Arguments, clamps
+from .twin import Arguments
 
 # Which of a tensor's strides is 1.
 NEITHER, POSITIONS, LINES = range(3)
@@ -144,7 +144,7 @@ class Geometry(NamedTuple):
                 "LINE_UNIT": line_unit,
                 "ROWS": lines.rows,
                 "WHOLE": lines.rows or lines.positions % 4 == 0,
-                "CLAMP": clamps(a),
+                "CLAMP": a.clamps,
                 "FREE": a.free_bits > 0.0,
                 "ONE_SAMPLE": a.num_samples == 1,
             },

@@ -43,6 +43,10 @@ class Arguments(NamedTuple):
     sample_offset: int
 
     @property
+    def clamps(self) -> bool:
+        return self.low > -math.inf or self.high < math.inf
+
+    @property
     def draws(self) -> bool:
         """Whether the call needs samples."""
         return self.write_z or self.kl in MONTE_CARLO
@@ -59,9 +63,6 @@ class Options:
     write_z: bool
     kl: str
     reduce: str
-    low: float
-    high: float
-    free_bits: float
     needs: Needs = (False, False, False, False)  # in backward
 
 
@@ -70,8 +71,28 @@ def _options(*settings: Any) -> Options:
     return Options(*settings)
 
 
-def clamps(given: Arguments | Options) -> bool:
-    return given.low > -math.inf or given.high < math.inf
+class Limits(NamedTuple):
+    """The clamp's bounds and the free bits; None for those that are not asked for.
+
+    They are tensors (1,) where code is compiled, so that another value needs no compilation.
+    """
+
+    low: Any
+    high: Any
+    free_bits: Any
+
+
+@functools.lru_cache(64)
+def _number(value: float, dtype: torch.dtype) -> Tensor:
+    return torch.tensor([value], dtype=dtype, device="cpu")
+
+
+def _limits(a: Arguments) -> Limits:
+    given = (*((a.low, a.high) if a.clamps else (None, None)), a.free_bits or None)
+    if is_traced(a.mu) or not a.mu.is_cpu:
+        return Limits(*given)
+    dtype = torch.float64 if a.mu.dtype == torch.float64 else torch.float32
+    return Limits(*(None if value is None else _number(value, dtype) for value in given))
 
 
 def _excess(logvar: Tensor) -> Tensor:
@@ -92,8 +113,8 @@ def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _clamped(logvar: Tensor, o: Options) -> Tensor:
-    return logvar.clamp(o.low, o.high) if clamps(o) else logvar
+def _clamped(logvar: Tensor, low: Any, high: Any) -> Tensor:
+    return logvar if low is None else logvar.clamp(low, high)
 
 
 def _reduced(terms: Tensor, o: Options) -> Tensor:
@@ -119,10 +140,13 @@ def forward_formula(
     prior_mu: Tensor | None,
     prior_logvar: Tensor | None,
     eps: Tensor | None,
+    low: Any,
+    high: Any,
+    free_bits: Any,
     o: Options,
 ) -> tuple[Tensor, Tensor]:
     dtype = mu.dtype
-    mu, logvar = _wide(mu), _clamped(_wide(logvar), o)
+    mu, logvar = _wide(mu), _clamped(_wide(logvar), low, high)
     z = mu.new_empty((0,), dtype=dtype)
     kl = mu.new_empty((0,))
     distance, ratio, inverse = mu, logvar, None
@@ -133,8 +157,8 @@ def forward_formula(
         distance, ratio = (mu - prior_mu) * inverse, logvar - prior_logvar
     if o.kl == "analytic":
         terms = 0.5 * (distance * distance + _excess(ratio))
-        if o.free_bits > 0.0:
-            terms = terms.clamp(min=o.free_bits)
+        if free_bits is not None:
+            terms = terms.clamp(min=free_bits)
         kl = _reduced(terms, o)
     if eps is not None:
         if o.form == "channels last":
@@ -159,11 +183,14 @@ def backward_formula(
     prior_mu: Tensor | None,
     prior_logvar: Tensor | None,
     eps: Tensor | None,
+    low: Any,
+    high: Any,
+    free_bits: Any,
     o: Options,
 ) -> Tensors:
     dtypes = [None if x is None else x.dtype for x in (mu, logvar, prior_mu, prior_logvar)]
     mu, raw = _wide(mu), _wide(logvar)
-    logvar = _clamped(raw, o)
+    logvar = _clamped(raw, low, high)
     if eps is not None and o.form == "channels last":
         eps = eps.transpose(2, 3)
     grads = [torch.zeros_like(mu) for _ in o.needs]
@@ -184,15 +211,15 @@ def backward_formula(
             if o.kl == "analytic"
             else _monte_carlo_slopes(distance, logvar, inverse, eps, o)
         )
-        if o.free_bits > 0.0:
-            free = 0.5 * (distance * distance + _excess(ratio)) < o.free_bits
+        if free_bits is not None:
+            free = 0.5 * (distance * distance + _excess(ratio)) < free_bits
             upstream = torch.where(free, 0.0, upstream)
         grads = [
             grad if slope is None else grad + upstream * slope
             for grad, slope in zip(grads, slopes, strict=True)
         ]
-    if clamps(o):
-        grads[1] = torch.where((raw >= o.low) & (raw <= o.high), grads[1], 0.0)
+    if low is not None:
+        grads[1] = torch.where((raw >= low) & (raw <= high), grads[1], 0.0)
     return tuple(
         grad.to(dtype).contiguous() if need else None
         for grad, need, dtype in zip(grads, o.needs, dtypes, strict=True)
@@ -293,7 +320,7 @@ FORMS = {"rows": ("BD", "SBD"), "channels": ("ICN", "SICN"), "channels last": ("
 def _words(form: str, upstream_of: str | None = None) -> str:
     """The dimensions of the formulas' tensors: forward's, or backward's for a reduction."""
     one, of_eps = FORMS[form]
-    inputs = f"{one} {one} {one} {one} {of_eps}"
+    inputs = f"{one} {one} {one} {one} {of_eps} F F F"
     if upstream_of is None:
         return inputs
     of_kl = {"sum": one[0], "channels": "IC", "none": one, "batch-mean": one[1:]}[upstream_of]
@@ -304,8 +331,8 @@ def forward(a: Arguments) -> Tensors:
     """z, the KL and eps. Drawing eps again would double the time of backward, so it is kept."""
     form = _form(a)
     eps = _eps(a) if a.draws else None
-    options = _options(form, a.write_z, a.kl, a.reduce, a.low, a.high, a.free_bits)
-    args = (*_inputs(a, form), _seen_eps(eps, a.mu.shape, form), options)
+    options = _options(form, a.write_z, a.kl, a.reduce)
+    args = (*_inputs(a, form), _seen_eps(eps, a.mu.shape, form), *_limits(a), options)
     largest = a.mu if eps is None else eps
     z, kl = run(forward_formula, _words(form), largest, COMPILE_FROM, *args)
     if a.write_z:
@@ -319,14 +346,14 @@ def backward(a: Arguments, kept: Tensors, grads: Tensors, needs: Needs) -> Tenso
     grad_z, grad_kl = grads
     form, shape = _form(a), a.mu.shape
     eps = kept[0] if a.draws else None  # the registered op keeps an empty tensor for None
-    options = _options(form, a.write_z, a.kl, a.reduce, a.low, a.high, a.free_bits, needs)
+    options = _options(form, a.write_z, a.kl, a.reduce, needs)
     if grad_kl is not None and a.reduce == "batch-mean":
         grad_kl = _seen(grad_kl[None], shape, form)[0]  # type: ignore[index]
     elif a.reduce == "none":
         grad_kl = _seen(grad_kl, shape, form)
     args = (
         *(_seen(grad_z, shape, form), grad_kl, *_inputs(a, form)),
-        *(_seen_eps(eps, shape, form), options),
+        *(_seen_eps(eps, shape, form), *_limits(a), options),
     )
     found = run(
         backward_formula, _words(form, a.reduce), a.mu if eps is None else eps, COMPILE_FROM, *args

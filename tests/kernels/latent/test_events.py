@@ -11,8 +11,10 @@ from torch import Tensor
 
 from tests.kernels.latent import events
 from tests.kernels.latent.events import KEY, Call
-from vaez_kernels import kl_normal, kl_standard_normal, reference, rsample, rsample_kl
+from vaez_kernels import compiler, kl_normal, kl_standard_normal, reference, rsample, rsample_kl
 
+# The cache itself, even while a fixture counts its calls.
+COMPILED = compiler.compiled
 LARGE = (3, 4, 12, 10)  # large enough to be compiled
 
 
@@ -43,6 +45,13 @@ def test_compiled_code_reduces_as_the_reference(reduce: str, compilations: list[
     for layout in ("contiguous", "channels last"):
         events.check(Call(LARGE, layout, reduce=reduce, free_bits=0.2))
     assert compilations
+
+
+def test_other_bounds_and_free_bits_are_not_compiled_again(compilations: list[Any]) -> None:
+    COMPILED.kept.clear()
+    for low, bits in ((-1.0, 0.1), (-0.5, 0.2), (0.0, 0.3)):
+        events.check(Call(LARGE, clamp=(low, 1.0), free_bits=bits))
+    assert len(COMPILED.kept) == 2  # forward and backward
 
 
 def test_the_cases_meet_every_shape_layout_and_option() -> None:

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from bench.process import ROOT
 from tests.kernels.drawn import repeatable
 from vaez_fast.cli import settings
-from vaez_fast.cli.commands import article, compare, latents, sweep, theory, train
+from vaez_fast.cli.commands import article, compare, latents, remedies, sweep, theory, train
 from vaez_fast.cli.config_file import read_settings
 from vaez_fast.cli.main import main
 from vaez_fast.cli.parser import Parser
 from vaez_fast.config import LOG_PX_SAMPLES, ConfigError, TrainConfig
-from vaez_fast.study.config import StudyConfig, SweepConfig
+from vaez_fast.study.config import RemedyConfig, StudyConfig, SweepConfig
 
 
 def parsed(command: Any, *words: str) -> Namespace:
@@ -70,6 +70,10 @@ def test_every_committed_record_is_a_file_of_settings(path: Path) -> None:
         base = settings.train_config(options)
         swept = (options.seeds, tuple(options.latents), tuple(options.betas))
         assert SweepConfig(base, *swept).as_dict() == wanted
+    elif "remedies" in wanted:
+        options = parsed(remedies, "--config", str(path))
+        base = settings.train_config(options)
+        assert RemedyConfig(base, options.seeds, tuple(options.remedies)).as_dict() == wanted
     elif "seeds" in wanted:
         config = study("--config", str(path))
         assert config.as_dict() == {"test_samples": LOG_PX_SAMPLES} | wanted

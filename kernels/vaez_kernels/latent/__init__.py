@@ -173,7 +173,8 @@ def rsample(
     eps is `normal(noise, S, B, D)` for the D elements of an event: the same numbers on every device
     and backend, in forward and backward, for any S, any B and any memory format.
 
-    Args: see the module.
+    Args:
+        mu, logvar, noise, num_samples, clamp, row_offset, sample_offset: see `vaez_kernels.latent`.
 
     Returns:
         z (S, B, *event) in mu's dtype and memory format. Gradients flow to mu and logvar, in their
@@ -206,7 +207,8 @@ def kl_standard_normal(
     Kingma & Welling 2014, appendix B. The KL and its gradient stay accurate where training ends:
     their relative error is below 1e-5 down to a KL of 1e-8.
 
-    Args: see the module.
+    Args:
+        mu, logvar, clamp, reduce, free_bits: see `vaez_kernels.latent`.
 
     Returns:
         float32 (float64 for float64 inputs), of shape (B,) unless `reduce` says otherwise.
@@ -242,7 +244,7 @@ def kl_normal(
     Args:
         prior_mu, prior_logvar: p, of any shapes that broadcast to mu's. Gradients flow to them,
             too.
-        mu, logvar, clamp, reduce, free_bits: see the module. The clamp is of q's logvar.
+        mu, logvar, clamp, reduce, free_bits: see `vaez_kernels.latent`. The clamp is of q's logvar.
 
     Returns:
         float32 (float64 for float64 inputs), of shape (B,) unless `reduce` says otherwise.
@@ -280,7 +282,8 @@ def kl_standard_normal_mc(
             "sticking-the-landing" keeps only the path derivative, without the score term (Roeder et
             al. 2017, equation 8): the value is the same, and the gradient has no variance where
             q = p.
-        mu, logvar, noise, num_samples, clamp, reduce, row_offset, sample_offset: see the module.
+        mu, logvar, noise, num_samples, clamp, reduce, row_offset, sample_offset: see
+            `vaez_kernels.latent`.
 
     Returns:
         float32 (float64 for float64 inputs), of shape (B,) unless `reduce` says otherwise.
@@ -322,8 +325,8 @@ def rsample_kl(
             then uses the same noise as z.
         prior: (mu, logvar) of the diagonal Gaussian p in KL(q ‖ p), of shapes that broadcast to
             mu's, as for `kl_normal`; gradients flow to both. None for N(0, I).
-        mu, logvar, noise, num_samples, clamp, reduce, free_bits, row_offset, sample_offset: see the
-            module.
+        mu, logvar, noise, num_samples, clamp, reduce, free_bits, row_offset, sample_offset: see
+            `vaez_kernels.latent`.
 
     Returns:
         z (S, B, *event) in mu's dtype and memory format, and the KL in float32 nats (float64 for

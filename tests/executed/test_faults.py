@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -108,11 +109,11 @@ def test_no_mask_can_be_dropped() -> None:
 @pytest.mark.parametrize("name", ["mu_line", "logvar_line", "grad_z_line", "out_line"])
 def test_no_distance_between_rows_can_be_another(name: str) -> None:
     """Rows of 19 columns are 19 elements apart."""
-    kernel = "latent_backward_kernel"
-    argument = latent.kernel.latent_backward_kernel.arg_names.index(name)
-    load = rf"ld\.param\.b32(\s+%r\d+), \[{kernel}_param_{argument}\];"
-    (found,) = shown(latent_case(), kernel, load, r"mov.b32\1, 20;")
-    assert found == "OutOfBounds"
+    kernel: Any = latent.kernel.latent_backward_kernel
+    argument = f"latent_backward_kernel_param_{kernel.arg_names.index(name)}"
+    load = rf"ld\.param\.b32(\s+%r\d+), \[{argument}\];"
+    found = shown(latent_case(), "latent_backward_kernel", load, r"mov.b32\1, 20;")
+    assert found == {"OutOfBounds"}
 
 
 def test_no_edge_can_be_one_further() -> None:

@@ -195,7 +195,7 @@ def _layout(x: Tensor) -> str | None:
         return "contiguous"
     if x.dim() not in (2, 3) or x.stride(-1) != 1 or x.numel() == 0:
         return None
-    lines, line = (x.shape[1], x.stride(1)) if x.dim() == 3 else (x.shape[1], 1)
+    lines, line = x.shape[1], x.stride(1) if x.dim() == 3 else 1
     if x.dim() == 2 or line == x.shape[2]:
         return "rows apart" if x.stride(0) > lines * line else None
     together = x.shape[0] == 1 or x.stride(0) == lines * line

@@ -78,7 +78,7 @@ def strides_of(x: Tensor | None, lines: Lines, events: int) -> Strides:
     first = batch + (1 if lines.rows else 2)
     outer, line = (0, x.stride(batch)) if lines.rows else x.stride()[batch : batch + 2]
     position = merged_stride(x, first)
-    assert position is not None  # see _lines and readable
+    assert position is not None  # see lines_of and readable
     if position == 1:
         return Strides(outer, line, position, POSITIONS)
     return Strides(outer, line, position, LINES if line == 1 else NEITHER)
@@ -116,7 +116,6 @@ def _unit(lines: Lines, by_sample: int, of: list[Strides], itemsize: int) -> int
 class Geometry(NamedTuple):
     """What a launch passes about the shape and the layout of its tensors."""
 
-    lines: Lines
     numbers: tuple[Any, ...]  # from `n_lines` to `free_bits`
     strides: tuple[int, ...]  # of all tensors, and from sample to sample
     constants: dict[str, Any]
@@ -128,7 +127,6 @@ class Geometry(NamedTuple):
         unit = _unit(lines, by_sample, list(tensors.values()), itemsize)
         line_unit = unit if lines.apart else 1
         return cls(
-            lines,
             (
                 *(lines.lines // line_unit, lines.positions // unit, -(-row // 4)),
                 *(a.num_samples, a.row_offset, a.sample_offset, 1.0 / a.num_samples),

@@ -89,7 +89,7 @@ def latent_forward_kernel(  # type: ignore[no-untyped-def]
     prior_logvar_ptr,
     noise_ptr,  # (2,) int64
     z_ptr,  # (S, outer, lines, positions)
-    kl_ptr,  # float32; see `_kl_of`
+    kl_ptr,  # float32: sums of tiles over `OVER`, or the KL of each element
     n_outer,
     n_lines,
     n_positions,  # in units; n_lines too, if lines are side by side in memory
@@ -229,9 +229,8 @@ def latent_forward_kernel(  # type: ignore[no-untyped-def]
                 kl += (scaled - eps) * (scaled + eps)
         if KL > 1:
             kl *= 0.5 * scale
-    if (
-        KL == 1
-    ):  # after the samples: before them, sm_90 builds of triton 3.8 take 54 registers, not 40
+    # With the analytic KL before the samples, triton 3.8 would use 54 registers on sm_90, not 40.
+    if KL == 1:
         kl = 0.5 * (distance * distance + excess_jit(ratio))
         if FREE:
             kl = tl.where(kl < tl.cast(free_bits, tl.float32), tl.cast(free_bits, tl.float32), kl)
@@ -599,7 +598,6 @@ def backward(a: Arguments, kept: Tensors, grads: Tensors, needs: Needs) -> Tenso
         UPSTREAM=strides_of(grad_z, lines, events),
         OUT=dense(a.mu, lines),
     )
-    over = OVER.index("positions" if a.reduce in ("sum", "channels") else "nothing")
     of_kl, by_kl = _upstream(grad_kl, a, lines)
     found = [
         empty_like(a.mu, dtype=x.dtype) if need and x is not None else None
@@ -608,7 +606,7 @@ def backward(a: Arguments, kept: Tensors, grads: Tensors, needs: Needs) -> Tenso
     constants = geometry.constants | {
         "GRAD_Z": grad_z is not None,
         "KL": KLS.index(a.kl) if grad_kl is not None else 0,
-        "OVER": over,
+        "OVER": _over(a, lines),
         "PRIOR": prior,
         "NEED_MU": needs[0],
         "NEED_LOGVAR": needs[1],

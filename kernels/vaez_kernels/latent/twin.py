@@ -117,6 +117,18 @@ def _clamped(logvar: Tensor, low: Any, high: Any) -> Tensor:
     return logvar if low is None else logvar.clamp(low, high)
 
 
+def _relative(
+    mu: Tensor, logvar: Tensor, prior_mu: Tensor | None, prior_logvar: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The mean and logvar whose KL to N(0, I) is KL(q ‖ p), and 1/σ_p (None if p is N(0, I))."""
+    if prior_mu is None or prior_logvar is None:
+        return mu, logvar, None
+    prior_mu, prior_logvar = _wide(prior_mu), _wide(prior_logvar)
+    inverse = torch.exp(-0.5 * prior_logvar)
+    distance, ratio = (mu - prior_mu) * inverse, logvar - prior_logvar
+    return distance, ratio, inverse
+
+
 def _reduced(terms: Tensor, o: Options) -> Tensor:
     if o.reduce == "sum":
         return terms.sum(tuple(range(1, terms.dim())))
@@ -149,12 +161,7 @@ def forward_formula(
     mu, logvar = _wide(mu), _clamped(_wide(logvar), low, high)
     z = mu.new_empty((0,), dtype=dtype)
     kl = mu.new_empty((0,))
-    distance, ratio, inverse = mu, logvar, None
-    if prior_mu is not None and prior_logvar is not None:
-        # KL(q ‖ p) is that of (mu − prior_mu)/σ_p and logvar − prior_logvar to N(0, I).
-        prior_mu, prior_logvar = _wide(prior_mu), _wide(prior_logvar)
-        inverse = torch.exp(-0.5 * prior_logvar)
-        distance, ratio = (mu - prior_mu) * inverse, logvar - prior_logvar
+    distance, ratio, inverse = _relative(mu, logvar, prior_mu, prior_logvar)
     if o.kl == "analytic":
         terms = 0.5 * (distance * distance + _excess(ratio))
         if free_bits is not None:
@@ -167,7 +174,7 @@ def forward_formula(
         if o.kl in MONTE_CARLO:
             scaled = wide_z
             if prior_mu is not None and inverse is not None:
-                scaled = (wide_z - prior_mu) * inverse
+                scaled = (wide_z - _wide(prior_mu)) * inverse
             terms = 0.5 * (scaled - eps) * (scaled + eps) - 0.5 * ratio
             kl = _reduced(terms.mean(0), o)
         if o.write_z:
@@ -201,11 +208,7 @@ def backward_formula(
         grads[1] = grads[1] + 0.5 * torch.exp(0.5 * logvar) * (wide * eps).sum(0)
     if grad_kl is not None:
         upstream = _spread(grad_kl, mu, o)
-        distance, ratio, inverse = mu, logvar, None
-        if prior_mu is not None and prior_logvar is not None:
-            prior_logvar = _wide(prior_logvar)
-            inverse = torch.exp(-0.5 * prior_logvar)
-            distance, ratio = (mu - _wide(prior_mu)) * inverse, logvar - prior_logvar
+        distance, ratio, inverse = _relative(mu, logvar, prior_mu, prior_logvar)
         slopes = (
             _analytic_slopes(distance, ratio, inverse)
             if o.kl == "analytic"

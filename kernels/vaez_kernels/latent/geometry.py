@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ..launch import CANDIDATES, Tile
@@ -113,6 +114,10 @@ def _unit(lines: Lines, by_sample: int, of: list[Strides], itemsize: int) -> int
     return next(unit for unit in (16 // itemsize, 4, 1) if all(n % unit == 0 for n in lengths))
 
 
+# Inductor 2.11 writes an infinite number into its source as `inf`, a name that is not defined there.
+LARGEST_FLOAT = torch.finfo(torch.float32).max
+
+
 class Geometry(NamedTuple):
     """What a launch passes about the shape and the layout of its tensors."""
 
@@ -130,7 +135,7 @@ class Geometry(NamedTuple):
             (
                 *(lines.lines // line_unit, lines.positions // unit, -(-row // 4)),
                 *(a.num_samples, a.row_offset, a.sample_offset, 1.0 / a.num_samples),
-                *(a.low, a.high, a.free_bits),
+                *(max(a.low, -LARGEST_FLOAT), min(a.high, LARGEST_FLOAT), a.free_bits),
             ),
             (
                 *(n for strides in tensors.values() for n in strides.in_units(unit)),

@@ -194,7 +194,7 @@ def backward_formula(
     high: Any,
     free_bits: Any,
     o: Options,
-) -> Tensors:
+) -> tuple[Tensor, ...]:
     dtypes = [None if x is None else x.dtype for x in (mu, logvar, prior_mu, prior_logvar)]
     mu, raw = _wide(mu), _wide(logvar)
     logvar = _clamped(raw, low, high)
@@ -223,9 +223,11 @@ def backward_formula(
         ]
     if low is not None:
         grads[1] = torch.where((raw >= low) & (raw <= high), grads[1], 0.0)
+    # Without None for the others: standalone_compile of torch 2.11 takes a graph's tensors only.
     return tuple(
-        grad.to(dtype).contiguous() if need else None
+        grad.to(dtype).contiguous()
         for grad, need, dtype in zip(grads, o.needs, dtypes, strict=True)
+        if need
     )
 
 
@@ -358,12 +360,9 @@ def backward(a: Arguments, kept: Tensors, grads: Tensors, needs: Needs) -> Tenso
         *(_seen(grad_z, shape, form), grad_kl, *_inputs(a, form)),
         *(_seen_eps(eps, shape, form), *_limits(a), options),
     )
-    found = run(
-        backward_formula, _words(form, a.reduce), a.mu if eps is None else eps, COMPILE_FROM, *args
-    )
-    return tuple(
-        _as_event(x, shape, form) if need else None for x, need in zip(found, needs, strict=True)
-    )
+    largest = a.mu if eps is None else eps
+    found = iter(run(backward_formula, _words(form, a.reduce), largest, COMPILE_FROM, *args))
+    return tuple(_as_event(next(found), shape, form) if need else None for need in needs)
 
 
 def _eps(a: Arguments) -> Tensor:

@@ -68,7 +68,7 @@ def test_a_full_covariance_is_pytorchs_multivariate_normal() -> None:
         row = iter(entries[b])
         for i in range(D):
             for j in range(i):
-                factor[b, i, j] = next(row)
+                factor[b, i, j] = factor[b, i, i] * next(row)
     q = torch.distributions.MultivariateNormal(mu, scale_tril=factor)
     p = torch.distributions.MultivariateNormal(torch.zeros(D).double(), torch.eye(D).double())
     eps = drawn(4, B, D, seed=3)
@@ -99,8 +99,8 @@ def test_a_new_full_covariance_is_diagonal_and_every_entry_can_learn() -> None:
     z, _ = family.transform(eps[None], mu, logvar, entries)
     assert torch.equal(z, Diagonal().transform(eps[None], mu, logvar)[0])
     z.square().sum().backward()
-    assert family.head.weight.grad is not None
-    assert bool((family.head.weight.grad != 0).all())
+    assert family.mixing.weight.grad is not None
+    assert bool((family.mixing.weight.grad != 0).all())
 
 
 def test_each_output_of_made_reads_all_dimensions_before_its_own_and_no_other() -> None:

@@ -138,7 +138,7 @@ def test_the_monte_carlo_rate_under_a_learned_gaussian_is_unbiased() -> None:
 def test_the_analytic_rate_of_a_full_covariance_is_the_mean_of_the_monte_carlo_one() -> None:
     vae = RicherVAE("lyeoni", "full-covariance", seed=SEED)
     assert isinstance(vae.posterior, FullCovariance)
-    torch.nn.init.constant_(vae.posterior.head.bias, 0.8)
+    torch.nn.init.constant_(vae.posterior.mixing.bias, 0.8 / vae.posterior.scale)
     with torch.no_grad():
         exact, _ = NegativeElbo(vae, "analytic")(pixels(), KEY)
         drawn, _ = NegativeElbo(vae, "total-derivative", num_samples=4_000)(pixels(), KEY)

@@ -158,7 +158,7 @@ EVENTS = (
 def _events() -> Iterator[Case]:
     for call in EVENTS:
         compare = partial(events.compared, call, **OFFSETS | {"sample_offset": 2**32 - 10})
-        flags = "-".join(str(x) for x in call._replace(dtypes=())[1:] if x)
+        flags = "-".join(str(x) for x in call[1:] if x and x is not call.dtypes)
         yield Case("event", flags, call.dtypes[1], call.shape, compare)
 
 

@@ -8,6 +8,9 @@ from pathlib import Path
 # What a program of one's own imports; the README of this folder says what is in each.
 MODULES = (
     "vaez_fast.ops",
+    "vaez_fast.latents.gaussian",
+    "vaez_fast.latents.noise",
+    "vaez_fast.latents.with_diffusers",
     "vaez_kernels.noise",
     "vaez_kernels.reference",
     "vaez_fast.data",

@@ -32,6 +32,7 @@ STAGES = (
     ("richer",),
     ("objective",),
     ("ops",),
+    ("latents",),
     ("drawing",),
     ("measures",),
     ("training",),

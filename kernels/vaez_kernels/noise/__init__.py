@@ -18,7 +18,8 @@ from ..checks import check_choice, check_count, check_noise
 from ..define import Op
 from . import kernel, twin
 
-PURPOSES = ("train", "binarize", "permute", "evaluate", "generate")
+# The place of a purpose is a part of its keys, so new ones come last.
+PURPOSES = ("train", "binarize", "permute", "evaluate", "generate", "generator")
 
 
 def noise_key(
@@ -28,8 +29,8 @@ def noise_key(
 
     Args:
         seed: 0 ≤ seed < 2³².
-        purpose: one of "train", "binarize", "permute", "evaluate", "generate". Different purposes
-            never share a number.
+        purpose: one of "train", "binarize", "permute", "evaluate", "generate" and "generator" (for
+            keys drawn from a torch.Generator). Different purposes never share a number.
         step: 0 ≤ step < 2³², the training step, epoch or another counter.
         device: the tensor's device, which must be the device of the op that uses it.
 

@@ -25,6 +25,7 @@ from .bernoulli import case as bernoulli
 from .gaussian import case as gaussian
 from .importance import case as importance
 from .latent import case as latent
+from .latent import moments_case as moments
 from .linear_bernoulli import case as linear_bernoulli
 from .mixture import case as mixture
 from .noise import case as noise
@@ -44,6 +45,7 @@ OPS: dict[str, ModuleType] = {name: module for module in FOLDERS.values() for na
 # The ops that bench/ops/bench_ops.py times, by the name of the test, most important first.
 TIMED: dict[str, Timed] = {
     "latent": latent.TIMED,
+    "moments": moments.TIMED,
     "likelihood": bernoulli.TIMED,
     "linear": linear_bernoulli.TIMED,
     "mixture": mixture.TIMED,

@@ -114,7 +114,7 @@ def _unit(lines: Lines, by_sample: int, of: list[Strides], itemsize: int) -> int
     return next(unit for unit in (16 // itemsize, 4, 1) if all(n % unit == 0 for n in lengths))
 
 
-# Inductor 2.11 writes an infinite number into its source as `inf`, a name that is not defined there.
+# Inductor 2.11 writes an infinite number into its source as `inf`, which is not defined there.
 LARGEST_FLOAT = torch.finfo(torch.float32).max
 
 

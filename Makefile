@@ -26,7 +26,7 @@ OLDEST_TESTS ?= $(CUDA_MACHINE_TESTS) tests/rehearsal/test_stand_in.py tests/exe
   $(wildcard tests/kernels/*/test_offline*.py) $(addprefix tests/kernels/,$(addsuffix .py,test_capture \
   test_kernel_sources test_launch test_compile noise/test_noise latent/test_latent bernoulli/test_bernoulli \
   linear_bernoulli/test_linear_bernoulli mixture/test_mixture importance/test_importance)) \
-  tests/training/test_steps.py tests/project/test_lowest.py
+  tests/training/test_steps.py tests/project/test_lowest.py tests/latents/test_transforms.py
 BENCH_FLAGS ?=
 GPU_OUT ?= runs/gpu
 GPU_PART ?=

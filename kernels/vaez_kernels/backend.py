@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 try:
     import triton
@@ -55,6 +56,7 @@ __all__ = [
     "has_fast_bfloat16",
     "interpreting",
     "is_plain",
+    "is_recorded",
     "is_traced",
     "jit",
     "jit_with_run_time",
@@ -207,6 +209,20 @@ def is_plain(*tensors: Tensor | None) -> bool:
         if t is not None and type(t) not in ORDINARY:
             return False
     return True
+
+
+def is_recorded(*tensors: Tensor | None) -> bool:
+    """Whether autograd must see a call: for its backward, or to refuse a forward-mode derivative.
+
+    The autograd.Function of a call takes 8 µs, a tenth of its time at 128×20.
+    """
+    if forward_ad._current_level >= 0:
+        return True
+    if torch.is_grad_enabled():
+        for t in tensors:  # as in is_plain
+            if t is not None and t.requires_grad:
+                return True
+    return False
 
 
 def is_traced(tensor: Tensor) -> bool:

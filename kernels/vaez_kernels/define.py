@@ -30,6 +30,7 @@ from torch._library.custom_ops import CustomOpDef
 from .backend import (
     goes_through_op,
     is_plain,
+    is_recorded,
     no_second_derivative,
     same_backend,
     triton,
@@ -113,7 +114,7 @@ class Op:
     def __call__(self, *args: Any) -> Any:
         """The results: a tensor, or a tuple of several. `args` are the NamedTuple's fields."""
         if is_plain(*args[: self.tensors]):
-            if self.differentiable:
+            if self.differentiable and is_recorded(*args[: self.tensors]):
                 return self.eager.apply(*args)
             found = self._module(uses_triton(args[0])).forward(self.arguments(*args))
             return found[0] if self.results == 1 else found[: self.results]

@@ -9,6 +9,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -53,6 +55,77 @@ def test_an_op_waits_for_the_stream_it_is_called_on() -> None:
     stream.synchronize()
     for a, w in zip(actual, wanted, strict=True):
         assert torch.equal(a, w)
+
+
+def calls() -> Iterator[tuple[Tensor, Tensor, dict[str, Any]]]:
+    """mu and logvar on the CPU and settings: each differs in one thing that a launch depends on."""
+    generator = torch.Generator().manual_seed(5)
+    both = torch.randn((5, 40), generator=generator)
+    mu, logvar = (x.contiguous() for x in both.chunk(2, 1))
+    yield mu, logvar, {}
+    yield logvar, mu, {}
+    yield both.roll(1).flatten()[1:101].view(5, 20), logvar, {}  # 4 bytes from a multiple of 16
+    yield *both.chunk(2, 1), {}  # type: ignore[misc]
+    yield mu, logvar[:1].expand(5, 20), {}
+    yield mu.bfloat16(), logvar, {}
+    yield mu[:3], logvar[:3], {}
+    yield mu, logvar, {"num_samples": 3}
+    yield mu, logvar, {"kl": "total-derivative"}
+    yield mu, logvar, {"clamp": (-0.5, 0.5)}
+    yield mu, logvar, {"clamp": (-0.25, 0.5)}
+    yield mu, logvar, {"free_bits": 0.3}
+    yield mu, logvar, {"row_offset": 7}
+    yield mu, logvar, {"sample_offset": 7}
+    yield mu, logvar, {"reduce": "none"}
+    yield mu.view(5, 4, 5), logvar.view(5, 4, 5), {"reduce": "channels"}
+    yield mu.view(5, 4, 5), logvar.view(5, 4, 5), {"reduce": "batch-mean"}
+    apart = mu.view(5, 2, 2, 5).transpose(2, 3)  # is copied before a kernel reads it
+    yield apart, logvar.view(5, 2, 5, 2), {}
+    yield mu, logvar, {"prior": (logvar, mu)}
+
+
+def test_a_call_after_others_of_its_kind_is_what_it_is_alone() -> None:
+    for _ in range(2):  # the second time, each finds what the first one kept
+        for mu, logvar, settings in calls():
+            for wanted in ((True, True), (False, True)):
+                found, alone = (
+                    of_device(device, mu, logvar, settings, wanted) for device in (CUDA, "cpu")
+                )
+                for x, y in zip(found, alone, strict=True):
+                    bfloat16 = x.dtype == torch.bfloat16
+                    torch.testing.assert_close(
+                        x.cpu(), y, rtol=1e-2 if bfloat16 else 1e-5, atol=1e-5
+                    )
+
+
+def of_device(
+    device: torch.device | str,
+    mu: Tensor,
+    logvar: Tensor,
+    settings: dict[str, Any],
+    wanted: tuple[bool, bool],
+) -> tuple[Tensor, ...]:
+    """z and the KL without and with autograd, the wanted gradients, and the inputs afterwards."""
+    moved = settings | {
+        name: tuple(x.to(device) for x in settings[name]) for name in settings if name == "prior"
+    }
+    noise = noise_key(29, "train", 3, device=device)
+    # `to` would make a contiguous, aligned copy of a view.
+    mu, logvar = (
+        as_it_lies(x, device).requires_grad_(w) for x, w in zip((mu, logvar), wanted, strict=True)
+    )
+    with torch.no_grad():
+        plain = rsample_kl(mu, logvar, noise, **moved)
+    z, kl = rsample_kl(mu, logvar, noise, **moved)
+    leaves = [x for x in (mu, logvar) if x.requires_grad]
+    grads = torch.autograd.grad(z.float().square().sum() + 2.0 * kl.sum(), leaves)
+    return *plain, z.detach(), kl.detach(), *grads, mu.detach(), logvar.detach()
+
+
+def as_it_lies(x: Tensor, device: torch.device | str) -> Tensor:
+    """x on a device, with its strides and its offset in memory."""
+    base = torch.empty(0, dtype=x.dtype).set_(x.untyped_storage()).to(device)
+    return base.as_strided(x.shape, x.stride(), x.storage_offset())
 
 
 @pytest.mark.parametrize("kl", KLS)

@@ -153,6 +153,9 @@ class Geometry(NamedTuple):
             },
         )
 
+    def with_constants(self, **constants: Any) -> Geometry:
+        return self._replace(constants=self.constants | constants)
+
 
 def _with_inputs(a: Arguments, change: Callable[[Tensor], Tensor]) -> Arguments:
     return a._replace(

@@ -9,16 +9,20 @@ are passed in units of `UNIT` elements.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from ..backend import jit, jit_with_run_time, tl
 from ..define import Tensors
-from ..launch import Tile, filling, start_kernel, with_tile
+from ..launch import Launch, Tile, filling, with_tile
 from ..noise.kernel import normal_at_jit, normal_jit
 from ..scalar import excess_jit, expm1_jit, sigma_jit
+from . import plans
 from .geometry import Geometry, Lines, dense, prepared, strides_of
 from .layout import empty_like, merged_stride, readable
+from .plans import Plan
 from .twin import KLS, MONTE_CARLO, Arguments, Needs
 
 # Samples of its rows that one program draws at most; more samples are spread over programs.
@@ -502,8 +506,25 @@ def _over(a: Arguments, lines: Lines) -> int:
 
 
 def forward(a: Arguments) -> Tensors:
-    a, lines, _ = prepared(a, None)
-    prior = a.prior_mu is not None and a.kl != "none"
+    key = plans.key_of("forward", a)
+    plan = plans.kept(key)
+    if plan is not None:
+        return _forward(a, plan, plan.launch.again)
+    given, (a, lines, _) = a, prepared(a, None)
+    geometry = _forward_geometry(a, lines)
+
+    def run(tile: Tile) -> Tensors:
+        plan = _forward_plan(a, lines, geometry, tile)
+        if key is not None and all(x is y for x, y in zip(given[:5], a[:5], strict=True)):
+            plans.keep(key, plan)
+        return _forward(a, plan, plan.launch)
+
+    case = (lines.positions, *geometry.constants.items())
+    usual = filling(lines.outer * lines.lines * lines.positions, a.mu)
+    return with_tile("latent_forward", case, (a.mu, a.logvar), usual, run)
+
+
+def _forward_geometry(a: Arguments, lines: Lines) -> Geometry:
     events = a.mu.dim() - 1
     geometry = Geometry.of(
         a,
@@ -515,50 +536,50 @@ def forward(a: Arguments) -> Tensors:
         Z=dense(a.mu, lines),
     )
     samples = SAMPLES_PER_PROGRAM if a.draws and a.num_samples > 1 else a.num_samples
-    sample_blocks = -(-a.num_samples // samples)
+    return geometry.with_constants(
+        WRITE_Z=a.write_z,
+        KL=KLS.index(a.kl),
+        OVER=_over(a, lines),
+        PRIOR=a.prior_mu is not None and a.kl != "none",
+        SAMPLES=samples,
+    )
+
+
+def _forward_plan(a: Arguments, lines: Lines, geometry: Geometry, tile: Tile) -> Plan:
+    block, constants = lines.block(tile), geometry.constants
+    line_blocks = -(-lines.lines // block["BLOCK_ROWS"])
+    column_blocks = -(-lines.positions // block["BLOCK_D"])
+    sample_blocks = -(-a.num_samples // constants["SAMPLES"])
+    parts = sample_blocks if a.kl in MONTE_CARLO else 1
+    over = OVER[constants["OVER"]]
+    sums: tuple[int, ...] = (parts,)
+    if over == "positions" and lines.rows and parts * column_blocks == 1:
+        sums = (lines.lines,)
+    elif over == "positions":
+        sums = (parts * column_blocks, lines.outer, lines.lines)
+    elif over == "lines":
+        sums = (parts * line_blocks, lines.positions)
+    launch = Launch(
+        latent_forward_kernel,
+        (lines.outer * line_blocks * sample_blocks * column_blocks,),
+        (lines.outer, *geometry.numbers, *geometry.strides[:-1]),
+        constants | block | {"ONE_COLUMN": column_blocks == 1},
+        tile.num_warps,
+    )
+    return Plan(launch, lines, sums)
+
+
+def _forward(a: Arguments, plan: Plan, start: Callable[..., None]) -> Tensors:
     z = empty_like(a.mu, a.num_samples) if a.write_z else a.mu.new_empty((0,))
-    over = _over(a, lines)
-    constants = geometry.constants | {
-        "WRITE_Z": a.write_z,
-        "KL": KLS.index(a.kl),
-        "OVER": over,
-        "PRIOR": prior,
-        "SAMPLES": samples,
-    }
-
-    def run(tile: Tile) -> Tensor:
-        block = lines.block(tile)
-        line_blocks = -(-lines.lines // block["BLOCK_ROWS"])
-        column_blocks = -(-lines.positions // block["BLOCK_D"])
-        parts = sample_blocks if a.kl in MONTE_CARLO else 1
-        if a.kl == "none":
-            kl = a.mu.new_empty((0,), dtype=torch.float32)
-        elif OVER[over] == "nothing":
-            kl = empty_like(a.mu, parts, dtype=torch.float32)
-        else:
-            shape = (
-                (parts * column_blocks, lines.outer, lines.lines)
-                if OVER[over] == "positions"
-                else (parts * line_blocks, lines.positions)
-            )
-            kl = a.mu.new_empty(shape, dtype=torch.float32)
-        if a.mu.numel() > 0:
-            start_kernel(
-                latent_forward_kernel,
-                (lines.outer * line_blocks * sample_blocks * column_blocks,),
-                (
-                    *(a.mu, a.logvar, *_or(a.mu, a.prior_mu, a.prior_logvar), a.noise, z, kl),
-                    *(lines.outer, *geometry.numbers, *geometry.strides[:-1]),
-                ),
-                constants | block | {"ONE_COLUMN": column_blocks == 1},
-                tile.num_warps,
-            )
-        return kl
-
-    case = (lines.positions, *constants.items())
-    usual = filling(lines.outer * lines.lines * lines.positions, a.mu)
-    kl = with_tile("latent_forward", case, (a.mu, a.logvar), usual, run)
-    return z, kl if a.kl == "none" else _reduced(kl, a, lines), None
+    if a.kl == "none":
+        sums = a.mu.new_empty((0,), dtype=torch.float32)
+    elif OVER[_over(a, plan.lines)] == "nothing":
+        sums = empty_like(a.mu, *plan.sums, dtype=torch.float32)
+    else:
+        sums = a.mu.new_empty(plan.sums, dtype=torch.float32)
+    if a.mu.numel() > 0:
+        start(a.mu, a.logvar, *_or(a.mu, a.prior_mu, a.prior_logvar), a.noise, z, sums)
+    return z, sums if a.kl == "none" else _reduced(sums, a, plan.lines), None
 
 
 def _or(default: Tensor, *tensors: Tensor | None) -> tuple[Tensor, ...]:
@@ -571,6 +592,8 @@ def _reduced(parts: Tensor, a: Arguments, lines: Lines) -> Tensor:
     if a.mu.numel() == 0 and a.reduce != "batch-mean":
         shapes = {"sum": a.mu.shape[:1], "channels": a.mu.shape[:2], "none": a.mu.shape}
         return parts.new_empty(shapes[a.reduce])
+    if parts.dim() == 1:
+        return parts
     kl = parts[0] if len(parts) == 1 else parts.sum(0)
     if a.reduce == "batch-mean":
         rows = a.mu.shape[0]
@@ -584,7 +607,33 @@ def _reduced(parts: Tensor, a: Arguments, lines: Lines) -> Tensor:
 
 def backward(a: Arguments, kept: Tensors, grads: Tensors, needs: Needs) -> Tensors:
     grad_z, grad_kl = grads
-    a, lines, grad_z = prepared(a, grad_z)
+    # The gradient of a KL of each element may be copied before the kernel reads it.
+    same = grad_kl is None or a.reduce in ("sum", "channels")
+    key = plans.key_of(needs, a, grad_z, grad_kl) if same else None
+    plan = plans.kept(key)
+    if plan is not None:
+        return _backward(a, grad_z, grad_kl, needs, plan.launch.again)
+    given, given_z, (a, lines, grad_z) = a, grad_z, prepared(a, grad_z)
+    of_kl, by_kl = _upstream(grad_kl, a, lines)
+    geometry = _backward_geometry(a, lines, grad_z, grad_kl, needs)
+
+    def run(tile: Tile) -> Tensors:
+        plan = _backward_plan(lines, geometry, by_kl, tile)
+        copied = any(
+            x is not y for x, y in zip((*given[:5], given_z), (*a[:5], grad_z), strict=True)
+        )
+        if key is not None and not copied:
+            plans.keep(key, plan)
+        return _backward(a, grad_z, of_kl, needs, plan.launch)
+
+    case = (lines.positions, *geometry.constants.items())
+    usual = filling(lines.outer * lines.lines * lines.positions, a.mu)
+    return with_tile("latent_backward", case, (a.mu, a.logvar), usual, run)
+
+
+def _backward_geometry(
+    a: Arguments, lines: Lines, grad_z: Tensor | None, grad_kl: Tensor | None, needs: Needs
+) -> Geometry:
     prior = a.prior_mu is not None and grad_kl is not None
     events = a.mu.dim() - 1
     geometry = Geometry.of(
@@ -598,42 +647,50 @@ def backward(a: Arguments, kept: Tensors, grads: Tensors, needs: Needs) -> Tenso
         UPSTREAM=strides_of(grad_z, lines, events),
         OUT=dense(a.mu, lines),
     )
-    of_kl, by_kl = _upstream(grad_kl, a, lines)
+    return geometry.with_constants(
+        GRAD_Z=grad_z is not None,
+        KL=KLS.index(a.kl) if grad_kl is not None else 0,
+        OVER=_over(a, lines),
+        PRIOR=prior,
+        NEED_MU=needs[0],
+        NEED_LOGVAR=needs[1],
+        NEED_PRIOR_MU=needs[2] and prior,
+        NEED_PRIOR_LOGVAR=needs[3] and prior,
+    )
+
+
+def _backward_plan(
+    lines: Lines, geometry: Geometry, by_kl: tuple[int, int, int], tile: Tile
+) -> Plan:
+    block = lines.block(tile)
+    line_blocks = -(-lines.lines // block["BLOCK_ROWS"])
+    column_blocks = -(-lines.positions // block["BLOCK_D"])
+    launch = Launch(
+        latent_backward_kernel,
+        (lines.outer * line_blocks * column_blocks,),
+        (*geometry.numbers, *geometry.strides, *by_kl),
+        geometry.constants | block | {"ONE_COLUMN": column_blocks == 1},
+        tile.num_warps,
+    )
+    return Plan(launch, lines, ())
+
+
+def _backward(
+    a: Arguments,
+    grad_z: Tensor | None,
+    grad_kl: Tensor | None,
+    needs: Needs,
+    start: Callable[..., None],
+) -> Tensors:
     found = [
         empty_like(a.mu, dtype=x.dtype) if need and x is not None else None
         for x, need in zip(a[:4], needs, strict=True)
     ]
-    constants = geometry.constants | {
-        "GRAD_Z": grad_z is not None,
-        "KL": KLS.index(a.kl) if grad_kl is not None else 0,
-        "OVER": _over(a, lines),
-        "PRIOR": prior,
-        "NEED_MU": needs[0],
-        "NEED_LOGVAR": needs[1],
-        "NEED_PRIOR_MU": needs[2] and prior,
-        "NEED_PRIOR_LOGVAR": needs[3] and prior,
-    }
-
-    def run(tile: Tile) -> None:
-        block = lines.block(tile)
-        line_blocks = -(-lines.lines // block["BLOCK_ROWS"])
-        column_blocks = -(-lines.positions // block["BLOCK_D"])
-        start_kernel(
-            latent_backward_kernel,
-            (lines.outer * line_blocks * column_blocks,),
-            (
-                *_or(a.mu, grad_z, of_kl, a.mu, a.logvar, a.prior_mu, a.prior_logvar),
-                *(a.noise, *_or(a.mu, *found)),
-                *(*geometry.numbers, *geometry.strides, *by_kl),
-            ),
-            constants | block | {"ONE_COLUMN": column_blocks == 1},
-            tile.num_warps,
-        )
-
     if a.mu.numel() > 0:
-        case = (lines.positions, *constants.items())
-        usual = filling(lines.outer * lines.lines * lines.positions, a.mu)
-        with_tile("latent_backward", case, (a.mu, a.logvar), usual, run)
+        start(
+            *_or(a.mu, grad_z, grad_kl, a.mu, a.logvar, a.prior_mu, a.prior_logvar),
+            *(a.noise, *_or(a.mu, *found)),
+        )
     return tuple(found)
 
 

@@ -186,6 +186,9 @@ def _bernoulli() -> Iterator[Case]:
     for shape in ((1, 1, 1), (8, 129, 3), (8, 7, 784), (3, 33, 257)):
         for dtype in FLOATS:
             yield _bernoulli_case(shape, dtype, torch.uint8, dtype == torch.float32)
+    logits, x = pixels.pixels(2, 3, 4200, torch.float32, torch.float32)  # two programs a row
+    compare = partial(pixels.compared, logits, x)
+    yield Case("likelihood", "wide", torch.float32, (2, 3, 4200), compare)
 
 
 def _bernoulli_case(

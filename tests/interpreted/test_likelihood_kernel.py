@@ -5,6 +5,7 @@ tests/kernels/test_interpreter.py runs this in a separate process; pixels.py der
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -41,6 +42,7 @@ SHAPES = [  # S, B, P
     (9, 1, 784),
     (8, 7, 1000),
     (17, 2, 1027),
+    (2, 3, 9001),  # three programs a row
 ]
 
 
@@ -64,6 +66,19 @@ def test_value_and_gradients_are_the_references(
 def test_every_pair_of_dtypes_is_the_references(dtype: torch.dtype, targets: torch.dtype) -> None:
     # The interpreter truncates float32 to bfloat16, while a GPU rounds: one ulp instead of half.
     check(*pixels(9, 7, 19, dtype, targets), truncates=True)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(8, 196_608), (1, 786_432)])
+def test_few_rows_of_many_pixels_occupy_every_multiprocessor(
+    rows: int, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grids = []
+    monkeypatch.setattr(launch, "start_kernel", lambda kernel, grid, *_: grids.append(grid))
+    logits = torch.zeros(1, rows, columns).requires_grad_()
+    out = bernoulli_log_prob(logits, torch.zeros(rows, columns, dtype=torch.uint8))
+    torch.autograd.grad(out, logits, torch.ones_like(out))
+    assert len(grids) == 2
+    assert min(math.prod(grid) for grid in grids) >= 132  # of an H100
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

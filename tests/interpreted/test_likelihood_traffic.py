@@ -92,7 +92,7 @@ def test_gradients_of_targets_read_the_upstream_one_again_for_each_tile() -> Non
 FAR_ROWS, FAR_SAMPLES, BLOCKS = 2**27 + 5, 100, 13
 LAST_ROW = range(FAR_ROWS - 1, FAR_ROWS)
 STRIDES = {"P": 128, "ROW_STRIDE": 256, "X_STRIDE": 192, "VECTOR": 4}
-TILE = launch.Tile(1024, 1).block(128, lanes=8) | {"LANES": 8}
+TILE = launch.Tile(1024, 1).block(128, lanes=8) | {"LANES": 8, "PARTS": 1, "PART": 128}
 SAMPLE_STRIDE = 256 * FAR_ROWS
 
 

@@ -506,7 +506,7 @@ def _over(a: Arguments, lines: Lines) -> int:
 
 
 def forward(a: Arguments) -> Tensors:
-    key = plans.key_of("forward", a)
+    key = plans.key_of(a)
     plan = plans.kept(key)
     if plan is not None:
         return _forward(a, plan, plan.launch.again)
@@ -609,7 +609,7 @@ def backward(a: Arguments, kept: Tensors, grads: Tensors, needs: Needs) -> Tenso
     grad_z, grad_kl = grads
     # The gradient of a KL of each element may be copied before the kernel reads it.
     same = grad_kl is None or a.reduce in ("sum", "channels")
-    key = plans.key_of(needs, a, grad_z, grad_kl) if same else None
+    key = plans.key_of(a, grad_z, grad_kl, needs=needs) if same else None
     plan = plans.kept(key)
     if plan is not None:
         return _backward(a, grad_z, grad_kl, needs, plan.launch.again)

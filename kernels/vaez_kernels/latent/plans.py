@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..launch import Launch, keeps_launches
 from .geometry import Lines
-from .twin import Arguments
+from .twin import Arguments, Needs
 
 MOST_KEPT = 1024  # a validation split has few sizes of batches; variable ones must not pile up
 
@@ -28,13 +28,13 @@ class Plan(NamedTuple):
 _kept: dict[Any, Plan] = {}
 
 
-def key_of(direction: Any, a: Arguments, *grads: Tensor | None) -> Any:
-    """What a plan depends on; None if this call must make its own."""
+def key_of(a: Arguments, *grads: Tensor | None, needs: Needs | None = None) -> Any:
+    """What a plan depends on, in backward with `needs`; None if this call must make its own."""
     if not keeps_launches(a.mu):
         return None
     given = (a.mu, a.logvar, a.prior_mu, a.prior_logvar, a.noise, *grads)
     layouts = [None if x is None else (x.shape, x.stride(), x.dtype) for x in given]
-    return (direction, a.mu.device, *layouts, *a[len(given) - len(grads) :])
+    return (needs, a.mu.device, *layouts, *a[len(given) - len(grads) :])
 
 
 def kept(key: Any) -> Plan | None:

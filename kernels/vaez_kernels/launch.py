@@ -139,6 +139,10 @@ PRODUCT_CANDIDATES = [
 
 _forced: list[Tile | ProductTile] = []
 _fastest: dict[object, Any] = {}
+_kept: dict[object, Launch] = {}
+# Launches that are kept for the next call like them. A validation split has few sizes of batches;
+# lengths that vary from call to call must not pile up.
+MOST_KEPT = 1024
 
 
 @functools.cache
@@ -199,18 +203,30 @@ def launch(
         name: its key in `TILES`.
         columns: the length of a row.
         programs: BLOCK_ROWS → the number of programs.
-        args: positional arguments; the first tensor among them determines the device.
+        args: positional arguments, tensors before numbers; the first tensor determines the device.
         constants: its constexprs, except BLOCK_ROWS and BLOCK_D.
         lanes: how many samples of each row a tile holds.
     """
+    tensors = tuple([arg for arg in args if isinstance(arg, torch.Tensor)])
+    numbers = args[len(tensors) :]
 
-    def run(tile: Tile) -> None:
+    def made(tile: Tile) -> Launch:
         block = tile.block(columns, lanes)
-        start_kernel(
-            kernel, (programs(block["BLOCK_ROWS"]),), args, constants | block, tile.num_warps
-        )
+        grid = (programs(block["BLOCK_ROWS"]),)
+        return Launch(kernel, grid, numbers, constants | block, tile.num_warps)
 
-    with_tile(name, tuple(constants.items()), args, TILES.get(name, USUAL), run)
+    usual = TILES.get(name, USUAL)
+    if not keeps_launches(tensors[0]):
+        with_tile(name, tuple(constants.items()), args, usual, lambda tile: made(tile)(*tensors))
+        return
+    dtypes = [tensor.dtype for tensor in tensors]
+    grid = programs(usual.block(columns, lanes)["BLOCK_ROWS"])
+    key = (name, tensors[0].device, *dtypes, *numbers, grid, columns, lanes, *constants.values())
+    kept = _kept.get(key)
+    if kept is None:
+        kept = made(usual)
+        keep(_kept, key, kept)
+    kept.again(*tensors)
 
 
 def with_tile(
@@ -275,6 +291,13 @@ def keeps_launches(on: torch.Tensor) -> bool:
         and os.environ.get("VAEZ_AUTOTUNE") != "1"
         and not interpreting()
     )
+
+
+def keep(kept: dict[Any, Any], key: object, value: object) -> None:
+    """Add `value` to a table of at most `MOST_KEPT` entries, which is emptied when it is full."""
+    if len(kept) >= MOST_KEPT:
+        kept.clear()
+    kept[key] = value
 
 
 class Launch:

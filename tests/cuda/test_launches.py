@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bench.process import environment
 from tests.cuda.moved import CUDA
-from vaez_kernels import bernoulli_log_prob, launch, noise_key, normal, rsample_kl
+from vaez_kernels import bernoulli_log_prob, launch, noise_key, normal, rsample_kl, uniform
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -126,6 +126,57 @@ def as_it_lies(x: Tensor, device: torch.device | str) -> Tensor:
     """x on a device, with its strides and its offset in memory."""
     base = torch.empty(0, dtype=x.dtype).set_(x.untyped_storage()).to(device)
     return base.as_strided(x.shape, x.stride(), x.storage_offset())
+
+
+def likelihoods() -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits and targets on the CPU, each pair different in one thing."""
+    generator = torch.Generator().manual_seed(6)
+    wide = torch.randn((3, 5, 40), generator=generator)
+    targets = (torch.rand((5, 20), generator=generator) < 0.3).float()
+    logits = wide[..., :20].contiguous()
+    yield logits, targets
+    yield 2.0 * logits, 1.0 - targets
+    yield wide[..., :20], targets
+    yield wide.flatten()[1:301].view(3, 5, 20), targets  # 4 bytes from a multiple of 16
+    yield logits.bfloat16(), targets
+    yield logits, targets.byte()
+    yield logits[:1], targets
+    yield wide.flatten().as_strided((1, 5, 20), (100, 40, 1)), targets  # only rows are apart
+    yield logits, torch.cat((targets, targets), 1)[:, :20]
+    yield logits[:, :2], targets[:2]
+    yield logits[..., :19], targets[:, :19]
+
+
+def test_a_likelihood_after_others_of_its_kind_is_what_it_is_alone() -> None:
+    for _ in range(2):
+        for logits, x in likelihoods():
+            found, alone = (of_likelihood(device, logits, x) for device in (CUDA, "cpu"))
+            for one, other in zip(found, alone, strict=True):
+                close = 1e-2 if one.dtype == torch.bfloat16 else 1e-5
+                torch.testing.assert_close(one.cpu(), other, rtol=close, atol=close)
+
+
+def of_likelihood(device: torch.device | str, logits: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+    """The likelihood, the gradient of its weighted sum by logits, and its inputs afterwards."""
+    logits, x = as_it_lies(logits, device).requires_grad_(), as_it_lies(x, device)
+    out = bernoulli_log_prob(logits, x)
+    weights = torch.arange(out.numel(), device=device).view(out.shape) / 7.0
+    (grad,) = torch.autograd.grad((weights * out).sum(), logits)
+    return out.detach(), grad, logits.detach(), x
+
+
+def test_noise_after_other_noise_is_what_it_is_alone() -> None:
+    calls: list[tuple[Any, ...]] = [
+        *((normal, 2, 5, 20, 0, 0), (normal, 2, 5, 19, 0, 0), (uniform, 2, 5, 20, 0, 0)),
+        *((normal, 2, 5, 20, 3, 0), (normal, 2, 5, 20, 0, 3), (normal, 3, 5, 20, 0, 0)),
+    ]
+    for step in range(2):
+        for draw, *sizes, row, sample in calls:
+            offsets = {"row_offset": row, "sample_offset": sample}
+            found, alone = (
+                draw(key(step, torch.device(device)), *sizes, **offsets) for device in (CUDA, "cpu")
+            )
+            torch.testing.assert_close(found.cpu(), alone, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("kl", KLS)

@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from .. import launch
 from ..launch import Launch, keeps_launches
 from .geometry import Lines
 from .twin import Arguments, Needs
-
-MOST_KEPT = 1024  # a validation split has few sizes of batches; variable ones must not pile up
 
 
 class Plan(NamedTuple):
@@ -43,6 +42,4 @@ def kept(key: Any) -> Plan | None:
 
 def keep(key: Any, plan: Plan) -> None:
     """For the next call with this key. Do not keep the plan for a copy of a tensor."""
-    if len(_kept) >= MOST_KEPT:
-        _kept.clear()
-    _kept[key] = plan
+    launch.keep(_kept, key, plan)

@@ -198,12 +198,13 @@ def forward(a: Arguments) -> Tensors:
     num_samples, rows, pixels = a.logits.shape
     logits, x = readable(a.logits), readable(a.x)
     parts = _parts(pixels)
-    out = logits.new_empty((parts, num_samples, rows), dtype=torch.float32)
+    shape = (num_samples, rows) if parts == 1 else (parts, num_samples, rows)
+    out = logits.new_empty(shape, dtype=torch.float32)
     if rows > 0:
         args = (logits, x, out, rows, num_samples, logits.stride(0))
         samples = _balanced(num_samples)
         _launch(bernoulli_forward_kernel, "bernoulli_forward", args, logits, x, samples, {})
-    return (out[0] if parts == 1 else out.sum(0),)
+    return (out if parts == 1 else out.sum(0),)
 
 
 def backward(a: Arguments, kept: Tensors, grads: Tensors, needs: tuple[bool, bool]) -> Tensors:

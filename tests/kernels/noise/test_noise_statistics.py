@@ -107,7 +107,7 @@ def test_no_two_of_a_thousand_rows_are_correlated() -> None:
 
 
 def test_purposes_seeds_and_steps_share_no_quad() -> None:
-    # A single number has 24 bits and recurs by chance. A quad has 96 bits: among 1.2 million quads
+    # A single number has 24 bits and recurs by chance. A quad has 96 bits: among 1.4 million quads
     # the probability is 1e-17.
     keys = [noise_key(7, purpose, 3) for purpose in PURPOSES]
     keys += [noise_key(8, "train", 3), noise_key(7, "train", 4)]
@@ -115,7 +115,7 @@ def test_purposes_seeds_and_steps_share_no_quad() -> None:
     words = np.ascontiguousarray(quads).view(np.uint64).reshape(-1, 2)
     order = np.lexsort((words[:, 1], words[:, 0]))
     ranked = words[order]
-    assert len(ranked) == 7 * 4 * 2_500 * 17
+    assert len(ranked) == 8 * 4 * 2_500 * 17
     assert not (ranked[1:] == ranked[:-1]).all(axis=1).any()
 
 

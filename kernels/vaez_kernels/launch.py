@@ -294,9 +294,9 @@ def keeps_launches(on: torch.Tensor) -> bool:
 
 
 def keep(kept: dict[Any, Any], key: object, value: object) -> None:
-    """Add `value` to a table of at most `MOST_KEPT` entries, which is emptied when it is full."""
+    """Add `value` to a table of at most `MOST_KEPT` entries; the oldest makes room for it."""
     if len(kept) >= MOST_KEPT:
-        kept.clear()
+        del kept[next(iter(kept))]
     kept[key] = value
 
 
@@ -321,7 +321,7 @@ class Launch:
     ) -> None:
         self.kernel, self.grid, self.numbers = kernel, grid, numbers
         self.constants, self.num_warps = constants, num_warps
-        self.compiled: dict[tuple[int, ...], tuple[Any, tuple[Any, ...]]] = {}
+        self.compiled: dict[tuple[bool, ...], tuple[Any, tuple[Any, ...]]] = {}
 
     def __call__(self, *tensors: torch.Tensor | None) -> None:
         """Run the kernel; the first tensor determines the device. Tracing traces the launch."""
@@ -334,7 +334,7 @@ class Launch:
         on = tensors[0]
         assert on is not None
         # Triton compiles a kernel for pointers that are multiples of 16, or for any.
-        alignment = tuple([0 if x is None else x.data_ptr() % 16 for x in tensors])
+        alignment = tuple([x is None or x.data_ptr() % 16 == 0 for x in tensors])
         with torch.cuda.device_of(on):
             found = self.compiled.get(alignment)
             if found is not None:

@@ -5,12 +5,22 @@ tests/kernels/test_interpreter.py runs this in a separate process.
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
+from torch import Tensor
 
 from tests.kernels.latent import events
 from tests.kernels.latent.events import KEY, Call
-from vaez_kernels import interpreting, launch, normal, rsample, use_backend
+from vaez_kernels import (
+    interpreting,
+    kl_standard_normal,
+    launch,
+    normal,
+    rsample,
+    use_backend,
+)
 
 pytestmark = pytest.mark.skipif(
     not interpreting(), reason="needs TRITON_INTERPRET=1: run by tests/kernels/test_interpreter.py"
@@ -39,6 +49,23 @@ def test_kernel_and_fallback_draw_the_same_noise_in_every_memory_format(layout: 
     with use_backend("torch"):
         eps = normal(KEY, 2, 2, 75).view(2, 2, 3, 5, 5)
     assert torch.equal(z, eps)
+
+
+@pytest.mark.parametrize(
+    ("clamp", "logvar"), [((-math.inf, 20.0), -math.inf), ((-30.0, math.inf), math.inf)]
+)
+def test_an_infinite_logvar_passes_a_bound_of_the_other_side(
+    clamp: tuple[float, float], logvar: float
+) -> None:
+    def measured() -> tuple[Tensor, Tensor]:
+        of = torch.full((2, 5), logvar, requires_grad=True)
+        kl = kl_standard_normal(torch.zeros(2, 5), of, clamp=clamp)
+        return kl.detach(), torch.autograd.grad(kl.sum(), of)[0]
+
+    kernel = measured()
+    with use_backend("torch"):
+        fallback = measured()
+    torch.testing.assert_close(kernel, fallback, equal_nan=True)
 
 
 def test_rows_that_32_bits_cannot_reach_from_the_first_of_a_tile_are_read_right() -> None:

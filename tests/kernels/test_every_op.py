@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.func import functionalize, grad, jacrev, jvp, vjp, vmap
 
 from tests.kernels.every_op import (
@@ -117,6 +118,18 @@ def test_unsupported_transforms_are_refused_in_one_line(case: str, leaf: str, re
     function, at = function_of(case, leaf)
     with pytest.raises(RuntimeError, match=rf"^vaez_kernels: [^\n]*{reason}[^\n]*$"):
         REFUSED[reason](function, at)
+
+
+@each_leaf
+@pytest.mark.parametrize("recording", [True, False])
+def test_a_forward_mode_derivative_is_refused_whether_or_not_autograd_records(
+    case: str, leaf: str, recording: bool
+) -> None:
+    function, at = function_of(case, leaf)
+    with forward_ad.dual_level(), torch.set_grad_enabled(recording):
+        dual = forward_ad.make_dual(at.detach(), torch.ones_like(at))
+        with pytest.raises(RuntimeError, match="no forward-mode derivative"):
+            function(dual)
 
 
 TRANSFORMS: dict[str, Callable[[Callable[[Tensor], Tensor], Tensor], Any]] = {

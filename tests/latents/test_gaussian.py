@@ -97,7 +97,7 @@ def test_sample_kl_is_both_in_one_pass() -> None:
     "prior",
     [
         lambda mu, logvar: (mu, logvar),
-        lambda mu, logvar: GaussianPosterior((mu, logvar)),
+        lambda mu, logvar: GaussianPosterior((mu[None], logvar[None])),
         lambda mu, logvar: Normal(mu, torch.exp(0.5 * logvar)),
         lambda mu, logvar: Independent(Normal(mu, torch.exp(0.5 * logvar)), 1),
     ],
@@ -117,6 +117,19 @@ def test_a_prior_of_any_kind_gives_the_same_kl_and_gets_its_gradient(prior: Any)
         assert found.grad is not None
         assert of.grad is not None
         torch.testing.assert_close(found.grad.double(), of.grad, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_normal_prior_of_any_dtype_is_taken_at_its_word(dtype: torch.dtype) -> None:
+    q = GaussianPosterior(moments(4, 10).to(dtype))
+    narrow = torch.float32 if dtype == torch.float64 else dtype
+    scale = torch.tensor([0.5, 0.7, 1.1, 1.3, 2.1]).to(narrow)
+    loc = torch.zeros(5).to(narrow)
+    wanted = kl_divergence(
+        in_float64(q), Independent(Normal(loc.double(), scale.double()), 1).expand((4,))
+    )
+    found = q.kl(Normal(loc, scale)).double()
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_a_detached_side_of_a_balanced_kl_has_no_gradient() -> None:
@@ -196,6 +209,22 @@ class TestNoise:
     [
         (lambda: GaussianPosterior(moments(2, 5)), ValueError, r"moments must have shape \(B, 2C"),
         (lambda: GaussianPosterior(moments(4)), ValueError, r"moments must have shape \(B, 2C"),
+        (lambda: GaussianPosterior(moments(2, 4).long()), TypeError, "mu must be float32, .*int64"),
+        (
+            lambda: GaussianPosterior((moments(2, 1), moments(2, 5))),
+            ValueError,
+            r"logvar must have mu's shape or broadcast to it, got \(2, 1\) and \(2, 5\)",
+        ),
+        (
+            lambda: GaussianPosterior((moments(4), moments(4))),
+            ValueError,
+            r"mu must have shape \(B, \*event\)",
+        ),
+        (
+            lambda: GaussianPosterior((moments(2, 4), moments(2, 4).double())),
+            TypeError,
+            "logvar must be float64 if and only if mu is",
+        ),
         (lambda: GaussianPosterior([1, 2]), TypeError, "moments must be a tensor"),  # type: ignore[arg-type]
         (lambda: GaussianPosterior(moments(2, 4), clamp=(1, 0)), ValueError, "low ≤ high"),
         (
@@ -221,7 +250,7 @@ class TestNoise:
         (
             lambda: GaussianPosterior(moments(2, 4)).kl(3),  # type: ignore[arg-type]
             TypeError,
-            "prior must be a .* or a pair",
+            r"prior must be a GaussianPosterior, .* or a pair of tensors \(mu, logvar\), got int",
         ),
         (
             lambda: GaussianPosterior(moments(2, 4)).nll(moments(2, 3)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,9 @@ REDUCTIONS = ("sum", "channels", "none", "batch-mean")
 
 
 class GaussianPosterior:
-    """q(z|x) = N(mu, diag exp(logvar)) of a batch, in fused ops: see `vaez_kernels.latent`.
+    """q(z|x) = N(mu, diag exp(logvar)) of a batch.
+
+    Samples and KLs are the fused ops of `vaez_kernels.latent`; `nll` is plain PyTorch.
 
     Latents have any shape (B, *event) and memory format, and are read as they lie in memory. Where
     a method gets neither `noise` nor `generator`, PyTorch's own generator gives the key.
@@ -30,8 +33,7 @@ class GaussianPosterior:
             zero outside. None for no clamp.
 
     Raises:
-        TypeError, ValueError: moments of another type, dtype or shape, or a wrong clamp. A logvar
-            that does not fit mu is refused by the first method that needs it.
+        TypeError, ValueError: moments of another type, dtype or shape, or a wrong clamp.
     """
 
     def __init__(
@@ -48,7 +50,8 @@ class GaussianPosterior:
                 )
             self.mu, self._logvar = moments.chunk(2, dim=1)
         else:
-            self.mu, self._logvar = _pair("moments", moments)
+            self.mu, self._logvar = _pair(moments, "moments must be a tensor (B, 2C, …) or")
+        _check(self.mu, self._logvar)
         if clamp is not None and not (len(clamp) == 2 and clamp[0] <= clamp[1]):
             raise ValueError(f"clamp must be a pair (low, high) with low ≤ high, got {clamp!r}")
         self.clamp = clamp
@@ -95,7 +98,7 @@ class GaussianPosterior:
         """
         key, samples = self._key(noise, generator), 1 if num_samples is None else num_samples
         z = rsample(*(self.mu, self._logvar, key, samples), clamp=self.clamp, row_offset=row_offset)
-        return z[0] if num_samples is None else z
+        return z.squeeze(0) if num_samples is None else z
 
     def sample_kl(
         self,
@@ -125,13 +128,13 @@ class GaussianPosterior:
         key, samples = self._key(noise, generator), 1 if num_samples is None else num_samples
         z, nats = rsample_kl(
             *(self.mu, self._logvar, key, samples, kl),
-            prior=None if prior is None else _moments_of(prior),
+            prior=None if prior is None else _moments_of(prior, self.mu),
             clamp=self.clamp,
             reduce=reduce,
             free_bits=free_bits,
             row_offset=row_offset,
         )
-        return (z[0] if num_samples is None else z), nats
+        return (z.squeeze(0) if num_samples is None else z), nats
 
     def kl(
         self, prior: Prior | None = None, *, reduce: str = "sum", free_bits: float = 0
@@ -154,7 +157,7 @@ class GaussianPosterior:
         how = {"clamp": self.clamp, "reduce": reduce, "free_bits": free_bits}
         if prior is None:
             return kl_standard_normal(self.mu, self._logvar, **how)  # type: ignore[arg-type]
-        return kl_normal(self.mu, self._logvar, *_moments_of(prior), **how)  # type: ignore[arg-type]
+        return kl_normal(self.mu, self._logvar, *_moments_of(prior, self.mu), **how)  # type: ignore[arg-type]
 
     def nll(self, z: Tensor, *, reduce: str = "sum") -> Tensor:
         """−log q(z|x) in nats, ½ Σ (log 2π + logvar + (z − mu)² exp(−logvar)).
@@ -208,25 +211,43 @@ class GaussianPosterior:
 Prior = GaussianPosterior | Normal | Independent | tuple[Tensor, Tensor]
 
 
-def _pair(name: str, given: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def _check(mu: Tensor, logvar: Tensor) -> None:
+    check_float("GaussianPosterior", "mu", mu)
+    check_float("GaussianPosterior", "logvar", logvar)
+    if (mu.dtype == torch.float64) != (logvar.dtype == torch.float64):
+        raise TypeError(
+            f"logvar must be float64 if and only if mu is, got {logvar.dtype} and mu of {mu.dtype}"
+        )
+    fits = logvar.dim() <= mu.dim() and all(
+        one in (1, of_mu)
+        for one, of_mu in zip(reversed(logvar.shape), reversed(mu.shape), strict=False)
+    )
+    if mu.dim() < 2 or not fits:
+        raise ValueError(
+            "mu must have shape (B, *event), and logvar must have mu's shape or broadcast to it, "
+            f"got {tuple(mu.shape)} and {tuple(logvar.shape)}"
+        )
+
+
+def _pair(given: Any, wanted: str) -> tuple[Tensor, Tensor]:
     pair = isinstance(given, (tuple, list)) and len(given) == 2
     if not pair or not all(isinstance(x, Tensor) for x in given):
-        raise TypeError(
-            f"{name} must be a tensor (B, 2C, …) or a pair of tensors (mu, logvar), got "
-            f"{type(given).__name__}"
-        )
+        raise TypeError(f"{wanted} a pair of tensors (mu, logvar), got {type(given).__name__}")
     return given[0], given[1]
 
 
-def _moments_of(prior: Prior) -> tuple[Tensor, Tensor]:
-    """mu and logvar of a prior."""
+def _moments_of(prior: Prior, mu: Tensor) -> tuple[Tensor, Tensor]:
+    """mu and logvar of a prior of the q with this mu."""
     if isinstance(prior, GaussianPosterior):
         return prior.mu, prior.logvar
     if not isinstance(prior, Distribution):
-        return _pair("prior", prior)
+        kinds = "a GaussianPosterior, a Normal, an Independent(Normal)"
+        return _pair(prior, f"prior must be {kinds} or")
     base = prior.base_dist if isinstance(prior, Independent) else prior
     if not isinstance(base, Normal):
         raise TypeError(
             f"prior must be a diagonal Gaussian: a Normal or Independent(Normal), got {prior}"
         )
-    return base.loc, 2.0 * torch.log(base.scale)
+    # In bfloat16 the logarithm would lose digits that the scale has.
+    wide = torch.float64 if mu.dtype == torch.float64 else torch.float32
+    return base.loc.to(wide), 2.0 * torch.log(base.scale.to(wide))

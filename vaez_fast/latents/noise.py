@@ -40,7 +40,9 @@ class Noise(nn.Module):
     def next(self) -> Tensor:
         """The `noise` argument of this step, (2,) int64; the counter is then at the next step.
 
-        It is a copy: backward may still read it after the counter has moved on.
+        It is a copy: backward may still read it after the counter has moved on. Call it outside of
+        what `torch.utils.checkpoint` recomputes, and pass the key in. A recomputation would call it
+        again, and backward would use other noise than the loss did.
         """
         key = self.key.clone()
         self.key[1] += 1
@@ -56,7 +58,7 @@ def generator_key(
 
     Args:
         generator: None for PyTorch's own generator of `device`, which `torch.manual_seed` seeds.
-        device: of the ops that take the key; by default the CPU.
+        device: of the ops that take the key; by default that of the generator, or the CPU.
 
     Returns:
         (2,) int64 of the purpose "generator": 64 random bits are its seed and its step.

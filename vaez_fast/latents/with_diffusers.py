@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from contextlib import AbstractContextManager
 from functools import cached_property
 from types import TracebackType
@@ -25,7 +26,8 @@ def patch_diffusers() -> Patch:
       distribution is the same, the numbers are not those of `torch.randn`. A list of generators has
       one for each row, as in diffusers.
     - `kl` and `nll` sum over the whole event, in float32. Those of diffusers sum over dimensions 1
-      to 3: for video (B, C, T, H, W) that leaves (B, W), and for audio (B, C, T) it is an error.
+      to 3: for video (B, C, T, H, W) that leaves (B, W), and for audio (B, C, T) it is an error. A
+      KL to a deterministic distribution, or one of another shape, is still computed by diffusers.
     - `logvar`, `std` and `var` are computed when they are read.
 
     Raises:
@@ -82,6 +84,11 @@ def _distribution() -> Any:
     return DiagonalGaussianDistribution
 
 
+def _unpickled(parameters: Tensor, deterministic: bool) -> Any:
+    return _fused(_distribution())(parameters, deterministic)
+
+
+@functools.cache
 def _fused(original: Any) -> Any:
     """The subclass of diffusers' class that the patch makes."""
 
@@ -112,19 +119,31 @@ def _fused(original: Any) -> Any:
                 return self._q.sample(generator=generator)
             if len(generator) == 1:
                 return self._q.sample(generator=generator[0])
+            if len(generator) != len(self.mean):
+                raise ValueError(
+                    "generator must be a torch.Generator or a list with one for each row: "
+                    f"{len(self.mean)} rows, got {len(generator)}"
+                )
             rows = zip(self.parameters.split(1), generator, strict=True)
             return torch.cat(
                 [GaussianPosterior(x, clamp=CLAMP).sample(generator=of_x) for x, of_x in rows]
             )
 
+        def __reduce__(self) -> tuple[Any, ...]:
+            return _unpickled, (self.parameters, self.deterministic)
+
         def kl(self, other: Any = None) -> Tensor:
-            if self.deterministic or (other is not None and other.deterministic):
+            if self.deterministic or (
+                other is not None and (other.deterministic or other.mean.shape != self.mean.shape)
+            ):
                 return super().kl(other)
             return self._q.kl(None if other is None else (other.mean, other.logvar))
 
         def nll(self, sample: Tensor, dims: tuple[int, ...] | None = None) -> Tensor:
             if self.deterministic:
                 return super().nll(sample)
+            if sample.shape != self.mean.shape:
+                sample = sample.expand(self.mean.shape)
             if dims is None:
                 return self._q.nll(sample)
             return self._q.nll(sample, reduce="none").sum(tuple(dims))

@@ -21,7 +21,8 @@ from .twin import Arguments
 # in backward if targets have a gradient, which is a sum over all samples.
 SAMPLES_PER_PROGRAM = 8
 # Eight rows of 196,608 pixels, an image of 256 × 256 × 3, give 384 programs and not eight: more
-# than a GPU has multiprocessors. Does not depend on the GPU or the batch, so neither do the sums.
+# than a GPU has multiprocessors. The parts do not depend on the GPU or the batch; the order in
+# which PyTorch adds them may.
 PIXELS_PER_PROGRAM = 4096
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..backend import is_traced
 from ..launch import CANDIDATES, Tile
 from .layout import empty_like, is_channels_last, merged_stride, readable
 from .twin import Arguments
@@ -114,8 +115,17 @@ def _unit(lines: Lines, by_sample: int, of: list[Strides], itemsize: int) -> int
     return next(unit for unit in (16 // itemsize, 4, 1) if all(n % unit == 0 for n in lengths))
 
 
-# Inductor 2.11 writes an infinite number into its source as `inf`, which is not defined there.
 LARGEST_FLOAT = torch.finfo(torch.float32).max
+
+
+def bounds_of(a: Arguments) -> tuple[float, float]:
+    """The bounds of the clamp, as a launch passes them."""
+    if not a.clamps:
+        return 0.0, 0.0
+    if not is_traced(a.mu):
+        return a.low, a.high
+    # Inductor 2.11 writes an infinite number into its source as `inf`, which is not defined there.
+    return max(a.low, -LARGEST_FLOAT), min(a.high, LARGEST_FLOAT)
 
 
 class Geometry(NamedTuple):
@@ -135,7 +145,7 @@ class Geometry(NamedTuple):
             (
                 *(lines.lines // line_unit, lines.positions // unit, -(-row // 4)),
                 *(a.num_samples, a.row_offset, a.sample_offset, 1.0 / a.num_samples),
-                *(max(a.low, -LARGEST_FLOAT), min(a.high, LARGEST_FLOAT), a.free_bits),
+                *(*bounds_of(a), a.free_bits),
             ),
             (
                 *(n for strides in tensors.values() for n in strides.in_units(unit)),

@@ -613,6 +613,8 @@ def backward(a: Arguments, kept: Tensors, grads: Tensors, needs: Needs) -> Tenso
     plan = plans.kept(key)
     if plan is not None:
         return _backward(a, grad_z, grad_kl, needs, plan.launch.again)
+    if a.mu.numel() == 0:
+        return _gradients(a, needs)
     given, given_z, (a, lines, grad_z) = a, grad_z, prepared(a, grad_z)
     of_kl, by_kl = _upstream(grad_kl, a, lines)
     geometry = _backward_geometry(a, lines, grad_z, grad_kl, needs)
@@ -682,16 +684,19 @@ def _backward(
     needs: Needs,
     start: Callable[..., None],
 ) -> Tensors:
-    found = [
+    found = _gradients(a, needs)
+    start(
+        *_or(a.mu, grad_z, grad_kl, a.mu, a.logvar, a.prior_mu, a.prior_logvar),
+        *(a.noise, *_or(a.mu, *found)),
+    )
+    return found
+
+
+def _gradients(a: Arguments, needs: Needs) -> Tensors:
+    return tuple(
         empty_like(a.mu, dtype=x.dtype) if need and x is not None else None
         for x, need in zip(a[:4], needs, strict=True)
-    ]
-    if a.mu.numel() > 0:
-        start(
-            *_or(a.mu, grad_z, grad_kl, a.mu, a.logvar, a.prior_mu, a.prior_logvar),
-            *(a.noise, *_or(a.mu, *found)),
-        )
-    return tuple(found)
+    )
 
 
 def _upstream(

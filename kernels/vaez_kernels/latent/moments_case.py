@@ -64,7 +64,7 @@ def ours(case: MomentsCase) -> Function:
     def sampled(moments: Tensor) -> tuple[Tensor, Tensor]:
         mu, logvar = moments.chunk(2, dim=1)
         z, kl = rsample_kl(mu, logvar, case.flat.noise, clamp=CLAMP)
-        return z[0], kl
+        return z.squeeze(0), kl  # backward of z[0] would copy the gradient
 
     return sampled
 

@@ -1,7 +1,7 @@
 """What an earlier call decided about a launch of the latent kernels, for the next call like it.
 
-Dividing a batch, its strides and its constants take 40 µs of Python, ten times the launch itself.
-They depend on shapes, strides, dtypes and settings alone.
+How a batch is divided, its strides and its constants depend on shapes, strides, dtypes and settings
+alone. A forward call at 128×20 takes the host 20 µs with a kept plan, and 85 µs without.
 """
 
 from __future__ import annotations

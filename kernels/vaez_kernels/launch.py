@@ -139,9 +139,9 @@ PRODUCT_CANDIDATES = [
 
 _forced: list[Tile | ProductTile] = []
 _fastest: dict[object, Any] = {}
-_kept: dict[object, Launch] = {}
-# Launches that are kept for the next call like them. A validation split has few sizes of batches;
-# lengths that vary from call to call must not pile up.
+_kept: dict[object, Any] = {}
+# Launches and plans that are kept for the next call like them. A validation split has few sizes of
+# batches; lengths that vary from call to call must not pile up.
 MOST_KEPT = 1024
 
 
@@ -222,11 +222,11 @@ def launch(
     dtypes = [tensor.dtype for tensor in tensors]
     grid = programs(usual.block(columns, lanes)["BLOCK_ROWS"])
     key = (name, tensors[0].device, *dtypes, *numbers, grid, columns, lanes, *constants.values())
-    kept = _kept.get(key)
-    if kept is None:
-        kept = made(usual)
-        keep(_kept, key, kept)
-    kept.again(*tensors)
+    found = kept_for(key)
+    if found is None:
+        found = made(usual)
+        keep(key, found)
+    found.again(*tensors)
 
 
 def with_tile(
@@ -293,11 +293,16 @@ def keeps_launches(on: torch.Tensor) -> bool:
     )
 
 
-def keep(kept: dict[Any, Any], key: object, value: object) -> None:
-    """Add `value` to a table of at most `MOST_KEPT` entries; the oldest makes room for it."""
-    if len(kept) >= MOST_KEPT:
-        del kept[next(iter(kept))]
-    kept[key] = value
+def kept_for(key: object) -> Any:
+    """What `keep` was given under this key; None if nothing was."""
+    return _kept.get(key)
+
+
+def keep(key: object, value: object) -> None:
+    """Keep `value` for calls with this key, in place of the oldest if there are `MOST_KEPT`."""
+    if len(_kept) >= MOST_KEPT:
+        del _kept[next(iter(_kept))]
+    _kept[key] = value
 
 
 class Launch:

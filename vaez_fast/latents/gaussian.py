@@ -11,10 +11,9 @@ from torch.distributions import Distribution, Independent, Normal
 
 from vaez_kernels import kl_normal, kl_standard_normal, rsample, rsample_kl
 from vaez_kernels.checks import check_choice, check_float
+from vaez_kernels.latent.twin import REDUCTIONS
 
 from .noise import generator_key
-
-REDUCTIONS = ("sum", "channels", "none", "batch-mean")
 
 
 class GaussianPosterior:

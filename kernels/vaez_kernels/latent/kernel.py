@@ -16,13 +16,12 @@ from torch import Tensor
 
 from ..backend import jit, jit_with_run_time, tl
 from ..define import Tensors
-from ..launch import Launch, Tile, filling, with_tile
+from ..launch import Launch, Tile, filling, keep, kept_for, with_tile
 from ..noise.kernel import normal_at_jit, normal_jit
 from ..scalar import excess_jit, expm1_jit, sigma_jit
-from . import plans
 from .geometry import Geometry, Lines, dense, prepared, strides_of
 from .layout import empty_like, merged_stride, readable
-from .plans import Plan
+from .plans import Plan, key_of
 from .twin import KLS, MONTE_CARLO, Arguments, Needs
 
 # Samples of its rows that one program draws at most; more samples are spread over programs.
@@ -506,8 +505,8 @@ def _over(a: Arguments, lines: Lines) -> int:
 
 
 def forward(a: Arguments) -> Tensors:
-    key = plans.key_of(a)
-    plan = plans.kept(key)
+    key = key_of(a)
+    plan = kept_for(key)
     if plan is not None:
         return _forward(a, plan, plan.launch.again)
     given, (a, lines, _) = a, prepared(a, None)
@@ -515,8 +514,8 @@ def forward(a: Arguments) -> Tensors:
 
     def run(tile: Tile) -> Tensors:
         plan = _forward_plan(a, lines, geometry, tile)
-        if key is not None and all(x is y for x, y in zip(given[:5], a[:5], strict=True)):
-            plans.keep(key, plan)
+        if key is not None and _same_tensors(given, a):
+            keep(key, plan)
         return _forward(a, plan, plan.launch)
 
     case = (lines.positions, *geometry.constants.items())
@@ -582,6 +581,11 @@ def _forward(a: Arguments, plan: Plan, start: Callable[..., None]) -> Tensors:
     return z, sums if a.kl == "none" else _reduced(sums, a, plan.lines), None
 
 
+def _same_tensors(given: Arguments, a: Arguments) -> bool:
+    # A plan for a copy of a tensor would be wrong for the tensor itself.
+    return all(x is y for x, y in zip(given[:5], a[:5], strict=True))
+
+
 def _or(default: Tensor, *tensors: Tensor | None) -> tuple[Tensor, ...]:
     # A kernel does not read a tensor that is absent, but takes a pointer for it.
     return tuple(default if x is None else x for x in tensors)
@@ -609,8 +613,8 @@ def backward(a: Arguments, kept: Tensors, grads: Tensors, needs: Needs) -> Tenso
     grad_z, grad_kl = grads
     # The gradient of a KL of each element may be copied before the kernel reads it.
     same = grad_kl is None or a.reduce in ("sum", "channels")
-    key = plans.key_of(a, grad_z, grad_kl, needs=needs) if same else None
-    plan = plans.kept(key)
+    key = key_of(a, grad_z, grad_kl, needs=needs) if same else None
+    plan = kept_for(key)
     if plan is not None:
         return _backward(a, grad_z, grad_kl, needs, plan.launch.again)
     if a.mu.numel() == 0:
@@ -621,11 +625,8 @@ def backward(a: Arguments, kept: Tensors, grads: Tensors, needs: Needs) -> Tenso
 
     def run(tile: Tile) -> Tensors:
         plan = _backward_plan(lines, geometry, by_kl, tile)
-        copied = any(
-            x is not y for x, y in zip((*given[:5], given_z), (*a[:5], grad_z), strict=True)
-        )
-        if key is not None and not copied:
-            plans.keep(key, plan)
+        if key is not None and given_z is grad_z and _same_tensors(given, a):
+            keep(key, plan)
         return _backward(a, grad_z, of_kl, needs, plan.launch)
 
     case = (lines.positions, *geometry.constants.items())

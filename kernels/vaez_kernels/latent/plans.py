@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from .. import launch
 from ..launch import Launch, keeps_launches
 from .geometry import Lines
 from .twin import Arguments, Needs
@@ -24,22 +23,10 @@ class Plan(NamedTuple):
     sums: tuple[int, ...]  # forward: the shape of the sums of all programs
 
 
-_kept: dict[Any, Plan] = {}
-
-
 def key_of(a: Arguments, *grads: Tensor | None, needs: Needs | None = None) -> Any:
     """What a plan depends on, in backward with `needs`; None if this call must make its own."""
     if not keeps_launches(a.mu):
         return None
     given = (a.mu, a.logvar, a.prior_mu, a.prior_logvar, a.noise, *grads)
     layouts = [None if x is None else (x.shape, x.stride(), x.dtype) for x in given]
-    return (needs, a.mu.device, *layouts, *a[len(given) - len(grads) :])
-
-
-def kept(key: Any) -> Plan | None:
-    return _kept.get(key)
-
-
-def keep(key: Any, plan: Plan) -> None:
-    """For the next call with this key. Do not keep the plan for a copy of a tensor."""
-    launch.keep(_kept, key, plan)
+    return ("latent", needs, a.mu.device, *layouts, *a[len(given) - len(grads) :])

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from ..backend import jit, jit_with_run_time, tl
-from ..launch import Launch, Tile, filling, keep, keeps_launches, with_tile
+from ..launch import Launch, Tile, filling, keep, keeps_launches, kept_for, with_tile
 from ..scalar import cosine_jit, log_tail_jit, sine_jit
 from .twin import Arguments
 
@@ -142,19 +140,16 @@ def noise_kernel(  # type: ignore[no-untyped-def]
     tl.store(out_ptr + at, out, mask=mask)
 
 
-_kept: dict[Any, Launch] = {}
-
-
 def forward(a: Arguments) -> tuple[Tensor]:
     shape = (a.samples, a.rows, a.columns)
     out = torch.empty(shape, dtype=torch.float32, device=a.noise.device)
     if out.numel() == 0:
         return (out,)
     noise = a.noise.contiguous()
-    key = (noise.device, *a[1:]) if keeps_launches(noise) else None
-    kept = _kept.get(key)
-    if kept is not None:
-        kept.again(noise, out)
+    key = ("noise", noise.device, *a[1:]) if keeps_launches(noise) else None
+    found = kept_for(key)
+    if found is not None:
+        found.again(noise, out)
         return (out,)
     unit = 4 if a.columns % 4 == 0 else 1
 
@@ -170,7 +165,7 @@ def forward(a: Arguments) -> tuple[Tensor]:
             tile.num_warps,
         )
         if key is not None:
-            keep(_kept, key, launch)
+            keep(key, launch)
         launch(noise, out)
 
     usual = filling(out.numel(), a.noise)

@@ -81,6 +81,8 @@ class TestLatent:
         kl = unit * math.sqrt(self.D) * 0.5 * (m**2 + sigma**2 + 1 + v.abs()).sum(1)
         of_mu = 4 * unit * (g + k * m + unit)
         of_logvar = 4 * unit * (0.5 * sigma * (g * size + k * (sigma + 1 / sigma + 1)) + unit)
+        if not ours:  # its eps is known to the rounding of its z
+            of_logvar = of_logvar + 0.25 * unit * g * (case.mu.detach() + sigma * eps).abs()
         of_z = unit * (1 + m + sigma * size) if ours else None  # a baseline draws its own eps
         return [of_z, kl, of_mu, of_logvar]
 

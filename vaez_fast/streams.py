@@ -59,6 +59,7 @@ FLOW_FIT = Use("evaluate", 19)  # the order of codes in which a flow is fitted
 EXACT_NORMALS = Use("evaluate", 20)  # controls of the tests of normality
 NORMALITY = Use("evaluate", 21, 9)  # index: the test that compares z with normal draws
 ANNEALED = Use("evaluate", 40, 14)  # index: the use, listed in vaez_fast.measures.annealed
+MORE_SAMPLES = Use("evaluate", 54)  # log p(x) of some images, from more samples
 WATCHED = Use("evaluate", 60, 40)  # index: the steps before the one that is watched
 DECAY = Use("evaluate", 100, 900)  # index: the observation during training
 

@@ -16,7 +16,6 @@ from vaez_fast.cli.main import main
 from vaez_fast.drawing import style
 from vaez_fast.report import remedies as report
 from vaez_fast.study.config import REMEDIES, RemedyConfig, ordinary_remedy
-from vaez_fast.study.readings import log_px
 from vaez_fast.study.remedies import KIND, SCHEMA
 from vaez_fast.system.files import OutputError
 
@@ -60,15 +59,17 @@ def test_a_remedy_is_compared_with_the_ordinary_vae_of_its_own_kl(results: Resul
     for run in changed["runs"]:
         if run["arm"] == "elbo/total-derivative/joint":
             run["test"]["log_px"] -= 5.0
-    flow, warmup = (report.difference(changed, name, log_px) for name in ("flow", "kl-warmup"))
+    flow, warmup = (
+        report.difference(changed, name, report.log_px) for name in ("flow", "kl-warmup")
+    )
     assert flow is not None
     assert warmup is not None
     assert flow.mean == pytest.approx(6.51)
     assert warmup.mean == pytest.approx(0.0)
     changed["runs"] = [r for r in changed["runs"] if r["arm"] != "elbo/total-derivative/joint"]
     changed["config"]["remedies"].remove("monte-carlo")
-    assert report.difference(changed, "flow", log_px) is None
-    assert report.difference(changed, "analytic", log_px) is None
+    assert report.difference(changed, "flow", report.log_px) is None
+    assert report.difference(changed, "analytic", report.log_px) is None
 
 
 def test_a_remedy_with_warm_up_is_compared_with_the_ordinary_vae_with_warm_up() -> None:

@@ -23,6 +23,7 @@ from vaez_fast.report import curves as report_curves
 from vaez_fast.report import figures as report_figures
 from vaez_fast.report import images as report_images
 from vaez_fast.report import law as report_law
+from vaez_fast.report import tables
 from vaez_fast.report.sentences import of_the_published_code
 from vaez_fast.theory import figures as theory_figures
 from vaez_fast.theory import record as theory
@@ -101,7 +102,7 @@ def table(page: str, first: str, second: str) -> dict[str, list[str]]:
 def test_every_arm_has_its_numbers_with_intervals(
     page: str, results: Results, arms: list[str]
 ) -> None:
-    columns = ("latents.sample_kl", "test.rate", "test.distortion", "test.elbo", "test.log_px")
+    columns = ("latents.sample_kl", "test.rate", "test.distortion", "test.elbo", "log_px.value")
     rows = table(page, "arm", "sample KL")
     assert list(rows) == arms
     for arm, cells in rows.items():
@@ -199,16 +200,33 @@ def test_both_sides_of_log_px_stand_under_their_names(page: str) -> None:
     assert "log p(x) − ELBO is 4.25 ± 0.25 nats" in page
 
 
+def test_the_page_says_what_log_px_is_from(page: str) -> None:
+    assert "plus the rise from 128 to 5,000 samples of 1,000 images" in page
+    assert "The rise is 0.50 to 0.70 nats" in page
+    assert "standard error over images is 0.03 nats at most" in page
+
+
+def test_the_page_says_where_all_images_have_the_samples(results: Results) -> None:
+    for run in results["runs"]:
+        run["test"]["log_px_samples"] = run["log_px"]["samples"]
+    said = tables.samples_of_log_px(results)
+    assert said == "log p(x) is from 5,000 importance samples of each test image."
+
+
 def test_the_summary_has_means_and_half_widths(results: Results, arms: list[str]) -> None:
     found = report.summary(results, [])["arms"]
     assert list(found) == arms
-    names = {"sample_kl": "latents"} | dict.fromkeys(
-        ("rate", "distortion", "elbo", "log_px"), "test"
-    )
+    places = {
+        "sample_kl": "latents.sample_kl",
+        "rate": "test.rate",
+        "distortion": "test.distortion",
+        "elbo": "test.elbo",
+        "log_px": "log_px.value",
+    }
     for arm in arms:
-        assert set(found[arm]) == set(names)
-        for name, part in names.items():
-            values = of(results, arm, f"{part}.{name}")
+        assert set(found[arm]) == set(places)
+        for name, place in places.items():
+            values = of(results, arm, place)
             assert found[arm][name]["mean"] == pytest.approx(float(values.mean()), rel=1e-12)
             assert found[arm][name]["half_width"] == pytest.approx(half(values), rel=1e-9)
 

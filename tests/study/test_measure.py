@@ -49,7 +49,7 @@ SIZES = {"train": 260, "validation": 130, "test": 230}
 AGGREGATE_IMAGES, DRAWS, GENERATED, SHOWN, NEAREST = 200, 40, 60, 5, 150
 COUNTS, CURVE_IMAGES = (1, 3, 10), 50
 GAIN_IMAGES, GAIN_SAMPLES = 70, 6
-BOTH_SIDES = 11
+BOTH_SIDES, MANY = 11, 7
 SEED = 3
 BASE = TrainConfig(
     model="lyeoni", epochs=None, steps=12, batch_size=20, precision="float32", device="cpu", seed=9
@@ -170,7 +170,7 @@ def small(training: FakeTraining) -> Any:
             patch.setattr(measuring, name, value)
         of_likelihood: dict[str, object] = {
             "K_CURVE": COUNTS, "K_CURVE_IMAGES": CURVE_IMAGES, "IMAGES": BOTH_SIDES,
-            "TEMPERATURES": 3, "SAMPLES": 7,
+            "TEMPERATURES": 3, "SAMPLES": MANY, "SHARE_OF_IMAGES": 3, "FEWEST_IMAGES": 40,
         }  # fmt: skip
         for name, constant in of_likelihood.items():
             patch.setattr(likelihood, name, constant)
@@ -295,6 +295,49 @@ def test_the_latents_are_of_test_images(measured: Measured) -> None:
         },
         **CLOSE,
     )
+
+
+def log_weights(ours: Own, images: slice, step: int, count: int, seed: int) -> Tensor:
+    """log p(x, z)/q(z|x) of `count` samples of some test images, (count, images)."""
+    mu, sigma, x = (part["test"][images] for part in (ours.mu, ours.sigma, ours.x))
+    z = mu + sigma * reference.normal(noise_key(seed, "evaluate", step), count, *mu.shape)
+    with torch.no_grad():
+        logits = ours.textbook.decoder(z)
+    # Not torch's Bernoulli, which refuses a grey level as an outcome.
+    log_px_z = (x * logits + torch.nn.functional.logsigmoid(-logits)).sum(2)
+    return log_px_z + (Normal(0.0, 1.0).log_prob(z) - Normal(mu, sigma).log_prob(z)).sum(2)
+
+
+def test_log_px_of_many_samples_adds_their_rise_on_every_third_image(measured: Measured) -> None:
+    few = fake_run.METRICS.log_px_samples
+    assert few < MANY
+    weights = log_weights(measured.own, slice(None, None, 3), 54, MANY, SEED)
+    rise = (weights.logsumexp(0) - math.log(MANY)) - (weights[:few].logsumexp(0) - math.log(few))
+    error = math.hypot(
+        fake_run.METRICS.log_px_standard_error, float(rise.std()) / math.sqrt(len(rise))
+    )
+    assert measured.record["log_px"] == {
+        "value": pytest.approx(fake_run.METRICS.log_px + float(rise.mean()), abs=1e-4),
+        "standard_error": pytest.approx(error, rel=1e-3),
+        "samples": MANY,
+        "rise": {**estimate(rise), "images": len(rise)},
+    }
+
+
+def test_log_px_of_many_samples_is_the_tests_own_where_it_has_them(
+    measures: dict[str, Measure],
+) -> None:
+    measure = measures["static"]
+    test = dataclasses.replace(fake_run.METRICS, log_px_samples=MANY)
+    found = likelihood.log_px_of_many(
+        model(SEED, 99), test, measure.pixels.test, measure.pixels.scale, SEED, "float32"
+    )
+    assert found == {
+        "value": test.log_px,
+        "standard_error": test.log_px_standard_error,
+        "samples": MANY,
+        "rise": {"value": 0.0, "standard_error": 0.0, "images": SIZES["test"]},
+    }
 
 
 def drawn(ours: Own, split: str, count: int, step: int) -> tuple[Tensor, Tensor]:
@@ -549,16 +592,8 @@ def test_the_curve_over_k_is_of_the_ordinary_vaes_first_seed(
     config = dataclasses.replace(BASE, binarize=how, seed=0)
     record, _ = measures[how].run(config, frozenset())
     ours = own(model(0, 99), pixels(dataset, how))
-    mu, sigma, x = (part["test"][:CURVE_IMAGES] for part in (ours.mu, ours.sigma, ours.x))
-    eps = reference.normal(noise_key(0, "evaluate", 15), COUNTS[-1], *mu.shape)
-    with torch.no_grad():
-        z = mu + sigma * eps
-        logits = ours.textbook.decoder(z)
-    # Not torch's Bernoulli, which refuses a grey level as an outcome.
-    log_px_z = (x * logits + torch.nn.functional.logsigmoid(-logits)).sum(2)
-    ratio = (Normal(0.0, 1.0).log_prob(z) - Normal(mu, sigma).log_prob(z)).sum(2)
-    log_weights = log_px_z + ratio
-    log_px = [float((log_weights[:k].logsumexp(0) - math.log(k)).mean()) for k in COUNTS]
+    weights = log_weights(ours, slice(CURVE_IMAGES), 15, COUNTS[-1], 0)
+    log_px = [float((weights[:k].logsumexp(0) - math.log(k)).mean()) for k in COUNTS]
     assert record["k_curve"] == {
         "images": CURVE_IMAGES,
         "k": list(COUNTS),
@@ -567,20 +602,20 @@ def test_the_curve_over_k_is_of_the_ordinary_vaes_first_seed(
     }
     # The same images and noise, from both sides.
     both = record["both_sides"]
-    assert (both["images"], both["samples"], both["temperatures"]) == (BOTH_SIDES, 7, 3)
-    part = slice(0, BOTH_SIDES)
-    eps = reference.normal(noise_key(0, "evaluate", 15), 7, BOTH_SIDES, 2)
+    assert (both["images"], both["samples"], both["temperatures"]) == (BOTH_SIDES, MANY, 3)
+    mu, sigma, x = (part["test"][:BOTH_SIDES] for part in (ours.mu, ours.sigma, ours.x))
+    eps = reference.normal(noise_key(0, "evaluate", 15), MANY, BOTH_SIDES, 2)
     with torch.no_grad():
-        z = mu[part] + sigma[part] * eps
+        z = mu + sigma * eps
         logits = ours.textbook.decoder(z)
-    log_px_z = (x[part] * logits + torch.nn.functional.logsigmoid(-logits)).sum(2)
-    ratio = (Normal(0.0, 1.0).log_prob(z) - Normal(mu[part], sigma[part]).log_prob(z)).sum(2)
-    elbo = log_px_z.mean(0) - rates(mu[part], sigma[part]).sum(1)
+    log_px_z = (x * logits + torch.nn.functional.logsigmoid(-logits)).sum(2)
+    ratio = (Normal(0.0, 1.0).log_prob(z) - Normal(mu, sigma).log_prob(z)).sum(2)
+    elbo = log_px_z.mean(0) - rates(mu, sigma).sum(1)
     assert both["test"]["elbo"] == estimate(elbo)
-    importance = (log_px_z + ratio).logsumexp(0) - math.log(7)
+    importance = (log_px_z + ratio).logsumexp(0) - math.log(MANY)
     assert both["test"]["importance"] == estimate(importance)
     vae = model(0, 99)
-    annealed = bidirectional(vae, x[part].float(), 0, temperatures=3)
+    annealed = bidirectional(vae, x.float(), 0, temperatures=3)
     for name in ("lower", "upper"):
         assert both["test"][name] == estimate(getattr(annealed, name))
     assert both["test"]["gap"] == estimate(annealed.lower - elbo)

@@ -71,7 +71,7 @@ PUT: dict[str, Callable[[Results, float], None]] = {
     "rate": path("test.rate"),
     "distortion": path("test.distortion"),
     "elbo": path("test.elbo"),
-    "log_px": path("test.log_px"),
+    "log_px": path("log_px.value"),
     "kl_lower": path("latents.law.kl_lower.value"),
     "kl_upper": path("latents.law.kl_upper.value"),
     "covariance_gain": put_bound("full-covariance", "diagonal"),
@@ -211,7 +211,7 @@ def test_holms_correction_is_over_all_claims(alone: float) -> None:
     results, theory = with_statistic(rule, around(1.0, step)), fake_study.THEORY
     current = [run for run in results["runs"] if run["arm"] == RULES["monte-carlo-training"].arm]
     for run in current:
-        run["test"]["log_px"] += 10.0 * run["seed"]
+        run["log_px"]["value"] += 10.0 * run["seed"]
     said = {r.name: evidence(r, results, theory) for r in rules()}
     raw = {name: min(e.inside_p, e.outside_p) for name, e in said.items()}
     assert raw[rule.name] == pytest.approx(alone, rel=1e-6)

@@ -11,8 +11,8 @@ from ..config import ConfigError
 from ..system.errors import first_line, shown
 from ..system.inputs import read_bytes
 
-# Of the records that can be read. A study of schema 1 has the same settings as one of schema 2.
-SCHEMAS = {"vaez-fast article": (1, 2)}
+# Of the records that can be read. Studies of all three schemas have the same settings.
+SCHEMAS = {"vaez-fast article": (1, 2, 3)}
 SCHEMA = (1,)  # of all other commands
 HEADER = ("kind", "schema")
 MOST_BYTES = 2**26  # a record with a curve of a quarter of a million points

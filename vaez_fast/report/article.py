@@ -160,6 +160,7 @@ def blocks(results: Results, answers: list[Verdict]) -> Iterator[Block]:
         "their mixture. Validation split.",
     )
     yield tables.arms(results)
+    yield Text(tables.samples_of_log_px(results))
     yield Heading(2, "What that does to the decoder")
     yield Figure("decoder-score.png", "Decoder score by framework, with 95 % intervals.")
     yield Figure(

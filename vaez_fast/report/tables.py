@@ -43,9 +43,25 @@ def arms(results: Results) -> Table:
         cells = [interval(values(results, arm, read)).text() for read in QUANTITIES.values()]
         active = values(results, arm, active_units)
         rows.append((arm, *cells, f"{sum(active) / len(active):.1f}"))
-    samples = results["runs"][0]["test"]["log_px_samples"]
-    head = ("arm", "sample KL", "rate", "distortion", "ELBO", f"log p(x), k = {samples}", "active")
+    log_px_of = f"log p(x), k = {results['runs'][0]['log_px']['samples']:,}"
+    head = ("arm", "sample KL", "rate", "distortion", "ELBO", log_px_of, "active")
     return Table(head, rows)
+
+
+def samples_of_log_px(results: Results) -> str:
+    """What log p(x) of the table of arms was computed from."""
+    found = [run["log_px"] for run in results["runs"]]
+    few = results["runs"][0]["test"]["log_px_samples"]
+    if few >= found[0]["samples"]:
+        return f"log p(x) is from {few:,} importance samples of each test image."
+    rises = [one["rise"]["value"] for one in found]
+    error = max(one["rise"]["standard_error"] for one in found)
+    return (
+        f"log p(x) is the mean over all test images from {few:,} importance samples, plus the rise "
+        f"from {few:,} to {found[0]['samples']:,} samples of {found[0]['rise']['images']:,} images "
+        f"(Giles 2008). The rise is {min(rises):.2f} to {max(rises):.2f} nats; its standard error "
+        f"over images is {error:.2f} nats at most."
+    )
 
 
 def has_images(results: Results, arm: str, sampler: str) -> bool:

@@ -41,7 +41,7 @@ from ..measures.samplers import SAMPLERS, fit
 from ..model import VAE
 from ..training.train import steps_of, train
 from .arrays import LAW, RECONSTRUCTIONS, TEST_IMAGES
-from .likelihood import both_sides, k_curve
+from .likelihood import both_sides, k_curve, log_px_of_many
 from .published_code import kept_and_decoded
 from .readings import ANALYTIC, AS_PUBLISHED
 
@@ -118,6 +118,8 @@ class Measure:
             latents = self._latents(codes, densities, config.seed)
             if config.decoder == "joint":
                 latents["gain"] = self._gain(result.vae, codes, densities, config.seed)
+            of = (self.pixels.test, self.pixels.scale, config.seed, self.base.precision)
+            log_px = log_px_of_many(result.vae, result.test, *of)
         record = {
             "arm": config.arm,
             "seed": config.seed,
@@ -127,11 +129,11 @@ class Measure:
             "curve": result.curve,
             "decay": decay,
             "test": result.test.as_dict(),
+            "log_px": log_px,
             "latents": latents,
             "images": scores,
         }
         if config.arm == ANALYTIC and config.seed == 0:
-            of = (self.pixels.test, self.pixels.scale, config.seed, self.base.precision)
             record["k_curve"] = k_curve(result.vae, *of)
             record["both_sides"] = both_sides(result.vae, self.test_x, config.seed)
         if config.arm == AS_PUBLISHED:

@@ -16,7 +16,7 @@ from .config import StudyConfig as StudyConfig
 from .grid import FEATURES, Setup, run_grid
 from .measure import Measure
 
-KIND, SCHEMA = "vaez-fast article", 2
+KIND, SCHEMA = "vaez-fast article", 3
 OBSERVATIONS = 24  # of the decay, evenly spaced in the logarithm of the step
 
 

@@ -57,9 +57,26 @@ def test_the_sentences_name_the_ends_and_where_the_shells_are(results: Results) 
     assert "to 0.61 nats at a rate of 6.0 (3 latents, β = 0.5)" in first
     assert second == (
         "Of 4 settings with informative latents, z lies on a shell (var |z|² below 2d) in 2 "
-        "(latent sizes 3; β 0.5, 1) and has heavier tails than N(0, I) in 2 (latent sizes 2; β "
-        "0.5, 1)."
+        "(3 latents: β 0.5, 1), and has heavier tails than N(0, I) in 2 (2 latents: β 0.5, 1)."
     )
+
+
+def test_a_shape_that_seeds_do_not_tell_is_unclear(results: Results) -> None:
+    # Two seeds: the half width is 12.706 times half their distance.
+    for run in results["runs"]:
+        if (run["latent"], run["beta"]) == (2, 0.5):
+            run["squared_norm"]["shell"] = 1.5 if run["seed"] else 1.42
+        if (run["latent"], run["beta"]) == (3, 1.0):
+            run["squared_norm"]["shell"] = 0.5 if run["seed"] else 0.62
+    assert report.sentences(results)[1] == (
+        "Of 4 settings with informative latents, z lies on a shell (var |z|² below 2d) in 1 "
+        "(3 latents: β 0.5), and has heavier tails than N(0, I) in 1 (2 latents: β 1). "
+        "The interval over seeds holds 2d in 2 (2 latents: β 0.5; 3 latents: β 1)."
+    )
+    for run in results["runs"]:
+        if (run["latent"], run["beta"]) == (2, 0.5):
+            run["squared_norm"]["shell"] = 1.5 if run["seed"] else 1.44
+    assert report.shape_of(results, 2, 0.5) == "tails"
 
 
 @pytest.mark.parametrize(
@@ -85,7 +102,7 @@ def test_settings_without_informative_latents_are_no_shells(results: Results) ->
             run["informative"] = 0
     said = report.sentences(results)[1]
     assert said.startswith("Of 2 settings with informative latents, z lies on a shell")
-    assert "in 0 and has heavier tails than N(0, I) in 2 (latent sizes 2; β 0.5, 1)." in said
+    assert "in none, and has heavier tails than N(0, I) in 2 (2 latents: β 0.5, 1)." in said
 
 
 def test_two_settings_have_no_correlation(results: Results) -> None:

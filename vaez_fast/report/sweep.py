@@ -41,9 +41,14 @@ def write(out: Path) -> Results:
     return table_page.write(out, "sweep", SCHEMA, figure, blocks)
 
 
+def runs_of(results: Results, latent: int, beta: float) -> list[dict[str, Any]]:
+    """The records of one setting, one per seed."""
+    return [r for r in results["runs"] if (r["latent"], r["beta"]) == (latent, beta)]
+
+
 def means(results: Results, latent: int, beta: float) -> dict[str, float]:
     """The quantities of one setting, means over its seeds."""
-    runs = [r for r in results["runs"] if (r["latent"], r["beta"]) == (latent, beta)]
+    runs = runs_of(results, latent, beta)
     return {name: sum(map(read, runs)) / len(runs) for name, read in QUANTITIES.items()}
 
 
@@ -78,14 +83,27 @@ def sentences(results: Results) -> list[str]:
             f"{test.statistic:.2f}, p = {test.pvalue:.2g}, {len(found)} settings): {ends}."
         )
     informed = {key: one for key, one in found.items() if one["informative"] >= 0.5}
-    shells = [key for key, one in informed.items() if one["shell"] < 1]
-    tails = [key for key, one in informed.items() if one["shell"] >= 1]
-    return [
-        first,
+    shapes: dict[str, list[tuple[int, float]]] = {"shell": [], "tails": [], "unclear": []}
+    for key in informed:
+        shapes[shape_of(results, *key)].append(key)
+    second = (
         f"Of {len(informed)} settings with informative latents, z lies on a shell (var |z|² below "
-        f"2d) in {len(shells)}{_where(shells)} and has heavier tails than N(0, I) in "
-        f"{len(tails)}{_where(tails)}.",
-    ]
+        f"2d) in {_where(shapes['shell'])}, and has heavier tails than N(0, I) in "
+        f"{_where(shapes['tails'])}."
+    )
+    if shapes["unclear"]:
+        second += f" The interval over seeds holds 2d in {_where(shapes['unclear'])}."
+    return [first, second]
+
+
+def shape_of(results: Results, latent: int, beta: float) -> str:
+    """Whether var |z|² / 2d is below 1 (shell), above (tails) or, for these seeds, unclear."""
+    found = [QUANTITIES["shell"](run) for run in runs_of(results, latent, beta)]
+    half = interval(found).half if len(found) > 1 else 0.0
+    mean = sum(found) / len(found)
+    if abs(mean - 1.0) <= half:
+        return "unclear"
+    return "shell" if mean < 1.0 else "tails"
 
 
 def _named(key: tuple[int, float]) -> str:
@@ -93,11 +111,12 @@ def _named(key: tuple[int, float]) -> str:
 
 
 def _where(keys: Sequence[tuple[int, float]]) -> str:
-    sizes, betas = (sorted({key[i] for key in keys}) for i in (0, 1))
-    if not sizes:
-        return ""
-    named = (", ".join(f"{value:g}" for value in of) for of in (sizes, betas))
-    return " (latent sizes {}; β {})".format(*named)
+    # "3 (2 latents: β 0.5, 1; 5 latents: β 1)"
+    sizes: dict[int, list[str]] = {}
+    for latent, beta in keys:
+        sizes.setdefault(latent, []).append(f"{beta:g}")
+    named = "; ".join(f"{size} latents: β {', '.join(betas)}" for size, betas in sizes.items())
+    return f"{len(keys)} ({named})" if keys else "none"
 
 
 def blocks(results: Results) -> Iterator[Block]:
@@ -127,7 +146,7 @@ def table(results: Results) -> Table:
     """Every setting's numbers, with 95 % t-intervals over the seeds if there are several."""
     rows = []
     for latent, beta in settings(results):
-        runs = [r for r in results["runs"] if (r["latent"], r["beta"]) == (latent, beta)]
+        runs = runs_of(results, latent, beta)
         cells = []
         for name, read in QUANTITIES.items():
             found = [read(run) for run in runs]

@@ -108,6 +108,26 @@ def log_jit(a):  # type: ignore[no-untyped-def]  # ln a of a normal number a > 0
     return f * f2 * log_tail_jit(f) - 0.5 * f2 + f + exponent.to(tl.float32) * 0.6931471805599453
 
 
+@jit
+def exp_jit(x):  # type: ignore[no-untyped-def]  # eˣ within 1.4 times half a unit in the last place
+    # tl.exp multiplies by log₂e first, whose rounding costs as many units as |x| is large. Cephes'
+    # expf: x = n·ln 2 + r, with ln 2 as a short number and the rest, and a polynomial in r.
+    near = tl.minimum(tl.maximum(x, -104.0), 89.0)  # beyond these results are 0 and ∞
+    n = tl.floor(near * 1.4426950408889634 + 0.5)
+    r = near - n * 0.693359375 + n * 2.12194440e-4
+    p = 1.9875691500e-4
+    p = p * r + 1.3981999507e-3
+    p = p * r + 8.3334519073e-3
+    p = p * r + 4.1665795894e-2
+    p = p * r + 1.6666665459e-1
+    p = p * r + 5.0000001201e-1
+    # Twice, because 2ⁿ itself need not be a normal number.
+    half = n.to(tl.int32) // 2
+    first = ((half + 127) << 23).to(tl.float32, bitcast=True)
+    second = ((n.to(tl.int32) - half + 127) << 23).to(tl.float32, bitcast=True)
+    return tl.where(x == x, (p * r * r + r + 1.0) * first * second, x)
+
+
 # The interpreter stores bfloat16 as bits and would multiply these bits. float32 holds the products.
 INTERPRETED = interpreting() if tl is None else tl.constexpr(interpreting())
 

@@ -44,8 +44,11 @@ OUTPUTS = {
     "linear_bernoulli_forward_kernel": ("log_prob",),
     "linear_bernoulli_hidden_kernel": ("grad_hidden",),
     "linear_bernoulli_weight_kernel": ("grad_weight", "grad_bias"),
+    "mixture_prepare_kernel": ("log_prob", "grad_z"),
     "mixture_forward_kernel": ("log_prob",),
+    "mixture_log_prob_kernel": ("log_prob",),
     "mixture_backward_kernel": ("grad_z",),
+    "mixture_gradient_kernel": ("grad_z",),
     "decoder_kernel": ("log_likelihood", "log_prob"),
 }
 
@@ -220,10 +223,10 @@ def _mixture_case(
     shape: tuple[int, int, int], dtype: torch.dtype, leave_out: bool, quick: bool
 ) -> Case:
     compare = partial(mixtures.compared, mixtures.mixture(*shape, dtype, leave_out=leave_out))
-    names = ("mixture_forward_kernel", "mixture_backward_kernel")
-    of = dict(zip(names, floors.mixture(*shape, leave_out), strict=True))
+    of = floors.mixture(shape, dtype, leave_out)
     flags = "leave_out" if leave_out else ""
-    return Case("mixture", flags, dtype, shape, compare, of, quick=quick)
+    again = floors.mixture_again(shape, leave_out)
+    return Case("mixture", flags, dtype, shape, compare, of, again, quick=quick)
 
 
 def _last_layer() -> Iterator[Case]:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from tests.executed.cases import OUTPUTS, Case
-from tests.executed.route import execution
+from tests.executed.route import execution, names_of
 from tests.ptx.units import Units
 from vaez_fast.drawing.page import Block, Heading, Table, Text, markdown
 from vaez_fast.system.environment import environment
@@ -38,11 +38,9 @@ def rows_of(case: Case, target: str) -> Iterator[Record]:
     for units, found in outputs.items():
         for one in found:
             shares.setdefault(one.name.split()[-1], {})[units.value] = one.share()
-    for run in runs:
-        errors = {
-            name: shares[name] for name in OUTPUTS.get(run.kernel, tuple(shares)) if name in shares
-        }
-        floor = case.floors.get(run.kernel)
+    for name, run in zip(names_of(runs), runs, strict=True):
+        errors = {of: shares[of] for of in OUTPUTS.get(run.kernel, tuple(shares)) if of in shares}
+        floor = case.floors.get(name)
         yield {
             "kernel": run.kernel,
             "op": case.op,

@@ -41,6 +41,15 @@ class Run(NamedTuple):
     moved: Moved
 
 
+def names_of(runs: list[Run]) -> list[str]:
+    """The kernel of each run; the second launch of one kernel is backward's."""
+    kernels = [run.kernel for run in runs]
+    return [
+        f"{kernel}, backward" if kernel in kernels[:index] else kernel
+        for index, kernel in enumerate(kernels)
+    ]
+
+
 class _Noted:
     """Replaces a Triton kernel and records its launches."""
 

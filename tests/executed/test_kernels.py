@@ -15,7 +15,7 @@ import triton
 
 import vaez_kernels
 from tests.executed.cases import OUTPUTS, all_cases
-from tests.executed.route import KERNELS, Execution, execution
+from tests.executed.route import KERNELS, Execution, execution, names_of
 from tests.kernels.helpers import assert_within
 from vaez_kernels import launch
 
@@ -50,11 +50,11 @@ def test_every_byte_moves_once(name: str, target: str) -> None:
     """tests/kernels/floors.py derives the least bytes, and which bytes may be loaded again."""
     floors, again = CASES[name].floors, CASES[name].again
     runs = done(name, target).runs
-    assert {run.kernel for run in runs} == set(floors)
-    for run in runs:
-        floor = floors[run.kernel]
-        assert run.moved.stored == floor.stored, run.kernel
-        assert 0 <= run.moved.loaded - floor.loaded <= again.get(run.kernel, 0), run.kernel
+    assert set(names_of(runs)) == set(floors)
+    for name, run in zip(names_of(runs), runs, strict=True):
+        floor = floors[name]
+        assert run.moved.stored == floor.stored, name
+        assert 0 <= run.moved.loaded - floor.loaded <= again.get(name, 0), name
 
 
 ALIGNED = [  # rows whose size is a multiple of 16 bytes

@@ -6,6 +6,8 @@ derives the tolerances.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -54,6 +56,21 @@ def test_many_dimensions_are_not_summed_in_one_chain() -> None:
     wanted = reference.mixture_log_prob(z.detach(), mu, logvar)
     actual = mixture_log_prob(z.detach(), mu, logvar)
     assert_within("log_prob", actual, wanted, bounds(case).log_prob)
+
+
+def test_scores_are_relative_to_the_largest_normaliser_of_all_tiles(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # In the last of 38 tiles lie components with normalisers around 10,240, which float32 knows to
+    # 2⁻¹¹. That is ten times the bound of the responsibilities.
+    monkeypatch.setattr(module.kernel, "BLOCK_N", 16)
+    generator = torch.Generator().manual_seed(0)
+    mu, logvar = torch.zeros(600, 256), torch.zeros(600, 256)
+    logvar[-8:] = -80.0 + 0.05 * torch.randn(8, 256, generator=generator)
+    mu[-8:, 0] = 4e-18 * torch.randn(8, generator=generator)
+    z = torch.zeros(2, 256)
+    z[:, 0] = torch.tensor([2e-18, -4e-18])
+    check(Mixture(z.requires_grad_(), mu, logvar))
 
 
 def test_more_dimensions_than_a_block_holds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,37 +199,97 @@ def scores_loads(z: torch.Tensor, mu: torch.Tensor, inverse_sigma: torch.Tensor)
 
 
 def test_forward_addresses_elements_beyond_2_to_the_31(monkeypatch: pytest.MonkeyPatch) -> None:
-    z, mu, inverse_sigma, log_normaliser, top, total = tensors(6)
-    args = (z, mu, inverse_sigma, log_normaliser, None, top, total)
+    z, mu, inverse_sigma, top, total = tensors(5)
+    log_normaliser, highest = (x.double() for x in tensors(2))
+    args = (z, mu, inverse_sigma, log_normaliser, highest, None, top, total)
     sizes = (FAR, Z_STRIDE, N_STRIDE, 3, 3)
     kernel = module.kernel.mixture_forward_kernel
     seen = far_launch(monkeypatch, kernel, PROGRAM, *args, *sizes, D=3, **CONSTANTS)
+    assert touched(seen, "load", 4) == scores_loads(z, mu, inverse_sigma)
     of_tile = addresses(log_normaliser, range(1), 128, 1, 256)
-    assert touched(seen, "load", 4) == [*scores_loads(z, mu, inverse_sigma), of_tile]
+    assert touched(seen, "load", 8) == [addresses(highest, range(1), 3, 1, 0), of_tile]
     last = range(2**31, FAR)
     assert touched(seen, "store", 4) == [addresses(x, last, 1, 1, 2 * FAR) for x in (top, total)]
 
 
 def test_backward_addresses_elements_beyond_2_to_the_31(monkeypatch: pytest.MonkeyPatch) -> None:
-    z, mu, inverse_sigma, log_normaliser, top, out, weights = tensors(7)
+    z, mu, inverse_sigma, top, out, weights = tensors(6)
+    log_normaliser, highest = (x.double() for x in tensors(2))
     rows_of_z, rows_of_mu, precision = tensors(3)
-    of_scores = (z, mu, inverse_sigma, log_normaliser, None, top)
+    of_scores = (z, mu, inverse_sigma, log_normaliser, highest, None, top)
     args = (*of_scores, rows_of_z, rows_of_mu, precision, weights, out)
-    sizes = (M, Z_STRIDE, N_STRIDE, 3, 3)
+    sizes = (FAR, Z_STRIDE, N_STRIDE, 3, 3)
     kernel = module.kernel.mixture_backward_kernel
     seen = far_launch(monkeypatch, kernel, PROGRAM, *args, *sizes, D=3, BLOCK_D=4, **CONSTANTS)
     of_weights = addresses(weights, range(1), 16 * 128, 1, PROGRAM * 16 * 128)
     loads = touched(seen, "load", 4)
     assert loads[:9] == scores_loads(z, mu, inverse_sigma)
-    assert loads[10] == addresses(top, BLOCK, 1, 1, 0)
-    assert loads[11] == addresses(rows_of_z, BLOCK, 4, 4, 0)
-    assert set().union(*loads[12::3]) == of_weights
-    assert loads[13::3] == [
+    assert loads[9] == addresses(top, range(2**31, FAR), 1, 1, 0)
+    assert loads[10] == addresses(rows_of_z, BLOCK, 4, 4, 0)
+    assert set().union(*loads[11::3]) == of_weights
+    assert loads[12::3] == [
         addresses(rows_of_mu, range(256 + n, 257 + n), 4, 4, 0) for n in range(128)
     ]
-    assert len(loads) == 12 + 3 * 128
+    assert len(loads) == 11 + 3 * 128
     stores = touched(seen, "store", 4)
     assert stores == [of_weights, addresses(out, BLOCK, 4, 4, 2 * M * 4)]
+
+
+def test_draws_and_components_beyond_2_to_the_31_are_prepared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    inputs, outputs, rows_of = tensors(3), tensors(3), tensors(3)
+    log_normaliser, highest = (x.double() for x in tensors(2))
+    tiles = 2**24 + 1  # the last has one component, at 2³¹
+    sizes = (FAR, 2**31 + 1, tiles, 5, 1, 6, 2, 7, 3, M, 128 * tiles, 3, 4)
+    constants = {"BACKWARD": True, "BLOCK_M": 16, "BLOCK_N": 128, "COLUMNS": 8}
+    args = (*inputs, *outputs, log_normaliser, highest, *rows_of, *sizes)
+    kernel = module.kernel.mixture_prepare_kernel
+    component, tile = range(2**31, 2**31 + 1), range(2**31, 2**31 + 128)
+    seen = far_launch(monkeypatch, kernel, 2**24, *args, **constants)
+    for x, row, column, load in zip(
+        inputs[1:], (6, 7), (2, 3), touched(seen, "load", 4), strict=True
+    ):
+        assert load == set().union(*(addresses(x, component, 1, row, column * d) for d in range(3)))
+    stores = touched(seen, "store", 4)
+    for x, store in zip((outputs[1], outputs[2]), stores[:2], strict=True):
+        of_d = (addresses(x, tile, 1, 1, d * 128 * tiles) for d in range(3))
+        assert store == set().union(*of_d)
+    assert stores[2:] == [addresses(x, tile, 4, 4, 0) for x in rows_of[1:]]
+    assert touched(seen, "store", 8) == [
+        addresses(log_normaliser, tile, 1, 1, 0), addresses(highest, range(1), 1, 1, 2**24),
+    ]  # fmt: skip
+
+    seen = far_launch(monkeypatch, kernel, tiles + 2**24, *args, **constants)
+    (load,) = touched(seen, "load", 4)
+    assert load == addresses(inputs[0], range(2**31, FAR), 3, 5, 0)
+    (transposed, rows) = touched(seen, "store", 4)
+    assert transposed == set().union(*(addresses(outputs[0], BLOCK, 1, 1, d * M) for d in range(3)))
+    assert rows == addresses(rows_of[0], BLOCK, 4, 4, 0)
+
+
+def test_what_programs_found_is_added_beyond_2_to_the_31(monkeypatch: pytest.MonkeyPatch) -> None:
+    tops, totals, log_q, top, total, sums, grad, grad_z = tensors(8)
+    (highest,) = (x.double() for x in tensors(1))
+    args: tuple[Any, ...] = (highest, tops, totals, log_q, top, total, FAR, 3, 2, 5)
+    constants = {"D": 3, "SPLITS": 4, "DRAWS": 16, "HALF_LOG_TWO_PI": 0.9}
+    kernel: Any = module.kernel.mixture_log_prob_kernel
+    seen = far_launch(monkeypatch, kernel, 2**27, *args, **constants)
+    last = range(2**31, FAR)
+    splits = [set().union(*(addresses(x, last, 1, 1, n * FAR) for n in (0, 1))) for x in args[1:3]]
+    assert touched(seen, "load", 4) == splits
+    assert touched(seen, "store", 4) == [addresses(x, last, 1, 1, 0) for x in (top, total, log_q)]
+
+    row, constants = 2**31 - 3, {"D": 3, "SPLITS": 4, "BLOCK_D": 4}
+    args = (sums, total, grad, grad_z, 5, M, 2)
+    kernel = module.kernel.mixture_gradient_kernel
+    seen = far_launch(monkeypatch, kernel, row, *args, **constants)
+    one = range(row, row + 1)
+    of_splits = (addresses(sums, one, 3, 4, n * M * 4) for n in (0, 1))
+    assert touched(seen, "load", 4) == [
+        set().union(*of_splits), addresses(grad, one, 1, 5, 0), addresses(total, one, 1, 1, 0),
+    ]  # fmt: skip
+    assert touched(seen, "store", 4) == [addresses(grad_z, one, 3, 3, 0)]
 
 
 @pytest.mark.parametrize("shape", [(17, 300, 5), (3, 130, 21)])

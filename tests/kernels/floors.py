@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from tests.kernels.helpers import MODES
 from vaez_kernels import launch
 from vaez_kernels import linear_bernoulli as layer
-from vaez_kernels import mixture as kernels
-from vaez_kernels.mixture.case import mixture_log_prob_moved
+from vaez_kernels.mixture import kernel as mixture_kernel
+from vaez_kernels.mixture.case import mixture_log_prob_launches
 
 
 class Floor(NamedTuple):
@@ -51,27 +52,24 @@ def bernoulli(logits: Tensor, x: Tensor) -> tuple[Floor, Floor]:
     return Floor(of_logits + of_x, results), backward
 
 
-def mixture(draws: int, components: int, D: int, leave_out: bool) -> tuple[Floor, Floor]:
-    """Bytes that the forward and backward kernels move: more than their inputs, see bench/traffic.
+def mixture(shape: tuple[int, int, int], dtype: torch.dtype, leave_out: bool) -> dict[str, Floor]:
+    """What the mixture's launches move, of the names in `executed.route.names_of`."""
+    forward, backward = mixture_log_prob_launches(shape, dtype.itemsize, leave_out)
+    again = {f"{name}, backward" if name in forward else name: of for name, of in backward.items()}
+    return {name: Floor(*moved) for name, moved in (forward | again).items()}
 
-    In addition, for each tile of components, each program reads which component its draws leave
-    out.
+
+def mixture_again(shape: tuple[int, int, int], leave_out: bool) -> dict[str, int]:
+    """Bytes that these kernels may load once more: what the last draw leaves out.
+
+    Lanes beyond the last draw read it, too.
     """
-    shape = (draws, components, D)
-    forward, both = (mixture_log_prob_moved(shape, back) for back in (False, True))
-    tiles = -(-components // kernels.kernel.BLOCK_N)
-    splits = kernels.kernel.splits_of(draws, tiles)
-    block_d = kernels.kernel.block_d_of(D)
-    d_blocks = -(-D // block_d)
-    blocks = -(-draws // kernels.kernel.BLOCK_M)
-    left = 8 * leave_out * blocks * kernels.kernel.BLOCK_M * tiles
-    of_tops = 4 * 2 * splits * draws
-    weights = 4 * blocks * tiles * d_blocks * kernels.kernel.BLOCK_M * kernels.kernel.BLOCK_N
-    of_sums = 4 * blocks * kernels.kernel.BLOCK_M * d_blocks * block_d * tiles
-    return (
-        Floor(forward - of_tops + left, of_tops),
-        Floor(both - forward - weights - of_sums + d_blocks * left, weights + of_sums),
-    )
+    draws, components, D = shape
+    tiles = -(-components // mixture_kernel.BLOCK_N)
+    lanes = -draws % mixture_kernel.BLOCK_M
+    d_blocks = -(-D // mixture_kernel.block_d_of(D))
+    again = 8 * lanes * tiles * leave_out
+    return {"mixture_forward_kernel": again, "mixture_backward_kernel": again * d_blocks}
 
 
 def last_layer(

@@ -44,6 +44,7 @@ TYPES = {
     torch.float32: "*fp32",
     torch.bfloat16: "*bf16",
     torch.float16: "*fp16",
+    torch.float64: "*fp64",
     torch.int64: "*i64",
     torch.uint8: "*u8",
     torch.bool: "*i1",
@@ -129,12 +130,13 @@ class _Recorder:
 
 def specialisation(launch: Callable[..., Any], kernel: Any, *args: Any) -> Specialisation:
     """The specialisation of `kernel` that `launch(*args)` would compile."""
-    recorder = _Recorder(kernel)
     module = sys.modules[launch.__module__]
-    (name,) = (name for name, value in vars(module).items() if value is kernel)
-    with patch.object(module, name, recorder):
+    recorders = {name: _Recorder(one) for name, one in kernels_of(module).items()}
+    with ExitStack() as stack:
+        for name, recorder in recorders.items():
+            stack.enter_context(patch.object(module, name, recorder))
         launch(*args)
-    (seen,) = recorder.seen
+    (seen,) = (seen for one in recorders.values() if one.kernel is kernel for seen in one.seen)
     return seen
 
 

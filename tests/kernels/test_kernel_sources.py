@@ -213,5 +213,5 @@ def test_an_op_names_the_kernels_that_it_launches() -> None:
         named: list[Any] = [
             kernel for of in directions for kernel in get_triton_kernels_for_op(of._qualname)
         ]
-        names = [kernel.__name__ for kernel in named]
+        names = {kernel.__name__ for kernel in named}  # forward and backward may share one
         assert sorted(names) == sorted(name for name, of in FOLDER_OF.items() if of == folder)

@@ -21,8 +21,16 @@ _mixture = Op(
     "mixture",
     kernel,
     twin,
-    forward=(kernel.mixture_forward_kernel,),
-    backward=(kernel.mixture_backward_kernel,),
+    forward=(
+        kernel.mixture_prepare_kernel,
+        kernel.mixture_forward_kernel,
+        kernel.mixture_log_prob_kernel,
+    ),
+    backward=(
+        kernel.mixture_prepare_kernel,
+        kernel.mixture_backward_kernel,
+        kernel.mixture_gradient_kernel,
+    ),
     results=("log_q",),
     kept=("top", "total"),
     differentiable=1,
@@ -69,8 +77,8 @@ def mixture_log_prob(
     The aggregate posterior is the mixture of a VAE's posteriors q(z|x_n) (Hoffman and Johnson,
     "ELBO surgery", 2016). On a CPU the error is within 1e-4 + 3e-7·|log q| of float64 for D = 128
     and σ from e⁻⁴ to 1. Scores are not stored. A CPU needs tens of MiB and a float64 copy of
-    logvar. A GPU needs two to four copies of the inputs and, in backward, 8 KiB for each program
-    (one program for 16 draws, or more if there are few draws).
+    logvar. A GPU needs a float32 copy of the inputs, two in backward, where each program also needs
+    8 KiB (one program for 16 draws, or more if there are few draws).
 
     Args:
         z: (M, D) float32, bfloat16 or float16 of any strides; float64 takes the fallback.

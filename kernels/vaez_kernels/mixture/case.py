@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -182,27 +183,65 @@ def mixture_log_prob_floor(shape: Shape, itemsize: int, backward: bool) -> int:
     return forward + (forward + itemsize * draws * D if backward else 0)
 
 
-def mixture_log_prob_moved(shape: Shape, backward: bool) -> int:
-    """Bytes that our kernels move, without those for transposed copies of the inputs.
+class Moved(NamedTuple):
+    """Bytes that a kernel loads and stores."""
+
+    loaded: int
+    stored: int
+
+
+def mixture_log_prob_launches(
+    shape: Shape, itemsize: int = 4, leave_out: bool = False
+) -> tuple[dict[str, Moved], dict[str, Moved]]:
+    """What the launches of forward and of backward move, by kernel.
 
     Each block of draws reads all components, and reads its draws once for each tile of components.
     Most of that comes from L2. tests/interpreted/test_mixture_kernel.py counts the same bytes in
-    the interpreter.
+    the interpreter, and tests/executed in the compiled code.
+
+    Args:
+        shape: M, N, D.
+        itemsize: of the inputs; what the kernels pass to each other is float32.
+        leave_out: whether each draw leaves a component out.
     """
     draws, components, D = shape
     m, n = kernel.BLOCK_M, kernel.BLOCK_N
-    blocks, tiles = -(-draws // m), -(-components // n)
+    blocks, tiles = kernel.blocks_of(draws, m), kernel.blocks_of(components, n)
     splits = kernel.splits_of(draws, tiles)
-    scores = 4 * blocks * tiles * (D * m + 2 * D * n + n)
-    forward = scores + 4 * 2 * splits * draws
-    if not backward:
-        return forward
     block_d = kernel.block_d_of(D)
-    d_blocks = -(-D // block_d)
-    of_tile = m + 2 * m * n + m * block_d + 2 * n * block_d
+    d_blocks = kernel.blocks_of(D, block_d)
+    width = d_blocks * block_d
+    inputs = itemsize * (draws * D + 2 * components * D)
+    transposed = 4 * D * (blocks * m + 2 * tiles * n)
+    normalisers, highest = 8 * tiles * n, 8 * tiles  # float64
+    scores = blocks * tiles * (4 * D * (m + 2 * n) + 8 * n) + 8 * leave_out * draws * tiles
+    main = scores + blocks * splits * highest
+    of_splits = 4 * 2 * splits * draws
+    forward = {
+        "mixture_prepare_kernel": Moved(inputs, transposed + normalisers + highest),
+        "mixture_forward_kernel": Moved(main, of_splits),
+        "mixture_log_prob_kernel": Moved(of_splits + blocks * highest, 4 * 3 * draws),
+    }
+    rows = 4 * width * (blocks * m + 2 * tiles * n)
+    weights = 4 * m * n * blocks * tiles
     # All tiles of a split except its first read the sums again.
-    sums = m * block_d * (tiles + tiles - splits)
-    return forward + d_blocks * (scores + 4 * blocks * (tiles * of_tile + sums))
+    sums, again = (4 * m * block_d * blocks * count for count in (tiles, tiles - splits))
+    operands = 4 * block_d * (m + 2 * n) * blocks * tiles
+    loaded = main + 4 * draws * tiles + weights + operands + again
+    backward = {
+        "mixture_prepare_kernel": Moved(inputs, transposed + rows + normalisers + highest),
+        "mixture_backward_kernel": Moved(d_blocks * loaded, d_blocks * (weights + sums)),
+        "mixture_gradient_kernel": Moved(
+            4 * splits * draws * D + 8 * draws * d_blocks, itemsize * draws * D
+        ),
+    }
+    return forward, backward
+
+
+def mixture_log_prob_moved(shape: Shape, backward: bool) -> int:
+    """Bytes that our kernels move for float32 inputs."""
+    directions = mixture_log_prob_launches(shape)[: 2 if backward else 1]
+    return sum(sum(moved) for direction in directions for moved in direction.values())
 
 
 TIMED = Timed(

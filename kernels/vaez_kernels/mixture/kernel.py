@@ -1,27 +1,123 @@
-"""The mixture's Triton kernels.
+"""The mixture's Triton kernels: three launches forward, three backward.
 
-A program is one warp with 16 draws and 128 components at a time. A thread has four components,
-which it loads at once, and keeps their scores for all draws in registers.
+1. The preparing kernel writes the operands of the next: float32, transposed, in whole blocks.
+2. The main kernel spreads draws and components over programs. A program is one warp with 16 draws
+   and 128 components at a time. A thread has four components, which it loads at once, and keeps
+   their scores for all draws in registers.
+3. The last kernel adds what the programs of the same draws found.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from ..backend import jit, tl
 from ..define import Tensors
-from ..launch import start_kernel
-from .twin import SEGMENT, Arguments, log_density, log_normalisers
+from ..launch import Launch, keep, keeps_launches, kept_for
+from ..scalar import exp_jit, log_jit
+from .twin import SEGMENT, Arguments
 
 BLOCK_M, BLOCK_N = 16, 128
 LARGEST_BLOCK_D = 128
 # With up to 255 registers per thread, an H100 runs eight such warps on each of its 132
 # multiprocessors, so this number of programs takes four rounds.
 PROGRAMS = 4096
+# Dimensions of a step of the preparing kernel, and splits of a step of the last kernels.
+COLUMNS, SPLITS = 8, 16
+
+
+@jit
+def transposed_jit(  # type: ignore[no-untyped-def]
+    x_ptr, rows, columns, n_rows, n_columns, row_stride, column_stride
+):  # → (rows, columns) float32, 0 beyond the tensor
+    at = rows * tl.cast(row_stride, tl.int64) + columns * tl.cast(column_stride, tl.int64)
+    return tl.load(x_ptr + at, mask=(rows < n_rows) & (columns < n_columns), other=0.0).to(
+        tl.float32
+    )
+
+
+@jit
+def mixture_prepare_kernel(  # type: ignore[no-untyped-def]
+    z_ptr,  # (M, D)
+    mu_ptr,  # (N, D)
+    logvar_ptr,  # (N, D)
+    z_out_ptr,  # (D, M) float32, M padded to whole blocks, as below
+    mu_out_ptr,  # (D, N) float32, N padded to whole blocks, as below
+    inverse_sigma_ptr,  # (D, N) float32
+    log_normaliser_ptr,  # (N,) float64: −½ Σ_D logvar; −inf beyond the components
+    highest_ptr,  # (tiles,) float64: the largest finite normaliser of each tile
+    rows_of_z_ptr,  # (M, WIDTH) float32, for backward alone
+    rows_of_mu_ptr,  # (N, WIDTH) float32, likewise
+    precision_ptr,  # (N, WIDTH) float32, likewise
+    n_rows,  # draws
+    n_components,
+    tiles,
+    z_row_stride,
+    z_column_stride,
+    mu_row_stride,
+    mu_column_stride,
+    logvar_row_stride,
+    logvar_column_stride,
+    z_stride,
+    n_stride,
+    D,
+    width,  # D for forward
+    BACKWARD: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    # The first programs take a tile of components each, the others as many draws.
+    z_stride, n_stride = tl.cast(z_stride, tl.int64), tl.cast(n_stride, tl.int64)
+    if tl.program_id(0) < tiles:
+        rows = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
+        sums = tl.zeros((BLOCK_N, COLUMNS), tl.float64)
+        for start in range(0, width, COLUMNS):
+            d = start + tl.arange(0, COLUMNS)[None, :]
+            mu = transposed_jit(mu_ptr, rows, d, n_components, D, mu_row_stride, mu_column_stride)
+            # Beyond the components σ = 1, so that z = ∞ has the score −∞ there, as everywhere, not
+            # NaN.
+            logvar = transposed_jit(
+                logvar_ptr, rows, d, n_components, D, logvar_row_stride, logvar_column_stride
+            )
+            sums += logvar.to(tl.float64)
+            at = d * n_stride + rows
+            tl.store(mu_out_ptr + at, mu, mask=d < D)
+            tl.store(inverse_sigma_ptr + at, exp_jit(-0.5 * logvar), mask=d < D)
+            if BACKWARD:
+                at = rows * width + d
+                tl.store(rows_of_mu_ptr + at, mu, mask=d < width)
+                tl.store(precision_ptr + at, exp_jit(-logvar), mask=d < width)
+        exact = -0.5 * tl.sum(sums, 1)[:, None]
+        exact = tl.where(rows < n_components, exact, -float("inf"))
+        tl.store(log_normaliser_ptr + rows, exact)
+        finite = tl.where(tl.abs(exact) < float("inf"), exact, -float("inf"))
+        tl.store(highest_ptr + tl.program_id(0), tl.max(tl.max(finite, 1), 0))
+    else:
+        rows = (tl.program_id(0) - tiles).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
+        live = rows < z_stride
+        for start in range(0, width, COLUMNS):
+            d = start + tl.arange(0, COLUMNS)[None, :]
+            z = transposed_jit(z_ptr, rows, d, n_rows, D, z_row_stride, z_column_stride)
+            tl.store(z_out_ptr + d * z_stride + rows, z, mask=live & (d < D))
+            if BACKWARD:
+                tl.store(rows_of_z_ptr + rows * width + d, z, mask=live & (d < width))
+
+
+@jit
+def shift_jit(highest_ptr, tiles):  # type: ignore[no-untyped-def]
+    # → the largest finite normaliser, float64; 0 if there is none. Scores are relative to it,
+    # because float32 would lose digits of large normalisers.
+    best = tl.full((32,), -float("inf"), tl.float64)
+    for start in range(0, tiles, 32):
+        at = start + tl.arange(0, 32)
+        best = tl.maximum(best, tl.load(highest_ptr + at, mask=at < tiles, other=-float("inf")))
+    shift = tl.max(best, 0)
+    return tl.where(shift == -float("inf"), 0.0, shift)
 
 
 @jit
@@ -30,9 +126,11 @@ def scores_jit(  # type: ignore[no-untyped-def]
     mu_ptr,
     inverse_sigma_ptr,
     log_normaliser_ptr,
+    shift,
     leave_out_ptr,
     first_row,  # int64
     first,  # component, int64
+    n_rows,
     z_stride,
     n_stride,
     D: tl.constexpr,
@@ -54,10 +152,13 @@ def scores_jit(  # type: ignore[no-untyped-def]
             t = (z - mu) * tl.load(inverse_sigma_ptr + at + within)
             segment += t * t
         squares += segment
-    scores = tl.load(log_normaliser_ptr + first + within) - 0.5 * squares
+    normaliser = tl.load(log_normaliser_ptr + first + within) - shift
+    scores = normaliser.to(tl.float32) - 0.5 * squares
     if LEAVE_OUT:
         # Loaded only here, because registers are scarce in the loop.
-        skip = tl.load(leave_out_ptr + first_row + lanes)
+        # A draw beyond the last one takes the last one's, which needs fewer registers than a mask.
+        last = tl.cast(n_rows - 1 - first_row, tl.int32)
+        skip = tl.load(leave_out_ptr + first_row + tl.minimum(lanes, last))
         scores = tl.where(first + within == skip, -float("inf"), scores)
     return scores
 
@@ -67,8 +168,9 @@ def mixture_forward_kernel(  # type: ignore[no-untyped-def]
     z_ptr,  # (D, M) float32, rows z_stride apart, M padded to whole blocks
     mu_ptr,  # (D, N) float32, rows n_stride apart, N padded to whole blocks
     inverse_sigma_ptr,  # like mu_ptr
-    log_normaliser_ptr,  # (N,) float32; −inf beyond the components
-    leave_out_ptr,  # (M,) int64, M padded to whole blocks; −1 for none
+    log_normaliser_ptr,  # (N,) float64; −inf beyond the components
+    highest_ptr,  # (tiles,) float64
+    leave_out_ptr,  # (n_rows,) int64; outside [0, N) for none
     top_ptr,  # (splits, n_rows) float32: the largest score
     total_ptr,  # (splits, n_rows) float32: Σ exp(score − top)
     n_rows,
@@ -84,12 +186,13 @@ def mixture_forward_kernel(  # type: ignore[no-untyped-def]
 ):
     split = (tl.program_id(0) % splits).to(tl.int64)
     first_row = (tl.program_id(0) // splits).to(tl.int64) * BLOCK_M
+    shift = shift_jit(highest_ptr, tiles)
     top = tl.full((BLOCK_M, 1), -float("inf"), tl.float32)
     total = tl.zeros((BLOCK_M, 1), tl.float32)
     for tile in range(split, tiles, splits):
         scores = scores_jit(
-            z_ptr, mu_ptr, inverse_sigma_ptr, log_normaliser_ptr, leave_out_ptr, first_row,
-            tile * BLOCK_N, z_stride, n_stride, D, LEAVE_OUT, SEGMENT, BLOCK_M, BLOCK_N
+            z_ptr, mu_ptr, inverse_sigma_ptr, log_normaliser_ptr, shift, leave_out_ptr, first_row,
+            tile * BLOCK_N, n_rows, z_stride, n_stride, D, LEAVE_OUT, SEGMENT, BLOCK_M, BLOCK_N
         )  # fmt: skip
         highest = tl.max(scores, 1)[:, None]
         # This maximum ignores NaN, which reaches the total. −∞ − (−∞) would be NaN although no
@@ -110,15 +213,16 @@ def mixture_backward_kernel(  # type: ignore[no-untyped-def]
     mu_ptr,
     inverse_sigma_ptr,
     log_normaliser_ptr,
+    highest_ptr,
     leave_out_ptr,
-    top_ptr,  # (M,) float32
+    top_ptr,  # (n_rows,) float32
     rows_of_z_ptr,  # (M, WIDTH) float32: D is padded to whole blocks, too
     rows_of_mu_ptr,  # (N, WIDTH), likewise
     precision_ptr,  # (N, WIDTH), likewise
     weights_ptr,  # (programs, BLOCK_N, BLOCK_M) float32: where a program stores one tile
     out_ptr,  # (splits, M, WIDTH) float32: Σ exp(score − top)·(z − mu)/σ²
-    padded_rows,  # M
-    z_stride,
+    n_rows,
+    z_stride,  # M
     n_stride,
     tiles,
     splits,
@@ -141,14 +245,16 @@ def mixture_backward_kernel(  # type: ignore[no-untyped-def]
     dims = (tl.program_id(0) % D_BLOCKS) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
     weights_ptr += tl.program_id(0).to(tl.int64) * (BLOCK_M * BLOCK_N)
     rows_of_z_ptr += first_row * WIDTH
-    out_ptr += (split.to(tl.int64) * padded_rows + first_row) * WIDTH
+    out_ptr += (split.to(tl.int64) * z_stride + first_row) * WIDTH
+    shift = shift_jit(highest_ptr, tiles)
     for tile in range(split, tiles, splits):
         first = tl.cast(tile, tl.int64) * BLOCK_N
         scores = scores_jit(
-            z_ptr, mu_ptr, inverse_sigma_ptr, log_normaliser_ptr, leave_out_ptr, first_row,
-            first, z_stride, n_stride, D, LEAVE_OUT, SEGMENT, BLOCK_M, BLOCK_N
+            z_ptr, mu_ptr, inverse_sigma_ptr, log_normaliser_ptr, shift, leave_out_ptr, first_row,
+            first, n_rows, z_stride, n_stride, D, LEAVE_OUT, SEGMENT, BLOCK_M, BLOCK_N
         )  # fmt: skip
-        top = tl.load(top_ptr + first_row + lanes)
+        rows = first_row + lanes
+        top = tl.load(top_ptr + rows, mask=rows < n_rows, other=0.0)
         tl.store(weights_ptr + within * BLOCK_M + lanes, tl.exp(scores - top))
         tl.debug_barrier()
         z = tl.load(rows_of_z_ptr + lanes * WIDTH + dims)
@@ -162,43 +268,153 @@ def mixture_backward_kernel(  # type: ignore[no-untyped-def]
         tl.debug_barrier()
 
 
-class _Prepared(NamedTuple):
-    """The kernels' operands: float32, transposed, and padded to whole blocks."""
+@jit
+def mixture_log_prob_kernel(  # type: ignore[no-untyped-def]
+    highest_ptr,  # (tiles,) float64
+    tops_ptr,  # (splits, n_rows) float32
+    totals_ptr,  # (splits, n_rows) float32
+    log_q_ptr,  # (n_rows,) float32
+    top_ptr,  # (n_rows,) float32: the largest score
+    total_ptr,  # (n_rows,) float32: Σ exp(score − top)
+    n_rows,
+    tiles,
+    splits,
+    components,  # that a draw's mean is over
+    D: tl.constexpr,
+    SPLITS: tl.constexpr,
+    DRAWS: tl.constexpr,
+    HALF_LOG_TWO_PI: tl.constexpr,
+):
+    rows = tl.program_id(0).to(tl.int64) * DRAWS + tl.arange(0, DRAWS)[None, :]
+    top = tl.full((1, DRAWS), -float("inf"), tl.float32)
+    total = tl.zeros((1, DRAWS), tl.float32)
+    for start in range(0, splits, SPLITS):
+        split = start + tl.arange(0, SPLITS)[:, None]
+        live = (split < splits) & (rows < n_rows)
+        at = split.to(tl.int64) * n_rows + rows
+        tops = tl.load(tops_ptr + at, mask=live, other=-float("inf"))
+        totals = tl.load(totals_ptr + at, mask=live, other=0.0)
+        highest = tl.maximum(top, tl.max(tops, 0)[None, :])
+        finite = tl.where(highest == -float("inf"), 0.0, highest)
+        total = total * tl.exp(top - finite) + tl.sum(totals * tl.exp(tops - finite), 0)[None, :]
+        top = highest
+    live = rows < n_rows
+    tl.store(top_ptr + rows, top, mask=live)
+    tl.store(total_ptr + rows, total, mask=live)
+    # The logarithm is of a normal number, or of 0 where the largest score is −∞, or NaN.
+    log_total = tl.where(total == total, log_jit(total), total).to(tl.float64)
+    log_count = log_jit(tl.cast(components, tl.float32)).to(tl.float64)
+    log_q = top.to(tl.float64) + shift_jit(highest_ptr, tiles) + (log_total - log_count)
+    tl.store(log_q_ptr + rows, (log_q - HALF_LOG_TWO_PI * D).to(tl.float32), mask=live)
 
-    z: Tensor  # (D, M)
-    mu: Tensor  # (D, N)
-    inverse_sigma: Tensor  # (D, N)
-    log_normaliser: Tensor  # (N,)
-    leave_out: Tensor | None  # (M,)
-    shift: Tensor  # float64
 
-    def strides(self) -> tuple[int, int]:
-        return self.z.stride(0), self.mu.stride(0)
+@jit
+def mixture_gradient_kernel(  # type: ignore[no-untyped-def]
+    sums_ptr,  # (splits, M, WIDTH) float32
+    total_ptr,  # (n_rows,) float32
+    grad_ptr,  # (n_rows,) float32, elements grad_stride apart
+    grad_z_ptr,  # (n_rows, D)
+    grad_stride,
+    padded_rows,  # M
+    splits,
+    D: tl.constexpr,
+    SPLITS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    D_BLOCKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
+    row = (tl.program_id(0) // D_BLOCKS).to(tl.int64)
+    dims = (tl.program_id(0) % D_BLOCKS) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
+    sums = tl.zeros((SPLITS, BLOCK_D), tl.float32)
+    for start in range(0, splits, SPLITS):
+        split = start + tl.arange(0, SPLITS)[:, None]
+        at = (split.to(tl.int64) * padded_rows + row) * (D_BLOCKS * BLOCK_D) + dims
+        sums += tl.load(sums_ptr + at, mask=(split < splits) & (dims < D), other=0.0)
+    weight = -tl.load(grad_ptr + row * grad_stride) / tl.load(total_ptr + row)
+    tl.store(grad_z_ptr + row * D + dims, tl.sum(sums, 0)[None, :] * weight, mask=dims < D)
 
 
-def _prepared(a: Arguments) -> _Prepared:
-    exact, shift = log_normalisers(a.logvar)
-    rows, columns = -len_of(a.z) % BLOCK_M, -len_of(a.mu) % BLOCK_N
-    # Beyond the components σ = 1, so that z = ∞ has the score −∞ there, as everywhere, not NaN.
-    inverse_sigma = pad(torch.exp(-0.5 * a.logvar.float()), (0, 0, 0, columns), value=1.0)
-    return _Prepared(
-        pad(a.z.float(), (0, 0, 0, rows)).t().contiguous(),
-        pad(a.mu.float(), (0, 0, 0, columns)).t().contiguous(),
-        inverse_sigma.t().contiguous(),
-        pad(exact.float(), (0, columns), value=-torch.inf),
-        _in_whole_blocks(a.leave_out, -1),
-        shift,
+def _run(
+    kernel: Any,
+    programs: Any,
+    tensors: tuple[Tensor | None, ...],
+    numbers: tuple[Any, ...],
+    constants: dict[str, Any],
+    num_warps: int,
+) -> None:
+    # `tensors` begin with one that is not None.
+    on = tensors[0]
+    assert on is not None
+    if not keeps_launches(on):
+        Launch(kernel, (programs,), numbers, constants, num_warps)(*tensors)
+        return
+    dtypes = [None if tensor is None else tensor.dtype for tensor in tensors]
+    key = (kernel.__name__, on.device, programs, *dtypes, *numbers, *constants.values())
+    found = kept_for(key)
+    if found is None:
+        found = Launch(kernel, (programs,), numbers, constants, num_warps)
+        keep(key, found)
+    found.again(*tensors)
+
+
+class _Operands(NamedTuple):
+    """What the preparing kernel writes."""
+
+    z: Tensor  # (D, M) float32, M padded to whole blocks
+    mu: Tensor  # (D, N) float32, N padded to whole blocks
+    inverse_sigma: Tensor  # (D, N) float32
+    log_normaliser: Tensor  # (N,) float64
+    highest: Tensor  # (tiles,) float64
+    rows_of_z: Tensor | None  # (M, WIDTH) float32
+    rows_of_mu: Tensor | None  # (N, WIDTH) float32
+    precision: Tensor | None  # (N, WIDTH) float32
+
+
+def _prepared(a: Arguments, width: int | None = None) -> _Operands:
+    # `width` for backward
+    D = a.z.shape[1]
+    rows, tiles = whole_blocks(a.z.shape[0], BLOCK_M), blocks_of(a.mu.shape[0], BLOCK_N)
+    components = tiles * BLOCK_N
+
+    def empty(*shape: Any, dtype: torch.dtype = torch.float32) -> Tensor:
+        return a.z.new_empty(shape, dtype=dtype)
+
+    operands = _Operands(
+        empty(D, rows),
+        empty(D, components),
+        empty(D, components),
+        empty(components, dtype=torch.float64),
+        empty(tiles, dtype=torch.float64),
+        None if width is None else empty(rows, width),
+        None if width is None else empty(components, width),
+        None if width is None else empty(components, width),
     )
+    sizes = (a.z.shape[0], a.mu.shape[0], tiles)
+    strides = (*a.z.stride(), *a.mu.stride(), *a.logvar.stride(), rows, components)
+    columns = (D, D if width is None else width)
+    constants = {
+        "BACKWARD": width is not None,
+        "BLOCK_M": BLOCK_M,
+        "BLOCK_N": BLOCK_N,
+        "COLUMNS": COLUMNS,
+    }
+    programs = tiles + blocks_of(rows, BLOCK_N)
+    tensors = (a.z, a.mu, a.logvar, *operands)
+    _run(mixture_prepare_kernel, programs, tensors, (*sizes, *strides, *columns), constants, 8)
+    return operands
 
 
-def _in_whole_blocks(x: Tensor | None, value: int) -> Tensor | None:
-    # in whole blocks of draws
-    return None if x is None else pad(x, (0, -len_of(x) % BLOCK_M), value=value).contiguous()
+def _contiguous(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()
 
 
-def len_of(x: Tensor) -> int:
-    """The number of rows of x. Unlike with len, tracing does not make it constant."""
-    return x.shape[0]
+def blocks_of(count: Any, block: int) -> Any:
+    """The number of blocks that hold `count` elements."""
+    return -(-count // block)
+
+
+def whole_blocks(count: Any, block: int) -> Any:
+    """`count` rounded up to whole blocks."""
+    return blocks_of(count, block) * block
 
 
 def splits_of(rows: int, tiles: int) -> Any:
@@ -216,49 +432,70 @@ def block_d_of(D: int) -> int:
 
 
 def forward(a: Arguments) -> Tensors:
-    rows = a.z.shape[0]
+    rows, D = a.z.shape
+    log_q, top, total = (a.z.new_empty((rows,), dtype=torch.float32) for _ in range(3))
     if rows == 0:
-        return tuple(a.z.new_empty((0,), dtype=torch.float32) for _ in range(3))
-    prepared = _prepared(a)
-    tiles = prepared.mu.shape[1] // BLOCK_N
+        return log_q, top, total
+    of = _prepared(a)
+    tiles = of.highest.shape[0]
     splits = splits_of(rows, tiles)
     tops, totals = (a.z.new_empty((splits, rows), dtype=torch.float32) for _ in range(2))
-    args = (*prepared[:5], tops, totals, rows, *prepared.strides(), tiles, splits)
-    grid = (-(-rows // BLOCK_M) * splits,)
-    start_kernel(mixture_forward_kernel, grid, args, _constants(a), num_warps=1)
-    top = tops.amax(0)
-    finite = torch.where(top == -torch.inf, 0.0, top)
-    total = (totals * torch.exp(tops - finite)).sum(0)
-    return log_density(a, top, total, prepared.shift), top, total
+    _run(
+        mixture_forward_kernel,
+        blocks_of(rows, BLOCK_M) * splits,
+        (*of[:5], _contiguous(a.leave_out), tops, totals),
+        (rows, of.z.shape[1], of.mu.shape[1], tiles, splits),
+        _constants(a),
+        1,
+    )
+    _run(
+        mixture_log_prob_kernel,
+        blocks_of(rows, BLOCK_M),
+        (of.highest, tops, totals, log_q, top, total),
+        (rows, tiles, splits, a.mu.shape[0] - (0 if a.leave_out is None else 1)),
+        {
+            "D": D,
+            "SPLITS": SPLITS,
+            "DRAWS": BLOCK_M,
+            "HALF_LOG_TWO_PI": 0.5 * math.log(2.0 * math.pi),
+        },
+        4,
+    )
+    return log_q, top, total
 
 
 def backward(a: Arguments, kept: Tensors, grads: Tensors, needs: tuple[bool]) -> Tensors:
     (grad,), (top, total) = grads, kept
     rows, D = a.z.shape
+    grad_z = a.z.new_empty((rows, D))
     if rows == 0:
-        return (torch.empty_like(a.z),)
-    prepared = _prepared(a)
-    tiles = prepared.mu.shape[1] // BLOCK_N
-    splits = splits_of(rows, tiles)
+        return (grad_z,)
     block_d = block_d_of(D)
-    blocks, d_blocks = -(-rows // BLOCK_M), -(-D // block_d)
-    programs, width = blocks * splits * d_blocks, d_blocks * block_d
-    components = (0, width - D, 0, -len_of(a.mu) % BLOCK_N)
-    out = a.z.new_empty((splits, blocks * BLOCK_M, width), dtype=torch.float32)
-    args = (
-        *prepared[:5],
-        _in_whole_blocks(top, 0),
-        pad(a.z.float(), (0, width - D, 0, -rows % BLOCK_M)).contiguous(),
-        pad(a.mu.float(), components).contiguous(),
-        pad(torch.exp(-a.logvar.float()), components).contiguous(),
-        a.z.new_empty((programs, BLOCK_N, BLOCK_M), dtype=torch.float32),
-        out,
-        blocks * BLOCK_M,
-        *(*prepared.strides(), tiles, splits),
+    d_blocks = blocks_of(D, block_d)
+    width = d_blocks * block_d
+    of = _prepared(a, width)
+    tiles, padded = of.highest.shape[0], of.z.shape[1]
+    splits = splits_of(rows, tiles)
+    programs = blocks_of(rows, BLOCK_M) * splits * d_blocks
+    weights = a.z.new_empty((programs, BLOCK_N, BLOCK_M), dtype=torch.float32)
+    sums = a.z.new_empty((splits, padded, width), dtype=torch.float32)
+    _run(
+        mixture_backward_kernel,
+        programs,
+        (*of[:5], _contiguous(a.leave_out), top, *of[5:], weights, sums),
+        (rows, padded, of.mu.shape[1], tiles, splits),
+        _constants(a) | {"BLOCK_D": block_d},
+        1,
     )
-    constants = _constants(a) | {"BLOCK_D": block_d}
-    start_kernel(mixture_backward_kernel, (programs,), args, constants, num_warps=1)
-    return ((out.sum(0)[:rows, :D] * (-grad / total)[:, None]).to(a.z.dtype),)
+    _run(
+        mixture_gradient_kernel,
+        rows * d_blocks,
+        (sums, total, grad, grad_z),
+        (grad.stride(0), padded, splits),
+        {"D": D, "SPLITS": SPLITS, "BLOCK_D": block_d},
+        4,
+    )
+    return (grad_z,)
 
 
 def _constants(a: Arguments) -> dict[str, Any]:

@@ -53,8 +53,11 @@ KERNELS: dict[str, Callable[[], object]] = {
     "latent_backward_kernel": latents,
     "bernoulli_forward_kernel": bernoulli,
     "bernoulli_backward_kernel": bernoulli,
+    "mixture_prepare_kernel": mixture,
     "mixture_forward_kernel": mixture,
+    "mixture_log_prob_kernel": mixture,
     "mixture_backward_kernel": mixture,
+    "mixture_gradient_kernel": mixture,
     "linear_bernoulli_forward_kernel": last_layers,
     "linear_bernoulli_hidden_kernel": last_layers,
     "linear_bernoulli_weight_kernel": last_layers,
@@ -76,7 +79,7 @@ def test_a_check_fails_without_its_kernel(kernel: str) -> None:
     KERNELS[kernel]()
     with idle(kernel) as launches, pytest.raises(AssertionError):
         KERNELS[kernel]()
-    assert launches == [kernel]
+    assert set(launches) == {kernel}
 
 
 def test_no_kernel_is_left_out() -> None:

@@ -210,23 +210,16 @@ def launch(
     tensors = tuple([arg for arg in args if isinstance(arg, torch.Tensor)])
     numbers = args[len(tensors) :]
 
-    def made(tile: Tile) -> Launch:
+    def run(tile: Tile) -> None:
         block = tile.block(columns, lanes)
-        grid = (programs(block["BLOCK_ROWS"]),)
-        return Launch(kernel, grid, numbers, constants | block, tile.num_warps)
+        count = programs(block["BLOCK_ROWS"])
+        run_kernel(kernel, count, tensors, numbers, constants | block, tile.num_warps)
 
     usual = TILES.get(name, USUAL)
-    if not keeps_launches(tensors[0]):
-        with_tile(name, tuple(constants.items()), args, usual, lambda tile: made(tile)(*tensors))
-        return
-    dtypes = [tensor.dtype for tensor in tensors]
-    grid = programs(usual.block(columns, lanes)["BLOCK_ROWS"])
-    key = (name, tensors[0].device, *dtypes, *numbers, grid, columns, lanes, *constants.values())
-    found = kept_for(key)
-    if found is None:
-        found = made(usual)
-        keep(key, found)
-    found.again(*tensors)
+    if keeps_launches(tensors[0]):
+        run(usual)
+    else:
+        with_tile(name, tuple(constants.items()), args, usual, run)
 
 
 def with_tile(
@@ -351,6 +344,36 @@ class Launch:
             compiled = self.kernel[self.grid](*args, **self.constants, **options)
             names = self.kernel.arg_names[len(args) :]
             self.compiled[alignment] = compiled, tuple(self.constants[name] for name in names)
+
+
+def run_kernel(
+    kernel: Any,
+    programs: int,
+    tensors: tuple[torch.Tensor | None, ...],
+    numbers: tuple[Any, ...],
+    constants: dict[str, Any],
+    num_warps: int,
+) -> None:
+    """Run a kernel, and on CUDA keep its launch for calls that differ in the tensors alone.
+
+    Args:
+        kernel: takes tensors, then numbers, then constexprs.
+        programs: how many.
+        tensors: the first is not None and determines the device.
+        numbers, constants, num_warps: as for `Launch`.
+    """
+    on = tensors[0]
+    assert on is not None
+    if not keeps_launches(on):
+        Launch(kernel, (programs,), numbers, constants, num_warps)(*tensors)
+        return
+    dtypes = [None if tensor is None else tensor.dtype for tensor in tensors]
+    key = (kernel.__name__, on.device, programs, *dtypes, *numbers, *constants.values())
+    found = kept_for(key)
+    if found is None:
+        found = Launch(kernel, (programs,), numbers, constants, num_warps)
+        keep(key, found)
+    found.again(*tensors)
 
 
 def _first_tensor(args: tuple[Any, ...]) -> torch.Tensor:

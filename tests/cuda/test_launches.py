@@ -18,7 +18,15 @@ from torch import Tensor
 
 from bench.process import environment
 from tests.cuda.moved import CUDA
-from vaez_kernels import bernoulli_log_prob, launch, noise_key, normal, rsample_kl, uniform
+from vaez_kernels import (
+    bernoulli_log_prob,
+    launch,
+    mixture_log_prob,
+    noise_key,
+    normal,
+    rsample_kl,
+    uniform,
+)
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -163,6 +171,48 @@ def of_likelihood(device: torch.device | str, logits: Tensor, x: Tensor) -> tupl
     weights = torch.arange(out.numel(), device=device).view(out.shape) / 7.0
     (grad,) = torch.autograd.grad((weights * out).sum(), logits)
     return out.detach(), grad, logits.detach(), x
+
+
+def mixtures() -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
+    """z, mu, logvar and left-out components on the CPU, each call different in one thing."""
+    generator = torch.Generator().manual_seed(7)
+    wide = torch.randn((9, 40), generator=generator)
+    mu, logvar, z = wide[:, :6].contiguous(), wide[:, 6:12].contiguous(), wide[:5, 12:18]
+    z = z.contiguous()
+    left = torch.arange(5)
+    yield z, mu, logvar, None
+    yield 2.0 * z, logvar, mu, None
+    yield z, mu, logvar, left
+    yield z, mu, logvar, torch.arange(10)[::2] // 2
+    yield z[:4], mu, logvar, None
+    yield z, mu[:8], logvar[:8], None
+    yield z, mu[:1], logvar[:1], None
+    yield z[:, :5].contiguous(), mu[:, :5].contiguous(), logvar[:, :5].contiguous(), None
+    yield wide[:5, 12:18], mu, logvar, None
+    yield z, wide[:, :6], logvar, None
+    yield z, mu, wide[:, 6:12], None
+    yield z.t().contiguous().t(), mu, logvar, None
+    yield wide.flatten()[1:31].view(5, 6), mu, logvar, None  # 4 bytes from a multiple of 16
+    yield z.bfloat16(), mu.bfloat16(), logvar.bfloat16(), None
+
+
+def test_a_mixture_after_others_is_what_it_is_alone() -> None:
+    for _ in range(2):
+        for tensors in mixtures():
+            found, alone = (of_mixture(device, *tensors) for device in (CUDA, "cpu"))
+            for one, other in zip(found, alone, strict=True):
+                close = 1e-2 if one.dtype == torch.bfloat16 else 1e-5
+                torch.testing.assert_close(one.cpu(), other, rtol=close, atol=close)
+
+
+def of_mixture(device: torch.device | str, z: Tensor, *others: Tensor | None) -> tuple[Tensor, ...]:
+    """The density, the gradient of its weighted sum by z, and z afterwards."""
+    z = as_it_lies(z, device).requires_grad_()
+    mu, logvar, left = (None if x is None else as_it_lies(x, device) for x in others)
+    out = mixture_log_prob(z, mu, logvar, left)  # type: ignore[arg-type]
+    weights = torch.arange(len(out), device=device) / 7.0
+    (grad,) = torch.autograd.grad((weights * out).sum(), z)
+    return out.detach(), grad, z.detach()
 
 
 def test_noise_after_other_noise_is_what_it_is_alone() -> None:

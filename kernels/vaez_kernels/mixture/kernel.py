@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..backend import jit, tl
 from ..define import Tensors
-from ..launch import Launch, keep, keeps_launches, kept_for
+from ..launch import run_kernel
 from ..scalar import exp_jit, log_jit
 from .twin import SEGMENT, Arguments
 
@@ -333,29 +333,6 @@ def mixture_gradient_kernel(  # type: ignore[no-untyped-def]
     tl.store(grad_z_ptr + row * D + dims, tl.sum(sums, 0)[None, :] * weight, mask=dims < D)
 
 
-def _run(
-    kernel: Any,
-    programs: Any,
-    tensors: tuple[Tensor | None, ...],
-    numbers: tuple[Any, ...],
-    constants: dict[str, Any],
-    num_warps: int,
-) -> None:
-    # `tensors` begin with one that is not None.
-    on = tensors[0]
-    assert on is not None
-    if not keeps_launches(on):
-        Launch(kernel, (programs,), numbers, constants, num_warps)(*tensors)
-        return
-    dtypes = [None if tensor is None else tensor.dtype for tensor in tensors]
-    key = (kernel.__name__, on.device, programs, *dtypes, *numbers, *constants.values())
-    found = kept_for(key)
-    if found is None:
-        found = Launch(kernel, (programs,), numbers, constants, num_warps)
-        keep(key, found)
-    found.again(*tensors)
-
-
 class _Operands(NamedTuple):
     """What the preparing kernel writes."""
 
@@ -399,7 +376,9 @@ def _prepared(a: Arguments, width: int | None = None) -> _Operands:
     }
     programs = tiles + blocks_of(rows, BLOCK_N)
     tensors = (a.z, a.mu, a.logvar, *operands)
-    _run(mixture_prepare_kernel, programs, tensors, (*sizes, *strides, *columns), constants, 8)
+    run_kernel(
+        mixture_prepare_kernel, programs, tensors, (*sizes, *strides, *columns), constants, 8
+    )
     return operands
 
 
@@ -440,7 +419,7 @@ def forward(a: Arguments) -> Tensors:
     tiles = of.highest.shape[0]
     splits = splits_of(rows, tiles)
     tops, totals = (a.z.new_empty((splits, rows), dtype=torch.float32) for _ in range(2))
-    _run(
+    run_kernel(
         mixture_forward_kernel,
         blocks_of(rows, BLOCK_M) * splits,
         (*of[:5], _contiguous(a.leave_out), tops, totals),
@@ -448,7 +427,7 @@ def forward(a: Arguments) -> Tensors:
         _constants(a),
         1,
     )
-    _run(
+    run_kernel(
         mixture_log_prob_kernel,
         blocks_of(rows, BLOCK_M),
         (of.highest, tops, totals, log_q, top, total),
@@ -479,7 +458,7 @@ def backward(a: Arguments, kept: Tensors, grads: Tensors, needs: tuple[bool]) ->
     programs = blocks_of(rows, BLOCK_M) * splits * d_blocks
     weights = a.z.new_empty((programs, BLOCK_N, BLOCK_M), dtype=torch.float32)
     sums = a.z.new_empty((splits, padded, width), dtype=torch.float32)
-    _run(
+    run_kernel(
         mixture_backward_kernel,
         programs,
         (*of[:5], _contiguous(a.leave_out), top, *of[5:], weights, sums),
@@ -487,7 +466,7 @@ def backward(a: Arguments, kept: Tensors, grads: Tensors, needs: tuple[bool]) ->
         _constants(a) | {"BLOCK_D": block_d},
         1,
     )
-    _run(
+    run_kernel(
         mixture_gradient_kernel,
         rows * d_blocks,
         (sums, total, grad, grad_z),

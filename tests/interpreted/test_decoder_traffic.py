@@ -35,6 +35,7 @@ def test_images_beyond_2_to_the_31_elements_are_read_at_their_place(
         *(IMAGES, 2**28, 2**40, 0),
         **dict.fromkeys(("D", "H1", "H2", "P", "WIDTH_D", "WIDTH_H2"), 16),
         **{f"BLOCK_{name}": 16 for name in "SHP"},
+        STAGES=1,
         X_STRIDE=24,
         TANH=False,
         BFLOAT16=False,

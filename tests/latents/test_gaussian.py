@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -227,6 +228,9 @@ class TestNoise:
         ),
         (lambda: GaussianPosterior([1, 2]), TypeError, "moments must be a tensor"),  # type: ignore[arg-type]
         (lambda: GaussianPosterior(moments(2, 4), clamp=(1, 0)), ValueError, "low ≤ high"),
+        (lambda: GaussianPosterior(moments(2, 4), clamp=(math.nan, 0)), ValueError, "low ≤ high"),
+        (lambda: GaussianPosterior(moments(2, 4), clamp=3), TypeError, "a pair .*, got 3"),  # type: ignore[arg-type]
+        (lambda: GaussianPosterior(moments(2, 4), clamp=(1, 2, 3)), TypeError, "a pair"),  # type: ignore[arg-type]
         (
             lambda: GaussianPosterior((moments(2, 4), moments(3, 4))).kl(),
             ValueError,

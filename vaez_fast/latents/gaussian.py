@@ -51,8 +51,10 @@ class GaussianPosterior:
         else:
             self.mu, self._logvar = _pair(moments, "moments must be a tensor (B, 2C, …) or")
         _check(self.mu, self._logvar)
-        if clamp is not None and not (len(clamp) == 2 and clamp[0] <= clamp[1]):
-            raise ValueError(f"clamp must be a pair (low, high) with low ≤ high, got {clamp!r}")
+        if clamp is not None and not (isinstance(clamp, (tuple, list)) and len(clamp) == 2):
+            raise TypeError(f"clamp must be a pair (low, high), got {clamp!r}")
+        if clamp is not None and not clamp[0] <= clamp[1]:
+            raise ValueError(f"clamp must have low ≤ high, got {clamp!r}")
         self.clamp = clamp
 
     @property

@@ -244,7 +244,7 @@ def test_draws_and_components_beyond_2_to_the_31_are_prepared(
     sizes = (FAR, 2**31 + 1, tiles, 5, 1, 6, 2, 7, 3, M, 128 * tiles, 3, 4)
     constants = {"BACKWARD": True, "BLOCK_M": 16, "BLOCK_N": 128, "COLUMNS": 8}
     args = (*inputs, *outputs, log_normaliser, highest, *rows_of, *sizes)
-    kernel = module.kernel.mixture_prepare_kernel
+    kernel = module.prepare.mixture_prepare_kernel
     component, tile = range(2**31, 2**31 + 1), range(2**31, 2**31 + 128)
     seen = far_launch(monkeypatch, kernel, 2**24, *args, **constants)
     for x, row, column, load in zip(
@@ -273,7 +273,7 @@ def test_what_programs_found_is_added_beyond_2_to_the_31(monkeypatch: pytest.Mon
     (highest,) = (x.double() for x in tensors(1))
     args: tuple[Any, ...] = (highest, tops, totals, log_q, top, total, FAR, 3, 2, 5)
     constants = {"D": 3, "SPLITS": 4, "DRAWS": 16, "HALF_LOG_TWO_PI": 0.9}
-    kernel: Any = module.kernel.mixture_log_prob_kernel
+    kernel: Any = module.combine.mixture_log_prob_kernel
     seen = far_launch(monkeypatch, kernel, 2**27, *args, **constants)
     last = range(2**31, FAR)
     splits = [set().union(*(addresses(x, last, 1, 1, n * FAR) for n in (0, 1))) for x in args[1:3]]
@@ -282,7 +282,7 @@ def test_what_programs_found_is_added_beyond_2_to_the_31(monkeypatch: pytest.Mon
 
     row, constants = 2**31 - 3, {"D": 3, "SPLITS": 4, "BLOCK_D": 4}
     args = (sums, total, grad, grad_z, 5, M, 2)
-    kernel = module.kernel.mixture_gradient_kernel
+    kernel = module.combine.mixture_gradient_kernel
     seen = far_launch(monkeypatch, kernel, row, *args, **constants)
     one = range(row, row + 1)
     of_splits = (addresses(sums, one, 3, 4, n * M * 4) for n in (0, 1))

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..backend import is_plain
 from ..checks import check_device, check_indices, check_latent, check_no_gradient, check_tensor
 from ..define import Op
-from . import kernel, twin
+from . import combine, kernel, prepare, twin
 
 # The fallback is opaque to compilers, because it loops over a variable number of tiles.
 _mixture = Op(
@@ -22,14 +22,14 @@ _mixture = Op(
     kernel,
     twin,
     forward=(
-        kernel.mixture_prepare_kernel,
+        prepare.mixture_prepare_kernel,
         kernel.mixture_forward_kernel,
-        kernel.mixture_log_prob_kernel,
+        combine.mixture_log_prob_kernel,
     ),
     backward=(
-        kernel.mixture_prepare_kernel,
+        prepare.mixture_prepare_kernel,
         kernel.mixture_backward_kernel,
-        kernel.mixture_gradient_kernel,
+        combine.mixture_gradient_kernel,
     ),
     results=("log_q",),
     kept=("top", "total"),

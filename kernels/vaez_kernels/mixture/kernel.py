@@ -1,10 +1,10 @@
 """The mixture's Triton kernels: three launches forward, three backward.
 
-1. The preparing kernel writes the operands of the next: float32, transposed, in whole blocks.
+1. The preparing kernel (prepare.py) writes the operands: float32, transposed, in whole blocks.
 2. The main kernel spreads draws and components over programs. A program is one warp with 16 draws
    and 128 components at a time. A thread has four components, which it loads at once, and keeps
    their scores for all draws in registers.
-3. The last kernel adds what the programs of the same draws found.
+3. The last kernel (combine.py) adds what the programs of the same draws found.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from torch import Tensor
 from ..backend import jit, tl
 from ..define import Tensors
 from ..launch import run_kernel
-from ..scalar import exp_jit, log_jit
+from .combine import mixture_gradient_kernel, mixture_log_prob_kernel
+from .prepare import mixture_prepare_kernel, shift_jit
 from .twin import SEGMENT, Arguments
 
 BLOCK_M, BLOCK_N = 16, 128
@@ -28,96 +29,6 @@ LARGEST_BLOCK_D = 128
 PROGRAMS = 4096
 # Dimensions of a step of the preparing kernel, and splits of a step of the last kernels.
 COLUMNS, SPLITS = 8, 16
-
-
-@jit
-def transposed_jit(  # type: ignore[no-untyped-def]
-    x_ptr, rows, columns, n_rows, n_columns, row_stride, column_stride
-):  # → (rows, columns) float32, 0 beyond the tensor
-    at = rows * tl.cast(row_stride, tl.int64) + columns * tl.cast(column_stride, tl.int64)
-    return tl.load(x_ptr + at, mask=(rows < n_rows) & (columns < n_columns), other=0.0).to(
-        tl.float32
-    )
-
-
-@jit
-def mixture_prepare_kernel(  # type: ignore[no-untyped-def]
-    z_ptr,  # (M, D)
-    mu_ptr,  # (N, D)
-    logvar_ptr,  # (N, D)
-    z_out_ptr,  # (D, M) float32, M padded to whole blocks, as below
-    mu_out_ptr,  # (D, N) float32, N padded to whole blocks, as below
-    inverse_sigma_ptr,  # (D, N) float32
-    log_normaliser_ptr,  # (N,) float64: −½ Σ_D logvar; −inf beyond the components
-    highest_ptr,  # (tiles,) float64: the largest finite normaliser of each tile
-    rows_of_z_ptr,  # (M, WIDTH) float32, for backward alone
-    rows_of_mu_ptr,  # (N, WIDTH) float32, likewise
-    precision_ptr,  # (N, WIDTH) float32, likewise
-    n_rows,  # draws
-    n_components,
-    tiles,
-    z_row_stride,
-    z_column_stride,
-    mu_row_stride,
-    mu_column_stride,
-    logvar_row_stride,
-    logvar_column_stride,
-    z_stride,
-    n_stride,
-    D,
-    width,  # D for forward
-    BACKWARD: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    # The first programs take a tile of components each, the others as many draws.
-    z_stride, n_stride = tl.cast(z_stride, tl.int64), tl.cast(n_stride, tl.int64)
-    if tl.program_id(0) < tiles:
-        rows = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
-        sums = tl.zeros((BLOCK_N, COLUMNS), tl.float64)
-        for start in range(0, width, COLUMNS):
-            d = start + tl.arange(0, COLUMNS)[None, :]
-            mu = transposed_jit(mu_ptr, rows, d, n_components, D, mu_row_stride, mu_column_stride)
-            # Beyond the components σ = 1, so that z = ∞ has the score −∞ there, as everywhere, not
-            # NaN.
-            logvar = transposed_jit(
-                logvar_ptr, rows, d, n_components, D, logvar_row_stride, logvar_column_stride
-            )
-            sums += logvar.to(tl.float64)
-            at = d * n_stride + rows
-            tl.store(mu_out_ptr + at, mu, mask=d < D)
-            tl.store(inverse_sigma_ptr + at, exp_jit(-0.5 * logvar), mask=d < D)
-            if BACKWARD:
-                at = rows * width + d
-                tl.store(rows_of_mu_ptr + at, mu, mask=d < width)
-                tl.store(precision_ptr + at, exp_jit(-logvar), mask=d < width)
-        exact = -0.5 * tl.sum(sums, 1)[:, None]
-        exact = tl.where(rows < n_components, exact, -float("inf"))
-        tl.store(log_normaliser_ptr + rows, exact)
-        finite = tl.where(tl.abs(exact) < float("inf"), exact, -float("inf"))
-        tl.store(highest_ptr + tl.program_id(0), tl.max(tl.max(finite, 1), 0))
-    else:
-        rows = (tl.program_id(0) - tiles).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
-        live = rows < z_stride
-        for start in range(0, width, COLUMNS):
-            d = start + tl.arange(0, COLUMNS)[None, :]
-            z = transposed_jit(z_ptr, rows, d, n_rows, D, z_row_stride, z_column_stride)
-            tl.store(z_out_ptr + d * z_stride + rows, z, mask=live & (d < D))
-            if BACKWARD:
-                tl.store(rows_of_z_ptr + rows * width + d, z, mask=live & (d < width))
-
-
-@jit
-def shift_jit(highest_ptr, tiles):  # type: ignore[no-untyped-def]
-    # → the largest finite normaliser, float64; 0 if there is none. Scores are relative to it,
-    # because float32 would lose digits of large normalisers.
-    best = tl.full((32,), -float("inf"), tl.float64)
-    for start in range(0, tiles, 32):
-        at = start + tl.arange(0, 32)
-        best = tl.maximum(best, tl.load(highest_ptr + at, mask=at < tiles, other=-float("inf")))
-    shift = tl.max(best, 0)
-    return tl.where(shift == -float("inf"), 0.0, shift)
 
 
 @jit
@@ -266,71 +177,6 @@ def mixture_backward_kernel(  # type: ignore[no-untyped-def]
             out += weight * ((z - tl.load(rows_of_mu_ptr + at)) * tl.load(precision_ptr + at))
         tl.store(out_ptr + lanes * WIDTH + dims, out)
         tl.debug_barrier()
-
-
-@jit
-def mixture_log_prob_kernel(  # type: ignore[no-untyped-def]
-    highest_ptr,  # (tiles,) float64
-    tops_ptr,  # (splits, n_rows) float32
-    totals_ptr,  # (splits, n_rows) float32
-    log_q_ptr,  # (n_rows,) float32
-    top_ptr,  # (n_rows,) float32: the largest score
-    total_ptr,  # (n_rows,) float32: Σ exp(score − top)
-    n_rows,
-    tiles,
-    splits,
-    components,  # that a draw's mean is over
-    D: tl.constexpr,
-    SPLITS: tl.constexpr,
-    DRAWS: tl.constexpr,
-    HALF_LOG_TWO_PI: tl.constexpr,
-):
-    rows = tl.program_id(0).to(tl.int64) * DRAWS + tl.arange(0, DRAWS)[None, :]
-    top = tl.full((1, DRAWS), -float("inf"), tl.float32)
-    total = tl.zeros((1, DRAWS), tl.float32)
-    for start in range(0, splits, SPLITS):
-        split = start + tl.arange(0, SPLITS)[:, None]
-        live = (split < splits) & (rows < n_rows)
-        at = split.to(tl.int64) * n_rows + rows
-        tops = tl.load(tops_ptr + at, mask=live, other=-float("inf"))
-        totals = tl.load(totals_ptr + at, mask=live, other=0.0)
-        highest = tl.maximum(top, tl.max(tops, 0)[None, :])
-        finite = tl.where(highest == -float("inf"), 0.0, highest)
-        total = total * tl.exp(top - finite) + tl.sum(totals * tl.exp(tops - finite), 0)[None, :]
-        top = highest
-    live = rows < n_rows
-    tl.store(top_ptr + rows, top, mask=live)
-    tl.store(total_ptr + rows, total, mask=live)
-    # The logarithm is of a normal number, or of 0 where the largest score is −∞, or NaN.
-    log_total = tl.where(total == total, log_jit(total), total).to(tl.float64)
-    log_count = log_jit(tl.cast(components, tl.float32)).to(tl.float64)
-    log_q = top.to(tl.float64) + shift_jit(highest_ptr, tiles) + (log_total - log_count)
-    tl.store(log_q_ptr + rows, (log_q - HALF_LOG_TWO_PI * D).to(tl.float32), mask=live)
-
-
-@jit
-def mixture_gradient_kernel(  # type: ignore[no-untyped-def]
-    sums_ptr,  # (splits, M, WIDTH) float32
-    total_ptr,  # (n_rows,) float32
-    grad_ptr,  # (n_rows,) float32, elements grad_stride apart
-    grad_z_ptr,  # (n_rows, D)
-    grad_stride,
-    padded_rows,  # M
-    splits,
-    D: tl.constexpr,
-    SPLITS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    D_BLOCKS: tl.constexpr = (D + BLOCK_D - 1) // BLOCK_D
-    row = (tl.program_id(0) // D_BLOCKS).to(tl.int64)
-    dims = (tl.program_id(0) % D_BLOCKS) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
-    sums = tl.zeros((SPLITS, BLOCK_D), tl.float32)
-    for start in range(0, splits, SPLITS):
-        split = start + tl.arange(0, SPLITS)[:, None]
-        at = (split.to(tl.int64) * padded_rows + row) * (D_BLOCKS * BLOCK_D) + dims
-        sums += tl.load(sums_ptr + at, mask=(split < splits) & (dims < D), other=0.0)
-    weight = -tl.load(grad_ptr + row * grad_stride) / tl.load(total_ptr + row)
-    tl.store(grad_z_ptr + row * D + dims, tl.sum(sums, 0)[None, :] * weight, mask=dims < D)
 
 
 class _Operands(NamedTuple):

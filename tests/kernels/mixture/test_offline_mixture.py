@@ -79,10 +79,10 @@ def test_what_comes_before_and_after_stays_in_registers(gpu: str, D: int) -> Non
     of_forward = (inputs(D, False),)
     of_backward = (*of_forward, (of_draws, of_draws), (of_draws,), (True,))
     for launch, args, kernel in (
-        (kernels.forward, of_forward, kernels.mixture_prepare_kernel),
-        (kernels.forward, of_forward, kernels.mixture_log_prob_kernel),
-        (kernels.backward, of_backward, kernels.mixture_prepare_kernel),
-        (kernels.backward, of_backward, kernels.mixture_gradient_kernel),
+        (kernels.forward, of_forward, mixture.prepare.mixture_prepare_kernel),
+        (kernels.forward, of_forward, mixture.combine.mixture_log_prob_kernel),
+        (kernels.backward, of_backward, mixture.prepare.mixture_prepare_kernel),
+        (kernels.backward, of_backward, mixture.combine.mixture_gradient_kernel),
     ):
         assert_in_registers(built(launch, kernel, args, gpu), 96)  # 80
 

@@ -221,7 +221,7 @@ def launch(
     def run(tile: Tile) -> None:
         block = tile.block(columns, lanes)
         count = programs(block["BLOCK_ROWS"])
-        run_kernel(kernel, count, tensors, numbers, constants | block, tile.num_warps)
+        run_kept(kernel, count, tensors, numbers, constants | block, tile.num_warps)
 
     usual = TILES.get(name, USUAL)
     if keeps_launches(tensors[0]):
@@ -354,7 +354,7 @@ class Launch:
             self.compiled[alignment] = compiled, tuple(self.constants[name] for name in names)
 
 
-def run_kernel(
+def run_kept(
     kernel: Any,
     programs: int,
     tensors: tuple[torch.Tensor | None, ...],
@@ -376,7 +376,8 @@ def run_kernel(
         Launch(kernel, (programs,), numbers, constants, num_warps)(*tensors)
         return
     dtypes = [None if tensor is None else tensor.dtype for tensor in tensors]
-    key = (kernel.__name__, on.device, programs, *dtypes, *numbers, *constants.values())
+    which = (kernel.__name__, num_warps, on.device, programs)
+    key = (*which, *dtypes, *numbers, *constants.values())
     found = kept_for(key)
     if found is None:
         found = Launch(kernel, (programs,), numbers, constants, num_warps)

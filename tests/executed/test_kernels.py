@@ -51,10 +51,10 @@ def test_every_byte_moves_once(name: str, target: str) -> None:
     floors, again = CASES[name].floors, CASES[name].again
     runs = done(name, target).runs
     assert set(names_of(runs)) == set(floors)
-    for name, run in zip(names_of(runs), runs, strict=True):
-        floor = floors[name]
-        assert run.moved.stored == floor.stored, name
-        assert 0 <= run.moved.loaded - floor.loaded <= again.get(name, 0), name
+    for kernel, run in zip(names_of(runs), runs, strict=True):
+        floor = floors[kernel]
+        assert run.moved.stored == floor.stored, kernel
+        assert 0 <= run.moved.loaded - floor.loaded <= again.get(kernel, 0), kernel
 
 
 ALIGNED = [  # rows whose size is a multiple of 16 bytes

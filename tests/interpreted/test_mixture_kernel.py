@@ -212,6 +212,22 @@ def test_forward_addresses_elements_beyond_2_to_the_31(monkeypatch: pytest.Monke
     assert touched(seen, "store", 4) == [addresses(x, last, 1, 1, 2 * FAR) for x in (top, total)]
 
 
+@pytest.mark.parametrize("program", [0, 2**27])  # the first block of draws, and the last
+def test_what_draws_leave_out_is_read_at_their_place(
+    program: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    z, mu, inverse_sigma, top, total = tensors(5)
+    log_normaliser, highest = (x.double() for x in tensors(2))
+    leave_out = torch.zeros(1, dtype=torch.int64)
+    args = (z, mu, inverse_sigma, log_normaliser, highest, leave_out, top, total)
+    sizes = (FAR, Z_STRIDE, 128, 1, 1)
+    kernel = module.kernel.mixture_forward_kernel
+    constants = CONSTANTS | {"LEAVE_OUT": True}
+    seen = far_launch(monkeypatch, kernel, program, *args, *sizes, D=3, **constants)
+    rows = range(16 * program, min(16 * program + 16, FAR))
+    assert touched(seen, "load", 8)[-1] == addresses(leave_out, rows, 1, 1, 0)
+
+
 def test_backward_addresses_elements_beyond_2_to_the_31(monkeypatch: pytest.MonkeyPatch) -> None:
     z, mu, inverse_sigma, top, out, weights = tensors(6)
     log_normaliser, highest = (x.double() for x in tensors(2))
@@ -242,7 +258,7 @@ def test_draws_and_components_beyond_2_to_the_31_are_prepared(
     log_normaliser, highest = (x.double() for x in tensors(2))
     tiles = 2**24 + 1  # the last has one component, at 2³¹
     sizes = (FAR, 2**31 + 1, tiles, 5, 1, 6, 2, 7, 3, M, 128 * tiles, 3, 4)
-    constants = {"BACKWARD": True, "BLOCK_M": 16, "BLOCK_N": 128, "COLUMNS": 8}
+    constants = {"BACKWARD": True, "BLOCK_N": 128, "COLUMNS": 8}
     args = (*inputs, *outputs, log_normaliser, highest, *rows_of, *sizes)
     kernel = module.prepare.mixture_prepare_kernel
     component, tile = range(2**31, 2**31 + 1), range(2**31, 2**31 + 128)

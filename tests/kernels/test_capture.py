@@ -199,7 +199,9 @@ def test_an_op_is_one_launch_forward_and_a_few_backward_at_any_batch_size(
         return list(module.call(case, small | dict(zip(names, tensors, strict=True))).values())
 
     graphs = capture(function, *(small[n] for n in names), then=tuple(large[n] for n in names))
-    assert [len(launches(graph)) for graph in graphs] in ([1, 1], [1, 2], [3, 3])
+    shared = op.startswith("mixture")  # by the programs of a draw
+    wanted = ([3, 3],) if shared else ([1, 1], [1, 2])
+    assert [len(launches(graph)) for graph in graphs] in wanted
     for launch in (launch for graph in graphs for launch in launches(graph)):
         assert_writes_only(launch, set(launch.kwargs["tensors_to_clone"]))  # type: ignore[arg-type]
 

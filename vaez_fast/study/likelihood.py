@@ -32,10 +32,10 @@ def log_px_of_many(
 ) -> Record:
     """log p(x) in nats of all images of `pixels` (N, 784), as 5,000 samples of each would find it.
 
-    `test` has the mean over all images from fewer samples. To it comes the `rise` from that many
-    samples to 5,000, measured on every tenth image (of few images, on at least 100): two-level
-    Monte Carlo (Giles 2008, Multilevel Monte Carlo Path Simulation, section 2). The standard
-    errors are over images.
+    `test` has the mean over all images from fewer samples. The `rise` from that many samples to
+    5,000 is measured on every tenth image (of few images, on at least 100) and added: two-level
+    Monte Carlo (Giles 2008, Multilevel Monte Carlo Path Simulation, section 2). Standard errors are
+    over images. The two are added as if their images were others; the second is far smaller.
     """
     samples, rise, some = test.log_px_samples, Estimate(0.0, 0.0), len(pixels)
     if samples < SAMPLES:

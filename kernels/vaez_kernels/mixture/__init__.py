@@ -78,7 +78,7 @@ def mixture_log_prob(
     "ELBO surgery", 2016). On a CPU the error is within 1e-4 + 3e-7·|log q| of float64 for D = 128
     and σ from e⁻⁴ to 1. Scores are not stored. A CPU needs tens of MiB and a float64 copy of
     logvar. A GPU needs a float32 copy of the inputs, two in backward, where each program also needs
-    8 KiB (one program for 16 draws, or more if there are few draws).
+    8 KiB and 64 bytes a dimension (one program for 16 draws, or more if there are few draws).
 
     Args:
         z: (M, D) float32, bfloat16 or float16 of any strides; float64 takes the fallback.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from ..backend import jit, tl
+from ..backend import jit_with_run_time, tl
 from ..scalar import log_jit
 from .prepare import shift_jit
 
 
-@jit
+@jit_with_run_time("n_rows", "tiles", "splits", "components")
 def mixture_log_prob_kernel(  # type: ignore[no-untyped-def]
     highest_ptr,  # (tiles,) float64
     tops_ptr,  # (splits, n_rows) float32
@@ -47,7 +47,7 @@ def mixture_log_prob_kernel(  # type: ignore[no-untyped-def]
     tl.store(log_q_ptr + rows, (log_q - HALF_LOG_TWO_PI * D).to(tl.float32), mask=live)
 
 
-@jit
+@jit_with_run_time("splits")
 def mixture_gradient_kernel(  # type: ignore[no-untyped-def]
     sums_ptr,  # (splits, M, WIDTH) float32
     total_ptr,  # (n_rows,) float32

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..backend import jit, tl
 from ..define import Tensors
-from ..launch import run_kernel
+from ..launch import run_kept
 from .combine import mixture_gradient_kernel, mixture_log_prob_kernel
 from .prepare import mixture_prepare_kernel, shift_jit
 from .twin import SEGMENT, Arguments
@@ -68,7 +68,7 @@ def scores_jit(  # type: ignore[no-untyped-def]
     if LEAVE_OUT:
         # Loaded only here, because registers are scarce in the loop.
         # A draw beyond the last one takes the last one's, which needs fewer registers than a mask.
-        last = tl.cast(n_rows - 1 - first_row, tl.int32)
+        last = tl.cast(tl.minimum(n_rows - 1 - first_row, BLOCK_M - 1), tl.int32)
         skip = tl.load(leave_out_ptr + first_row + tl.minimum(lanes, last))
         scores = tl.where(first + within == skip, -float("inf"), scores)
     return scores
@@ -193,7 +193,7 @@ class _Operands(NamedTuple):
 
 
 def _prepared(a: Arguments, width: int | None = None) -> _Operands:
-    # `width` for backward
+    # `width`: WIDTH of the copies in rows that backward needs; None for forward
     D = a.z.shape[1]
     rows, tiles = whole_blocks(a.z.shape[0], BLOCK_M), blocks_of(a.mu.shape[0], BLOCK_N)
     components = tiles * BLOCK_N
@@ -216,15 +216,12 @@ def _prepared(a: Arguments, width: int | None = None) -> _Operands:
     columns = (D, D if width is None else width)
     constants = {
         "BACKWARD": width is not None,
-        "BLOCK_M": BLOCK_M,
         "BLOCK_N": BLOCK_N,
         "COLUMNS": COLUMNS,
     }
     programs = tiles + blocks_of(rows, BLOCK_N)
     tensors = (a.z, a.mu, a.logvar, *operands)
-    run_kernel(
-        mixture_prepare_kernel, programs, tensors, (*sizes, *strides, *columns), constants, 8
-    )
+    run_kept(mixture_prepare_kernel, programs, tensors, (*sizes, *strides, *columns), constants, 8)
     return operands
 
 
@@ -247,7 +244,7 @@ def splits_of(rows: int, tiles: int) -> Any:
 
     It depends only on sizes, so that results do not depend on the device.
     """
-    wanted = -(-PROGRAMS // -(-rows // BLOCK_M))
+    wanted = blocks_of(PROGRAMS, blocks_of(rows, BLOCK_M))
     return torch.sym_min(wanted, tiles)
 
 
@@ -265,7 +262,7 @@ def forward(a: Arguments) -> Tensors:
     tiles = of.highest.shape[0]
     splits = splits_of(rows, tiles)
     tops, totals = (a.z.new_empty((splits, rows), dtype=torch.float32) for _ in range(2))
-    run_kernel(
+    run_kept(
         mixture_forward_kernel,
         blocks_of(rows, BLOCK_M) * splits,
         (*of[:5], _contiguous(a.leave_out), tops, totals),
@@ -273,7 +270,7 @@ def forward(a: Arguments) -> Tensors:
         _constants(a),
         1,
     )
-    run_kernel(
+    run_kept(
         mixture_log_prob_kernel,
         blocks_of(rows, BLOCK_M),
         (of.highest, tops, totals, log_q, top, total),
@@ -304,7 +301,7 @@ def backward(a: Arguments, kept: Tensors, grads: Tensors, needs: tuple[bool]) ->
     programs = blocks_of(rows, BLOCK_M) * splits * d_blocks
     weights = a.z.new_empty((programs, BLOCK_N, BLOCK_M), dtype=torch.float32)
     sums = a.z.new_empty((splits, padded, width), dtype=torch.float32)
-    run_kernel(
+    run_kept(
         mixture_backward_kernel,
         programs,
         (*of[:5], _contiguous(a.leave_out), top, *of[5:], weights, sums),
@@ -312,7 +309,7 @@ def backward(a: Arguments, kept: Tensors, grads: Tensors, needs: tuple[bool]) ->
         _constants(a) | {"BLOCK_D": block_d},
         1,
     )
-    run_kernel(
+    run_kept(
         mixture_gradient_kernel,
         rows * d_blocks,
         (sums, total, grad, grad_z),

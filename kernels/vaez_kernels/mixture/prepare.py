@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from ..backend import jit, tl
+from ..backend import jit, jit_with_run_time, tl
 from ..scalar import exp_jit
 
 
 @jit
-def transposed_jit(  # type: ignore[no-untyped-def]
+def block_jit(  # type: ignore[no-untyped-def]
     x_ptr, rows, columns, n_rows, n_columns, row_stride, column_stride
 ):  # → (rows, columns) float32, 0 beyond the tensor
     at = rows * tl.cast(row_stride, tl.int64) + columns * tl.cast(column_stride, tl.int64)
@@ -16,7 +16,7 @@ def transposed_jit(  # type: ignore[no-untyped-def]
     )
 
 
-@jit
+@jit_with_run_time("n_rows", "n_components", "tiles", "D", "width")
 def mixture_prepare_kernel(  # type: ignore[no-untyped-def]
     z_ptr,  # (M, D)
     mu_ptr,  # (N, D)
@@ -43,7 +43,6 @@ def mixture_prepare_kernel(  # type: ignore[no-untyped-def]
     D,
     width,  # D for forward
     BACKWARD: tl.constexpr,
-    BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
@@ -54,10 +53,10 @@ def mixture_prepare_kernel(  # type: ignore[no-untyped-def]
         sums = tl.zeros((BLOCK_N, COLUMNS), tl.float64)
         for start in range(0, width, COLUMNS):
             d = start + tl.arange(0, COLUMNS)[None, :]
-            mu = transposed_jit(mu_ptr, rows, d, n_components, D, mu_row_stride, mu_column_stride)
+            mu = block_jit(mu_ptr, rows, d, n_components, D, mu_row_stride, mu_column_stride)
             # Beyond the components σ = 1, so that z = ∞ has the score −∞ there, as everywhere, not
             # NaN.
-            logvar = transposed_jit(
+            logvar = block_jit(
                 logvar_ptr, rows, d, n_components, D, logvar_row_stride, logvar_column_stride
             )
             sums += logvar.to(tl.float64)
@@ -78,7 +77,7 @@ def mixture_prepare_kernel(  # type: ignore[no-untyped-def]
         live = rows < z_stride
         for start in range(0, width, COLUMNS):
             d = start + tl.arange(0, COLUMNS)[None, :]
-            z = transposed_jit(z_ptr, rows, d, n_rows, D, z_row_stride, z_column_stride)
+            z = block_jit(z_ptr, rows, d, n_rows, D, z_row_stride, z_column_stride)
             tl.store(z_out_ptr + d * z_stride + rows, z, mask=live & (d < D))
             if BACKWARD:
                 tl.store(rows_of_z_ptr + rows * width + d, z, mask=live & (d < width))

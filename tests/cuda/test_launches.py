@@ -20,6 +20,7 @@ from bench.process import environment
 from tests.cuda.moved import CUDA
 from vaez_kernels import (
     bernoulli_log_prob,
+    gaussian_log_prob,
     launch,
     mixture_log_prob,
     noise_key,
@@ -171,6 +172,33 @@ def of_likelihood(device: torch.device | str, logits: Tensor, x: Tensor) -> tupl
     weights = torch.arange(out.numel(), device=device).view(out.shape) / 7.0
     (grad,) = torch.autograd.grad((weights * out).sum(), logits)
     return out.detach(), grad, logits.detach(), x
+
+
+def test_a_gaussian_likelihood_after_others_of_its_kind_is_what_it_is_alone() -> None:
+    for _ in range(2):
+        for mean, x in likelihoods():
+            for logvar in (
+                0.5 * mean,
+                torch.cat((mean, mean), 2)[..., : mean.shape[2]],
+                mean[..., :1],
+            ):
+                spread = logvar.expand_as(mean)
+                found, alone = (of_gaussian(device, mean, spread, x) for device in (CUDA, "cpu"))
+                for one, other in zip(found, alone, strict=True):
+                    close = 2e-2 if one.dtype == torch.bfloat16 else 1e-5
+                    torch.testing.assert_close(one.cpu(), other, rtol=close, atol=close)
+
+
+def of_gaussian(
+    device: torch.device | str, mean: Tensor, logvar: Tensor, x: Tensor
+) -> tuple[Tensor, ...]:
+    """The likelihood, both gradients of its weighted sum, and its inputs afterwards."""
+    mean, logvar = (as_it_lies(one, device).requires_grad_() for one in (mean, logvar))
+    x = as_it_lies(x, device)
+    out = gaussian_log_prob(mean, logvar, x)
+    weights = torch.arange(out.numel(), device=device).view(out.shape) / 7.0
+    grads = torch.autograd.grad((weights * out).sum(), (mean, logvar))
+    return out.detach(), *grads, mean.detach(), logvar.detach(), x
 
 
 def mixtures() -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:

@@ -299,7 +299,7 @@ class TestHistory:
         assert "128: 2.52" in told["training/growth.json"]
         assert "bfloat16 2.30 ms" in told["training/parts.json"]
         assert "altosaar 119 s" in told["likelihood/results.json"]
-        assert told["article-mnist/results.json"].startswith("70 trainings of altosaar")
+        assert told["article-mnist/results.json"].startswith("75 trainings of altosaar")
         assert "article-mnist/study.json" in silent
 
     def test_a_folder_without_runs_is_refused(

@@ -195,8 +195,8 @@ class _Operands(NamedTuple):
 def _prepared(a: Arguments, width: int | None = None) -> _Operands:
     # `width`: WIDTH of the copies in rows that backward needs; None for forward
     D = a.z.shape[1]
-    rows, tiles = whole_blocks(a.z.shape[0], BLOCK_M), blocks_of(a.mu.shape[0], BLOCK_N)
-    components = tiles * BLOCK_N
+    tiles = blocks_of(a.mu.shape[0], BLOCK_N)
+    rows, components = blocks_of(a.z.shape[0], BLOCK_M) * BLOCK_M, tiles * BLOCK_N
 
     def empty(*shape: Any, dtype: torch.dtype = torch.float32) -> Tensor:
         return a.z.new_empty(shape, dtype=dtype)
@@ -232,11 +232,6 @@ def _contiguous(x: Tensor | None) -> Tensor | None:
 def blocks_of(count: Any, block: int) -> Any:
     """The number of blocks that hold `count` elements."""
     return -(-count // block)
-
-
-def whole_blocks(count: Any, block: int) -> Any:
-    """`count` rounded up to whole blocks."""
-    return blocks_of(count, block) * block
 
 
 def splits_of(rows: int, tiles: int) -> Any:

@@ -42,7 +42,7 @@ class ProductTile(NamedTuple):
     pixels: int
     hidden: int
     num_warps: int
-    # Steps of the decoder's loops whose operands are loaded at once, while the first is computed.
+    # Steps of a loop whose operands are loaded at once, while the first is computed.
     stages: int = 1
 
 
@@ -57,31 +57,37 @@ USUAL = Tile(1024, 4)
 # A warp with four elements for each of its threads, for calls that would not fill a GPU otherwise.
 SMALL = Tile(128, 1)
 TILES = {"bernoulli_forward": Tile(1024, 1), "bernoulli_backward": Tile(1024, 1)}
-# The last layer's kernels, by the type of the operands: no spills, and operands that fit in 64 KiB
-# of shared memory on all four architectures.
+# The last layer's kernels, by the type of the operands: "logits" are rows × pixels, over hidden
+# units; "product" is any other product, rows × columns over terms. Nothing spills (but two
+# registers of the float32 forward on Blackwell with triton 3.6).
 LAYER_TILES = {
-    "forward": {
-        "16 bits": ProductTile(128, 64, 32, 8),
-        "tf32": ProductTile(64, 64, 32, 8),
+    "logits": {
+        "16 bits": ProductTile(64, 64, 64, 8, 2),
+        "tf32": ProductTile(64, 64, 32, 8, 2),
+        "float32": ProductTile(32, 32, 16, 4),
+    },
+    "product": {
+        "16 bits": ProductTile(64, 64, 64, 4, 2),
+        "tf32": ProductTile(64, 64, 32, 8, 2),
         "float32": ProductTile(32, 64, 32, 8),
     },
-    "hidden": {
-        "16 bits": ProductTile(64, 64, 64, 8),
-        "tf32": ProductTile(64, 32, 32, 8),
-        "float32": ProductTile(32, 32, 32, 8),
+}
+# For outputs so small that the tiles above would leave multiprocessors idle.
+FEW_LAYER_TILES = {
+    "logits": {
+        "16 bits": ProductTile(16, 32, 64, 4, 2),
+        "tf32": ProductTile(16, 32, 32, 4, 2),
+        "float32": ProductTile(16, 16, 32, 4),
     },
-    "weight": {
-        "16 bits": ProductTile(32, 64, 32, 8),
-        "tf32": ProductTile(32, 32, 32, 8),
-        "float32": ProductTile(32, 32, 16, 8),
+    "product": {
+        "16 bits": ProductTile(16, 32, 64, 4, 2),
+        "tf32": ProductTile(16, 32, 32, 4, 2),
+        "float32": ProductTile(16, 32, 32, 4),
     },
 }
-# Columns of the hidden units' (or weights') gradient that a program of the last layer keeps in
-# registers. Each further block of columns computes the logits again.
-WIDTH = {"hidden": 256, "weight": 128}
-# The sum over rows in the weights' gradient is split over at most this many programs: enough to
-# fill a GPU. Each split stores a partial sum of shape (P, H).
-MOST_SPLITS = 16
+# If a row's hidden units are this many bytes at most and products are of 16 bits, a program keeps
+# those of its rows, or the weights of its pixels.
+HELD_BYTES = 512
 # The decoder's kernel, by precision and by whether the second layer has more than 256 units.
 # With the replacements below, nothing spills with triton 3.6 and 3.8. Rows are samples. The first
 # layer is computed `hidden` units at a time, and each block immediately goes into the product of
@@ -383,6 +389,11 @@ def run_kept(
         found = Launch(kernel, (programs,), numbers, constants, num_warps)
         keep(key, found)
     found.again(*tensors)
+
+
+def blocks_of(count: Any, block: Any) -> Any:
+    """The number of blocks that hold `count` elements. Sizes of a trace may be open."""
+    return -(-count // block)
 
 
 def _first_tensor(args: tuple[Any, ...]) -> torch.Tensor:

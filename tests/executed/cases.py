@@ -42,8 +42,9 @@ OUTPUTS = {
     "bernoulli_forward_kernel": ("log_prob",),
     "bernoulli_backward_kernel": ("grad_logits", "grad_x"),
     "linear_bernoulli_forward_kernel": ("log_prob",),
-    "linear_bernoulli_hidden_kernel": ("grad_hidden",),
-    "linear_bernoulli_weight_kernel": ("grad_weight", "grad_bias"),
+    "linear_bernoulli_residual_kernel": ("grad_hidden", "grad_weight", "grad_bias"),
+    "linear_bernoulli_product_kernel": ("grad_hidden", "grad_weight"),
+    "linear_bernoulli_sum_kernel": ("log_prob", "grad_hidden", "grad_weight", "grad_bias"),
     "mixture_prepare_kernel": ("log_prob", "grad_z"),
     "mixture_forward_kernel": ("log_prob",),
     "mixture_log_prob_kernel": ("log_prob",),
@@ -230,11 +231,13 @@ def _mixture_case(
 
 
 def _last_layer() -> Iterator[Case]:
-    small, large = (3, 7, 19, 20), (2, 33, 40, 100)
+    one_tile, small, large = (2, 7, 12, 15), (3, 7, 19, 20), (2, 33, 40, 100)
     for precision in PRECISIONS:
+        yield _layer_case(one_tile, torch.float32, torch.uint8, precision, True)
         yield _layer_case(small, torch.float32, torch.uint8, precision, True)
         yield _layer_case(large, torch.float32, torch.uint8, precision, False)
     for dtype in FLOATS[1:]:
+        yield _layer_case(one_tile, dtype, torch.uint8, "float32", True)
         yield _layer_case(small, dtype, torch.uint8, "float32", True)
         yield _layer_case(large, dtype, torch.float32, "float32", False)
     yield _layer_case((1, 1, 1, 1), torch.float32, torch.float32, "tf32", True)
@@ -254,14 +257,12 @@ def _layer_case(
     # For sm_90, products of other precisions become wgmma, which tests/ptx does not support.
     plain = precision == "float32" and dtype == torch.float32
     gpus = ("sm_80", "sm_90") if plain else ("sm_80",)
-    names = ("forward", "hidden", "weight")
-    kernels = [f"linear_bernoulli_{name}_kernel" for name in names]
     of, again = {}, {}
-    # The smallest tile has 32 rows and 32 pixels. If there are several, each reads operands again.
-    if shape[0] * shape[1] <= 32 and shape[3] <= 32:
-        of = dict(zip(kernels, floors.last_layer(*given), strict=True))
-        repeated = floors.last_layer_again(given.hidden, given.weight, given.x)
-        again = dict(zip(kernels, repeated, strict=True))
+    # The smallest tile has 16 rows, 16 pixels and 32 hidden units. If there are several, programs
+    # read operands again.
+    if shape[0] * shape[1] <= 16 and shape[3] <= 16:
+        of = floors.last_layer(*given, precision)
+        again = floors.last_layer_again(given.hidden, given.x)
     return Case("last layer", flags, dtype, shape, compare, of, again, gpus, quick)
 
 

@@ -100,9 +100,9 @@ def page(records: Sequence[Record]) -> str:
             "**bytes / floor**: bytes that blocks of threads load and store, as "
             "tests/executed/global_traffic.py counts them, over the least possible number. The "
             "mixture's kernels read components again for each block of draws, so their floor is "
-            "the count of bench/timing/traffic.py. The last layer's kernels and the decoder's load "
-            "some tensors twice, because two uses need them in different layouts. **16-byte**: "
-            "the share of these bytes in 128-bit accesses."
+            "the count of bench/timing/traffic.py. The decoder's loads some tensors "
+            "twice, because two uses need them in different layouts. **16-byte**: the share of "
+            "these bytes in 128-bit accesses."
         ),
         Text("`python -m tests.executed --out DIR` repeats this page for the installed Triton."),
     ]

@@ -96,7 +96,7 @@ def test_barriers_around_weights_in_global_memory_are_needed(
 def test_no_wait_for_a_copy_can_be_left_out() -> None:
     given = last_layer.inputs((3, 7, 19, 20))
     compare = partial(last_layer.compared, given, "tf32", tensor_cores=True)
-    kernel = "linear_bernoulli_weight_kernel"
+    kernel = "linear_bernoulli_residual_kernel"
     assert shown(compare, kernel, WAIT, target="sm_80") == {"EarlyRead"}
 
 

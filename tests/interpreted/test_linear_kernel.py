@@ -6,8 +6,11 @@ tests/kernels/linear_bernoulli/last_layer.py derives the tolerances.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
 from tests.interpreted.watch import accesses, watch
 from tests.kernels.helpers import assert_within
@@ -24,33 +27,53 @@ SHAPES = [  # S, B, H, P
     (1, 1, 1, 1),
     (3, 7, 19, 20),
     (9, 5, 16, 84),
-    (1, 33, 40, 15),
-    (17, 2, 5, 65),
+    (3, 33, 40, 15),  # rows of a block belong to two samples
+    (17, 2, 5, 65),  # to eight
 ]
 
 
 @pytest.fixture(autouse=True)
 def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The launched kernels. Fresh memory is filled with NaN, so unwritten outputs are found."""
-    names = ("forward", "grad_hidden", "grad_weight")
-    return watch(monkeypatch, *((op.kernel, name) for name in names))
+    return watch(monkeypatch, (op.kernel, "forward"), (op.kernel, "grad_layer"))
 
 
 @pytest.fixture
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several blocks in every direction, small because the interpreter is slow on large ones."""
-    for kind, tiles in launch.LAYER_TILES.items():
-        monkeypatch.setitem(launch.LAYER_TILES, kind, dict.fromkeys(tiles, SMALL))
-        monkeypatch.setitem(launch.WIDTH, kind, 16)
+    for table in (launch.LAYER_TILES, launch.FEW_LAYER_TILES):
+        for kind, tiles in table.items():
+            monkeypatch.setitem(table, kind, dict.fromkeys(tiles, SMALL))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("programs", [1, 12, 264])
 @pytest.mark.usefixtures("small_tiles")
 def test_value_and_gradients_are_the_references(
-    shape: tuple[int, int, int, int], launches: list[str]
+    shape: tuple[int, int, int, int],
+    programs: int,
+    launches: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """A sum is one program's, or is shared by several, or each of them has one block."""
+    monkeypatch.setattr(op.kernel, "PROGRAMS", programs)
     check(inputs(shape, targets=torch.float32))
-    assert launches == ["forward", "grad_hidden", "grad_weight"]
+    assert launches == ["forward", "grad_layer"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.usefixtures("small_tiles")
+def test_chunks_of_rows_are_the_whole(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = inputs((3, 100, 5, 20), dtype)
+    whole = measured(given)
+    monkeypatch.setattr(op.kernel, "CHUNK", 1)  # 128 rows at least: 300 rows are three chunks
+    check(given, truncates=True)
+    assert torch.equal(measured(given).grad_hidden, whole.grad_hidden)
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_hidden_units_that_a_program_cannot_keep_are_read_in_blocks() -> None:
+    check(inputs((2, 3, 300, 20), torch.bfloat16), truncates=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -103,6 +126,7 @@ def test_kernels_and_fallback_agree() -> None:
 @pytest.mark.usefixtures("small_tiles")
 def test_many_pixels_take_their_logarithm_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     # All factors are 2 here. Without parts their product would reach 2 to the 200.
+    monkeypatch.setattr(op.kernel, "PROGRAMS", 1)
     hidden, weight = torch.zeros(1, 1, 1), torch.zeros(200 * 16, 1)
     x = torch.zeros(1, 200 * 16, dtype=torch.uint8)
     out = linear_bernoulli_log_prob(hidden, weight, torch.zeros(200 * 16), x)
@@ -111,8 +135,11 @@ def test_many_pixels_take_their_logarithm_in_parts(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.usefixtures("small_tiles")
-def test_a_program_of_the_weights_gradient_takes_all_its_blocks_of_rows() -> None:
+def test_a_program_of_a_gradient_takes_all_its_blocks_of_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     # 19 blocks of 16 rows are shared among at most 16 programs.
+    monkeypatch.setattr(op.kernel, "PROGRAMS", 16)
     check(inputs((1, 300, 3, 5)))
 
 
@@ -183,20 +210,38 @@ def test_no_images_launch_nothing_that_reads() -> None:
 
 
 @pytest.mark.parametrize("samples", [1, 8])
-def test_logits_reach_no_memory(samples: int) -> None:
-    """Each program reads its rows once for each tile of pixels and writes only one sum per row."""
-    given = inputs((samples, 16, 32, 128))
-    tile = launch.LAYER_TILES["forward"]["float32"]
+def test_logits_reach_no_memory(samples: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program reads its rows once and writes one sum per row, which a second launch adds up."""
+    monkeypatch.setattr(op.kernel, "PROGRAMS", 16)
+    given = inputs((samples, 16, 32, 128), torch.bfloat16)
+    tile, rows = launch.FEW_LAYER_TILES["logits"]["16 bits"], samples * 16
     with accesses() as seen, torch.no_grad():
         linear_bernoulli_log_prob(*given)
-    stored = [access for access in seen if access.kind == "store"]
-    assert sum(access.addresses.size for access in stored) == samples * 16
-    blocks, passes = -(-samples * 16 // tile.rows), 128 // tile.pixels
-    read = dict.fromkeys((1, 4), 0)
+    blocks = rows // tile.rows
+    parts = min(128 // tile.pixels, 16 // blocks)
+    stored = sum(access.addresses.size for access in seen if access.kind == "store")
+    assert stored == (rows if parts == 1 else (parts + 1) * rows)
+    read = dict.fromkeys((1, 2, 4), 0)
     for access in seen:
         if access.kind == "load":
             read[access.width] += access.addresses.size
-    # Targets are read once per program and row, rows once per pass, weights and biases once per
-    # program.
-    assert read[1] == samples * 16 * 128
-    assert read[4] == passes * samples * 16 * 32 + blocks * (128 * 32 + 128)
+    assert read[1] == rows * 128
+    # Each part reads the rows; each block of rows reads the weights and the float32 bias.
+    assert read[2] == parts * rows * 32 + blocks * 128 * 32
+    assert read[4] == blocks * 128 + (0 if parts == 1 else parts * rows)
+
+
+def test_backward_keeps_the_residuals_of_one_chunk_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(op.kernel, "CHUNK", 128 * 32 * 4)
+    given = inputs((2, 160, 4, 20))
+    sizes: list[int] = []
+    empty = Tensor.new_empty
+
+    def noted(tensor: Tensor, *args: Any, **options: Any) -> Tensor:
+        out: Tensor = empty(tensor, *args, **options)
+        sizes.append(out.numel())
+        return out
+
+    monkeypatch.setattr(Tensor, "new_empty", noted)
+    measured(given)
+    assert max(sizes) == 128 * 32  # rows of 20 pixels are padded to 32; 320 rows are not kept

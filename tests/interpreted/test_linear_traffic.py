@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.interpreted.watch import Access, addresses, far_launch, tensors, touched
+from tests.interpreted.watch import addresses, far_launch, tensors, touched
 from vaez_kernels import interpreting
 from vaez_kernels import linear_bernoulli as op
 
@@ -16,81 +16,141 @@ pytestmark = pytest.mark.skipif(
     not interpreting(), reason="needs TRITON_INTERPRET=1: run by tests/kernels/test_interpreter.py"
 )
 
-# The last samples of the last image, with 100 samples of 2²⁷ + 5 images of 16 units. The elements
-# of one sample, those of all samples, and the results each exceed 2³². A program has two images and
-# eight samples.
-IMAGES, SAMPLES, BLOCKS = 2**27 + 5, 100, 13
-PROGRAM = (IMAGES // 2) * BLOCKS + BLOCKS - 1  # blocks of samples vary fastest
-LAST_IMAGE, LAST = range(IMAGES - 1, IMAGES), range(96, 100)
+# The last rows of 100 samples of 2²⁷ + 5 images, and the last 16 of 32 pixels. The elements of all
+# rows, the rows themselves, and the results of two parts each exceed 2³².
+IMAGES, SAMPLES = 2**27 + 5, 100
+ROWS = SAMPLES * IMAGES
+LAST = range(ROWS - ROWS % 16, ROWS)
+LAST_IMAGES = range(IMAGES - len(LAST), IMAGES)
 ROW, X_ROW, PIXEL = 24, 40, 2**28 + 8  # strides of hidden units, targets and weights
-SAMPLE = ROW * IMAGES
 CONSTANTS = {
-    "P": 16,
+    "P": 32,
     "H": 16,
     "ROW_STRIDE": ROW,
     "P_STRIDE": PIXEL,
     "H_STRIDE": 1,
     "X_STRIDE": X_ROW,
+    "HELD": False,
     "BFLOAT16": False,
     "PRECISION": "ieee",
-    "SAMPLES": 8,
     "BLOCK_ROWS": 16,
     "BLOCK_P": 16,
     "BLOCK_H": 16,
+    "STAGES": 1,
 }
-GRAD = (3 * IMAGES, 3)  # strides
 
 
-def rows_of(tensor: torch.Tensor, columns: int, stride: int, sample_stride: int) -> set[int]:
-    sets = (addresses(tensor, LAST_IMAGE, columns, stride, s * sample_stride) for s in LAST)
-    return set().union(*sets)
-
-
-def assert_reads_the_last_rows(
-    seen: list[Access], hidden: torch.Tensor, weight: torch.Tensor, x: torch.Tensor
+@pytest.mark.parametrize("held", [False, True])
+def test_forward_addresses_elements_beyond_2_to_the_31(
+    held: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loads = touched(seen, "load", 4)
-    assert loads[:2] == [
-        rows_of(hidden, 16, ROW, SAMPLE),
-        addresses(weight, range(16), 16, PIXEL, 0),
-    ]
-    assert touched(seen, "load", 1) == [addresses(x, LAST_IMAGE, 16, X_ROW, 0)]
-
-
-def test_forward_addresses_elements_beyond_2_to_the_31(monkeypatch: pytest.MonkeyPatch) -> None:
     hidden, weight, bias, out = tensors(4)
     x = torch.zeros(1, dtype=torch.uint8)
-    args = (hidden, weight, bias, x, out, IMAGES, SAMPLES, SAMPLE)
+    program = (ROWS // 16) * 2 + 1  # of two parts
+    args = (hidden, weight, bias, x, out, ROWS, IMAGES, 2, 16)
     kernel = op.kernel.linear_bernoulli_forward_kernel
-    seen = far_launch(monkeypatch, kernel, PROGRAM, *args, **CONSTANTS, FACTORS=64)
-    assert_reads_the_last_rows(seen, hidden, weight, x)
-    assert touched(seen, "store", 4) == [rows_of(out, 1, 1, IMAGES)]
-
-
-def test_the_hidden_units_gradient_does_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    grad, hidden, weight, bias, out = tensors(5)
-    x = torch.zeros(1, dtype=torch.uint8)
-    args = (grad, hidden, weight, bias, x, out, IMAGES, SAMPLES, *GRAD, SAMPLE)
-    kernel = op.kernel.linear_bernoulli_hidden_kernel
-    seen = far_launch(monkeypatch, kernel, PROGRAM, *args, **CONSTANTS, WIDTH=16)
-    assert_reads_the_last_rows(seen, hidden, weight, x)
-    loads = touched(seen, "load", 4)
-    assert loads[3:] == [rows_of(grad, 1, GRAD[1], GRAD[0]), loads[1]]
-    assert touched(seen, "store", 4) == [rows_of(out, 16, 16, 16 * IMAGES)]
-
-
-def test_the_weights_gradient_does_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    grad, hidden, weight, bias, of_weight, of_bias = tensors(6)
-    x = torch.zeros(1, dtype=torch.uint8)
-    args = (grad, hidden, weight, bias, x, of_weight, of_bias, IMAGES, SAMPLES, *GRAD, SAMPLE)
-    kernel = op.kernel.linear_bernoulli_weight_kernel
-    # One split for each block of rows.
-    place, blocks = (0, 0, PROGRAM), PROGRAM + 1
-    seen = far_launch(monkeypatch, kernel, place, *args, blocks, **CONSTANTS, WIDTH=16)
-    assert_reads_the_last_rows(seen, hidden, weight, x)
-    loads = touched(seen, "load", 4)
-    assert loads[3:] == [rows_of(grad, 1, GRAD[1], GRAD[0]), loads[0]]
-    assert touched(seen, "store", 4) == [
-        addresses(of_weight, range(16), 16, 16, PROGRAM * 16 * 16),
-        addresses(of_bias, range(1), 16, 16, PROGRAM * 16),
+    seen = far_launch(monkeypatch, kernel, program, *args, **CONSTANTS | {"HELD": held})
+    assert touched(seen, "load", 4) == [
+        addresses(hidden, LAST, 16, ROW, 0),
+        addresses(weight, range(16, 32), 16, PIXEL, 0),
+        addresses(bias, range(1), 16, 0, 16),
     ]
+    assert touched(seen, "load", 1) == [addresses(x, LAST_IMAGES, 16, X_ROW, 16)]
+    assert touched(seen, "store", 4) == [addresses(out, LAST, 1, 1, ROWS)]
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_residuals_do_too(held: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    grad, hidden, weight, bias, residual, of_bias = tensors(6)
+    x = torch.zeros(1, dtype=torch.uint8)
+    first = LAST.start - 16
+    numbers = (first, ROWS, IMAGES, 3 * IMAGES, 3, PIXEL)
+    args = (grad, hidden, weight, bias, x, residual, of_bias, *numbers, 2, 16)
+    kernel = op.kernel.linear_bernoulli_residual_kernel
+    # The second block of pixels and the second part of the rows.
+    seen = far_launch(monkeypatch, kernel, 2 + 1, *args, **CONSTANTS | {"HELD": held})
+    loads = touched(seen, "load", 4)
+    operands = [
+        addresses(hidden, LAST, 16, ROW, 0),
+        addresses(weight, range(16, 32), 16, PIXEL, 0),
+    ]
+    assert loads == [
+        *(reversed(operands) if held else operands),
+        addresses(bias, range(1), 16, 0, 16),
+        addresses(grad, LAST_IMAGES, 1, 3, (SAMPLES - 1) * 3 * IMAGES),
+    ]
+    assert touched(seen, "load", 1) == [addresses(x, LAST_IMAGES, 16, X_ROW, 16)]
+    assert touched(seen, "store", 4) == [
+        addresses(residual, range(16, 16 + len(LAST)), 16, PIXEL, 16),
+        addresses(of_bias, range(1), 16, 0, 32 + 16),
+    ]
+
+
+def test_products_do_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b, out = tensors(3)
+    # Rows and columns end with a block of five and one of 16. The second of two parts.
+    program = ((IMAGES // 16) * 2 + 1) * 2 + 1
+    constants = {
+        "ROWS": 0,
+        "TERMS": 32,
+        "COLUMNS": 32,
+        "A_ROW_STRIDE": X_ROW,
+        "A_TERM_STRIDE": 1,
+        "B_TERM_STRIDE": PIXEL,
+        "B_COLUMN_STRIDE": PIXEL + 1,
+        "BFLOAT16": False,
+        "PRECISION": "ieee",
+        "BLOCK_ROWS": 16,
+        "BLOCK_COLUMNS": 16,
+        "BLOCK_TERMS": 16,
+        "STAGES": 1,
+    }
+    kernel = op.product.linear_bernoulli_product_kernel
+    seen = far_launch(monkeypatch, kernel, program, a, b, out, IMAGES, 2, 16, **constants)
+    rows = range(IMAGES - IMAGES % 16, IMAGES)
+    columns = [addresses(b, range(16, 32), 1, PIXEL, n * (PIXEL + 1)) for n in range(16, 32)]
+    assert touched(seen, "load", 4) == [
+        addresses(a, rows, 16, X_ROW, 16),
+        set().union(*columns),
+    ]
+    assert touched(seen, "store", 4) == [addresses(out, rows, 16, 32, IMAGES * 32 + 16)]
+
+
+def test_transposed_products_do_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b, out = tensors(3)
+    constants = {
+        "ROWS": 16,
+        "TERMS": 0,
+        "COLUMNS": 16,
+        "A_ROW_STRIDE": 1,
+        "A_TERM_STRIDE": X_ROW,
+        "B_TERM_STRIDE": ROW,
+        "B_COLUMN_STRIDE": 1,
+        "BFLOAT16": False,
+        "PRECISION": "ieee",
+        "BLOCK_ROWS": 16,
+        "BLOCK_COLUMNS": 16,
+        "BLOCK_TERMS": 16,
+        "STAGES": 1,
+    }
+    kernel = op.product.linear_bernoulli_product_kernel
+    parts = -(-IMAGES // 16)  # each has one block of terms
+    seen = far_launch(monkeypatch, kernel, parts - 1, a, b, out, IMAGES, parts, 16, **constants)
+    terms = range(IMAGES - IMAGES % 16, IMAGES)
+    assert touched(seen, "load", 4) == [
+        addresses(a, terms, 16, X_ROW, 0),
+        addresses(b, terms, 16, ROW, 0),
+    ]
+    assert touched(seen, "store", 4) == [addresses(out, range(16), 16, 16, (parts - 1) * 256)]
+
+
+def test_sums_of_parts_do_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts, out = tensors(2)
+    size = 2**30 + 5
+    kernel = op.product.linear_bernoulli_sum_kernel
+    block = {"PARTS": 4, "BLOCK": 128}
+    seen = far_launch(monkeypatch, kernel, 2**30 // 128, parts, out, size, 6, **block)
+    last = range(2**30, size)
+    rows = [addresses(parts, last, 1, 1, n * size) for n in range(6)]
+    assert touched(seen, "load", 4) == [set().union(*rows[:4]), set().union(*rows[4:])]
+    assert touched(seen, "store", 4) == [addresses(out, last, 1, 1, 0)]

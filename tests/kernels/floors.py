@@ -12,7 +12,6 @@ from torch import Tensor
 
 from tests.kernels.helpers import MODES
 from vaez_kernels import launch
-from vaez_kernels import linear_bernoulli as layer
 from vaez_kernels.mixture import kernel as mixture_kernel
 from vaez_kernels.mixture.case import mixture_log_prob_launches
 
@@ -73,28 +72,30 @@ def mixture_again(shape: tuple[int, int, int], leave_out: bool) -> dict[str, int
 
 
 def last_layer(
-    hidden: Tensor, weight: Tensor, bias: Tensor, x: Tensor
-) -> tuple[Floor, Floor, Floor]:
-    """The floors of the forward, hidden and weight kernels, for one program with all the work."""
-    inputs = sum(t.nbytes for t in (hidden, weight, bias, x))
-    results = 4 * hidden.shape[0] * hidden.shape[1]
-    gradients = 4 * (weight.numel() + bias.numel())
-    return (
-        Floor(inputs, results),
-        Floor(inputs + results, hidden.nbytes),
-        Floor(inputs + results, gradients),
-    )
+    hidden: Tensor, weight: Tensor, bias: Tensor, x: Tensor, precision: str
+) -> dict[str, Floor]:
+    """What the last layer's launches move if one program does the work of each.
 
-
-def last_layer_again(hidden: Tensor, weight: Tensor, x: Tensor) -> tuple[int, int, int]:
-    """Bytes that these kernels may load once more, because two uses have different layouts.
-
-    Samples of an image are rows of a tile and share the image's targets, so threads with different
-    samples may each load them. The operand of a gradient's product is also an operand of the
-    logits' product.
+    The product's first launch computes the weights' gradient, and its second the hidden units'.
     """
-    of_x = (min(len(hidden), layer.kernel.SAMPLES_PER_PROGRAM) - 1) * x.nbytes
-    return of_x, of_x + weight.nbytes, of_x + hidden.nbytes
+    rows, pixels = hidden.shape[0] * hidden.shape[1], len(weight)
+    residuals = rows * pixels * (2 if precision == "bfloat16" else hidden.itemsize)
+    inputs = sum(t.nbytes for t in (hidden, weight, bias, x))
+    return {
+        "linear_bernoulli_forward_kernel": Floor(inputs, 4 * rows),
+        "linear_bernoulli_residual_kernel": Floor(inputs + 4 * rows, residuals + bias.nbytes),
+        "linear_bernoulli_product_kernel": Floor(residuals + hidden.nbytes, weight.nbytes),
+        "linear_bernoulli_product_kernel, backward": Floor(
+            residuals + weight.nbytes, hidden.nbytes
+        ),
+    }
+
+
+def last_layer_again(hidden: Tensor, x: Tensor) -> dict[str, int]:
+    """Bytes that these kernels may load once more: every sample of an image reads its targets."""
+    of_x = (len(hidden) - 1) * x.nbytes
+    kernels = ("linear_bernoulli_forward_kernel", "linear_bernoulli_residual_kernel")
+    return dict.fromkeys(kernels, of_x)
 
 
 def decoder(shape: tuple[int, ...], precision: str, gpu: str) -> Floor:

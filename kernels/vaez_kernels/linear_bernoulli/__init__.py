@@ -1,7 +1,8 @@
 """The last layer of a decoder and the Bernoulli log-likelihood of its logits, in one op.
 
-The S·B·P logits are the largest tensor of a VAE. Here they are only kept in registers (CUDA) or in
-a tile that fits in a cache (CPU), never in memory as a whole. Backward computes them again.
+The S·B·P logits are the largest tensor of a VAE. Here they are never in memory as a whole: they
+stay in registers (CUDA) or in a tile that fits in a cache (CPU). Backward computes them again, and
+keeps a chunk of their gradients that fits in a cache.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from ..checks import check_choice, check_device, check_float, check_targets
 from ..define import Op
-from . import kernel, twin
+from . import kernel, product, twin
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
 
@@ -19,8 +20,12 @@ _linear_bernoulli = Op(
     "linear_bernoulli",
     kernel,
     twin,
-    forward=(kernel.linear_bernoulli_forward_kernel,),
-    backward=(kernel.linear_bernoulli_hidden_kernel, kernel.linear_bernoulli_weight_kernel),
+    forward=(kernel.linear_bernoulli_forward_kernel, product.linear_bernoulli_sum_kernel),
+    backward=(
+        kernel.linear_bernoulli_residual_kernel,
+        product.linear_bernoulli_product_kernel,
+        product.linear_bernoulli_sum_kernel,
+    ),
     differentiable=4,
     opaque=twin.like_the_result,
 )
@@ -62,8 +67,9 @@ def linear_bernoulli_log_prob(
 ) -> Tensor:
     """log p(x|z) in nats from a decoder's last hidden layer: Σ_P x·l − softplus(l), l = hWᵀ + b.
 
-    The same as `bernoulli_log_prob(hidden @ weight.T + bias, x)`, but the logits are never stored:
-    forward and backward compute them a tile at a time.
+    The same as `bernoulli_log_prob(hidden @ weight.T + bias, x)`, but the logits are never stored
+    as a whole: forward and backward compute them a tile at a time. On CUDA, backward needs 32 MiB
+    at most beyond its results, and float32 sums of a few times the weights' size.
 
     Args:
         hidden: (S, B, H) float32, bfloat16 or float16 of any strides; float64 takes the fallback.

@@ -1,4 +1,14 @@
-"""The last layer's Triton kernels. The rows of a program are SAMPLES samples of a few images."""
+"""The last layer's Triton kernels. A row is one sample of one image: rows r = s·B + b.
+
+Forward: a program holds the hidden units of a block of rows and walks along pixels.
+
+Backward takes a chunk of rows at a time, so small that the chunk's residuals g·(x − sigmoid(l))
+stay in a GPU's cache. A kernel computes the logits once more and writes the residuals, and a
+product kernel multiplies them by the weights and by the hidden units.
+
+If a launch would have too few programs, each takes a part of its sum, and a last launch adds the
+parts.
+"""
 
 from __future__ import annotations
 
@@ -10,347 +20,361 @@ from torch import Tensor
 from ..backend import jit, tl
 from ..bernoulli.kernel import readable
 from ..define import Tensors
-from ..launch import LAYER_TILES, MOST_SPLITS, WIDTH, ProductTile, start_kernel, with_tile
+from ..launch import (
+    FEW_LAYER_TILES,
+    HELD_BYTES,
+    LAYER_TILES,
+    ProductTile,
+    blocks_of,
+    run_kept,
+    with_tile,
+)
 from ..scalar import dot_jit, log_jit
+from .logits import hidden_jit, logits_jit, place_jit, streamed_jit, targets_jit, weight_jit
+from .product import linear_bernoulli_product_kernel, linear_bernoulli_sum_kernel
 from .twin import FACTORS, Arguments, grad_x
 
-# Samples of an image that are rows of the same program at most; they share the image's targets.
-SAMPLES_PER_PROGRAM = 8
-
-
-@jit
-def rows_jit(  # type: ignore[no-untyped-def]
-    block, n_images, num_samples, SAMPLES: tl.constexpr, BLOCK_ROWS: tl.constexpr
-):  # → samples, images and which of them exist, each (BLOCK_ROWS,)
-    lanes = tl.arange(0, BLOCK_ROWS)
-    IMAGES: tl.constexpr = BLOCK_ROWS // SAMPLES
-    blocks = tl.cdiv(num_samples, SAMPLES)
-    samples = (block % blocks).to(tl.int64) * SAMPLES + lanes // IMAGES
-    images = (block // blocks).to(tl.int64) * IMAGES + lanes % IMAGES
-    return samples, images, (samples < num_samples) & (images < n_images)
-
-
-@jit
-def logits_jit(  # type: ignore[no-untyped-def]
-    hidden_at,  # (BLOCK_ROWS,) pointers to rows
-    live,  # (BLOCK_ROWS,)
-    weight_ptr,
-    bias_ptr,
-    pixels,  # (BLOCK_P,)
-    P: tl.constexpr,
-    H: tl.constexpr,
-    P_STRIDE: tl.constexpr,
-    H_STRIDE: tl.constexpr,
-    BFLOAT16: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-):  # → (BLOCK_ROWS, BLOCK_P) float32; so low beyond the edge that a term is 0 without a mask
-    sums = tl.zeros((BLOCK_ROWS, BLOCK_P), tl.float32)
-    weight_at = weight_ptr + pixels.to(tl.int64) * P_STRIDE
-    for start in range(0, H, BLOCK_H):
-        h = start + tl.arange(0, BLOCK_H)
-        a_mask = live[:, None] & (h < H)[None, :]
-        a = tl.load(hidden_at[:, None] + h[None, :], mask=a_mask, other=0.0)
-        b_at = weight_at[None, :] + h[:, None].to(tl.int64) * H_STRIDE
-        b = tl.load(b_at, mask=(pixels < P)[None, :] & (h < H)[:, None], other=0.0)
-        if BFLOAT16:
-            a, b = a.to(tl.bfloat16), b.to(tl.bfloat16)
-        sums = dot_jit(a, b, sums, PRECISION)
-    logits = sums + tl.load(bias_ptr + pixels, mask=pixels < P, other=0.0).to(tl.float32)[None, :]
-    if P % BLOCK_P != 0:
-        logits = tl.where((pixels < P)[None, :], logits, -10000.0)
-    return logits
-
-
-@jit
-def targets_jit(x_ptr, images, live, pixels, P: tl.constexpr, X_STRIDE: tl.constexpr):  # type: ignore[no-untyped-def]
-    at = x_ptr + images[:, None] * X_STRIDE + pixels[None, :]
-    mask = live[:, None] & (pixels < P)[None, :]
-    return tl.load(at, mask=mask, other=0).to(tl.float32)
+# A launch gets at least this many programs if its work can be divided into them: two for each of
+# the 132 multiprocessors of an H100. A constant, so that results do not depend on the device.
+PROGRAMS = 264
+# Parts that a program adds at once, and elements of each.
+SUMS = {"PARTS": 16, "BLOCK": 128}
+# Bytes of a chunk's residuals, of the 40 to 50 MB of an A100's or H100's L2 cache.
+CHUNK = 32 << 20
 
 
 @jit
 def linear_bernoulli_forward_kernel(  # type: ignore[no-untyped-def]
-    hidden_ptr,  # (S, B, H), samples sample_stride apart, rows ROW_STRIDE apart
+    hidden_ptr,  # (R, H), rows ROW_STRIDE apart
     weight_ptr,  # (P, H), of any strides
     bias_ptr,  # (P,)
     x_ptr,  # (B, P), rows X_STRIDE apart
-    out_ptr,  # (S, B) float32
+    out_ptr,  # (parts, R) float32
+    n_rows,
     n_images,
-    num_samples,
-    sample_stride,
+    parts,
+    part,  # pixels of a program: whole blocks, of at most FACTORS
     P: tl.constexpr,
     H: tl.constexpr,
     ROW_STRIDE: tl.constexpr,
     P_STRIDE: tl.constexpr,
     H_STRIDE: tl.constexpr,
     X_STRIDE: tl.constexpr,
+    HELD: tl.constexpr,  # whether a block holds all hidden units
     BFLOAT16: tl.constexpr,
     PRECISION: tl.constexpr,
-    SAMPLES: tl.constexpr,
-    FACTORS: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_H: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
-    block = tl.program_id(0)
-    samples, images, live = rows_jit(block, n_images, num_samples, SAMPLES, BLOCK_ROWS)
-    hidden_at = hidden_ptr + samples * sample_stride + images * ROW_STRIDE
+    first_row = (tl.program_id(0) // parts).to(tl.int64) * BLOCK_ROWS
+    rows = first_row + tl.arange(0, BLOCK_ROWS)
+    live = rows < n_rows
+    _, images = place_jit(first_row, n_images, BLOCK_ROWS)
+    first = (tl.program_id(0) % parts) * part
+    if HELD:
+        h = tl.arange(0, BLOCK_H)
+        hidden = hidden_jit(hidden_ptr, rows, live, h, H, ROW_STRIDE, BFLOAT16)
+    # One logarithm for all pixels of a lane: its factors 1 + e^−|l| ≤ 2 are multiplied.
+    factors = tl.full((BLOCK_ROWS, BLOCK_P), 1.0, tl.float32)
     sums = tl.zeros((BLOCK_ROWS, BLOCK_P), tl.float32)
-    for first in range(0, P, FACTORS * BLOCK_P):
-        product = tl.full((BLOCK_ROWS, BLOCK_P), 1.0, tl.float32)
-        for start in range(first, min(first + FACTORS * BLOCK_P, P), BLOCK_P):
-            pixels = start + tl.arange(0, BLOCK_P)
-            logits = logits_jit(
-                hidden_at, live, weight_ptr, bias_ptr, pixels, P, H, P_STRIDE, H_STRIDE,
-                BFLOAT16, PRECISION, BLOCK_ROWS, BLOCK_P, BLOCK_H
+    for start in tl.range(first, min(first + part, P), BLOCK_P, num_stages=STAGES):
+        pixels = start + tl.arange(0, BLOCK_P)
+        if HELD:
+            weight = weight_jit(weight_ptr, pixels, h, P, H, P_STRIDE, H_STRIDE, BFLOAT16)
+            zeros = tl.zeros((BLOCK_ROWS, BLOCK_P), tl.float32)
+            product = dot_jit(hidden, weight, zeros, PRECISION)
+        else:
+            product = streamed_jit(
+                hidden_ptr, weight_ptr, rows, live, pixels, P, H, ROW_STRIDE, P_STRIDE, H_STRIDE,
+                BFLOAT16, PRECISION, BLOCK_ROWS, BLOCK_P, BLOCK_H, STAGES
             )  # fmt: skip
-            x = targets_jit(x_ptr, images, live, pixels, P, X_STRIDE)
-            product += product * tl.exp2(tl.abs(logits) * -1.4426950408889634)
-            sums += x * logits - tl.maximum(logits, 0.0)
-        sums -= log_jit(product)
-    tl.store(out_ptr + samples * n_images + images, tl.sum(sums, 1), mask=live)
+        logits = logits_jit(product, bias_ptr, pixels, P, BLOCK_P)
+        x = targets_jit(x_ptr, images, live, pixels, P, X_STRIDE)
+        factors += factors * tl.exp2(tl.abs(logits) * -1.4426950408889634)
+        sums += x * logits - tl.maximum(logits, 0.0)
+    out_at = out_ptr + (tl.program_id(0) % parts).to(tl.int64) * n_rows + rows
+    tl.store(out_at, tl.sum(sums - log_jit(factors), 1), mask=live)
 
 
 @jit
-def residual_jit(  # type: ignore[no-untyped-def]
-    grad_ptr,
-    grad_sample_stride,
-    grad_row_stride,
-    hidden_at,
-    samples,
-    images,
-    live,
-    weight_ptr,
-    bias_ptr,
-    x_ptr,
-    pixels,
-    P: tl.constexpr,
-    H: tl.constexpr,
-    P_STRIDE: tl.constexpr,
-    H_STRIDE: tl.constexpr,
-    X_STRIDE: tl.constexpr,
-    BFLOAT16: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-):  # → g·(x − sigmoid(l)), (BLOCK_ROWS, BLOCK_P) float32
-    logits = logits_jit(
-        hidden_at, live, weight_ptr, bias_ptr, pixels, P, H, P_STRIDE, H_STRIDE, BFLOAT16,
-        PRECISION, BLOCK_ROWS, BLOCK_P, BLOCK_H
-    )  # fmt: skip
-    grad_at = grad_ptr + samples * grad_sample_stride + images * grad_row_stride
-    grad = tl.load(grad_at, mask=live, other=0.0)
-    x = targets_jit(x_ptr, images, live, pixels, P, X_STRIDE)
-    return grad[:, None] * (x - tl.sigmoid(logits))
-
-
-@jit
-def linear_bernoulli_hidden_kernel(  # type: ignore[no-untyped-def]
+def linear_bernoulli_residual_kernel(  # type: ignore[no-untyped-def]
     grad_ptr,  # (S, B) float32, of any strides
     hidden_ptr,
     weight_ptr,
     bias_ptr,
     x_ptr,
-    grad_hidden_ptr,  # (S, B, H)
+    residual_ptr,  # (rows of the chunk, P), rows `residual_stride` apart: g·(x − sigmoid(l))
+    grad_bias_ptr,  # (parts, P) float32
+    first_row,  # of the chunk
+    end_row,
     n_images,
-    num_samples,
     grad_sample_stride,
-    grad_row_stride,
-    sample_stride,
+    grad_image_stride,
+    residual_stride,
+    parts,
+    part,  # rows of a program: whole blocks
     P: tl.constexpr,
     H: tl.constexpr,
     ROW_STRIDE: tl.constexpr,
     P_STRIDE: tl.constexpr,
     H_STRIDE: tl.constexpr,
     X_STRIDE: tl.constexpr,
+    HELD: tl.constexpr,
     BFLOAT16: tl.constexpr,
     PRECISION: tl.constexpr,
-    SAMPLES: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_H: tl.constexpr,
-    WIDTH: tl.constexpr,  # columns of the gradient that this program computes
+    STAGES: tl.constexpr,
 ):
-    block = tl.program_id(0)
-    samples, images, live = rows_jit(block, n_images, num_samples, SAMPLES, BLOCK_ROWS)
-    hidden_at = hidden_ptr + samples * sample_stride + images * ROW_STRIDE
-    columns = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
-    sums = tl.zeros((BLOCK_ROWS, WIDTH), tl.float32)
-    for start in range(0, P, BLOCK_P):
-        pixels = start + tl.arange(0, BLOCK_P)
-        residual = residual_jit(
-            grad_ptr, grad_sample_stride, grad_row_stride, hidden_at, samples, images, live,
-            weight_ptr, bias_ptr, x_ptr, pixels, P, H, P_STRIDE, H_STRIDE, X_STRIDE, BFLOAT16,
-            PRECISION, BLOCK_ROWS, BLOCK_P, BLOCK_H
-        )  # fmt: skip
-        row_at = weight_ptr + pixels[:, None].to(tl.int64) * P_STRIDE
-        b_at = row_at + columns[None, :].to(tl.int64) * H_STRIDE
-        b_mask = (pixels < P)[:, None] & (columns < H)[None, :]
-        b = tl.load(b_at, mask=b_mask, other=0.0)
-        if BFLOAT16:
-            b = b.to(tl.bfloat16)
-        sums = dot_jit(residual.to(b.dtype), b, sums, PRECISION)
-    out_at = grad_hidden_ptr + (samples * n_images + images)[:, None] * H + columns[None, :]
-    out = sums.to(grad_hidden_ptr.dtype.element_ty)
-    tl.store(out_at, out, mask=live[:, None] & (columns < H)[None, :])
+    # Programs hold weights and walk along rows, so that the bias's gradient is one sum at the end.
+    pixels = (tl.program_id(0) // parts) * BLOCK_P + tl.arange(0, BLOCK_P)
+    first = (tl.program_id(0) % parts) * part  # in the chunk
+    n_rows = end_row - first_row
+    if HELD:
+        h = tl.arange(0, BLOCK_H)
+        weight = weight_jit(weight_ptr, pixels, h, P, H, P_STRIDE, H_STRIDE, BFLOAT16)
+    sums = tl.zeros((BLOCK_ROWS, BLOCK_P), tl.float32)
+    for start in tl.range(first, min(first + part, n_rows), BLOCK_ROWS, num_stages=STAGES):
+        in_chunk = start + tl.arange(0, BLOCK_ROWS)
+        rows = tl.cast(first_row, tl.int64) + in_chunk
+        live = in_chunk < n_rows
+        if HELD:
+            hidden = hidden_jit(hidden_ptr, rows, live, h, H, ROW_STRIDE, BFLOAT16)
+            zeros = tl.zeros((BLOCK_ROWS, BLOCK_P), tl.float32)
+            product = dot_jit(hidden, weight, zeros, PRECISION)
+        else:
+            product = streamed_jit(
+                hidden_ptr, weight_ptr, rows, live, pixels, P, H, ROW_STRIDE, P_STRIDE, H_STRIDE,
+                BFLOAT16, PRECISION, BLOCK_ROWS, BLOCK_P, BLOCK_H, STAGES
+            )  # fmt: skip
+        logits = logits_jit(product, bias_ptr, pixels, P, BLOCK_P)
+        samples, images = place_jit(tl.cast(first_row, tl.int64) + start, n_images, BLOCK_ROWS)
+        x = targets_jit(x_ptr, images, live, pixels, P, X_STRIDE)
+        grad_at = grad_ptr + samples * grad_sample_stride + images * grad_image_stride
+        grad = tl.load(grad_at, mask=live, other=0.0)
+        residual = grad[:, None] * (x - tl.sigmoid(logits))
+        sums += residual
+        at = residual_ptr + in_chunk[:, None].to(tl.int64) * residual_stride + pixels[None, :]
+        mask = live[:, None] & (pixels < P)[None, :]
+        tl.store(at, residual.to(residual_ptr.dtype.element_ty), mask=mask)
+    bias_at = grad_bias_ptr + (tl.program_id(0) % parts).to(tl.int64) * P + pixels
+    tl.store(bias_at, tl.sum(sums, 0), mask=pixels < P)
 
 
-@jit
-def linear_bernoulli_weight_kernel(  # type: ignore[no-untyped-def]
-    grad_ptr,
-    hidden_ptr,
-    weight_ptr,
-    bias_ptr,
-    x_ptr,
-    grad_weight_ptr,  # (splits, P, H) float32
-    grad_bias_ptr,  # (splits, P) float32
-    n_images,
-    num_samples,
-    grad_sample_stride,
-    grad_row_stride,
-    sample_stride,
-    n_blocks,  # of rows
-    P: tl.constexpr,
-    H: tl.constexpr,
-    ROW_STRIDE: tl.constexpr,
-    P_STRIDE: tl.constexpr,
-    H_STRIDE: tl.constexpr,
-    X_STRIDE: tl.constexpr,
-    BFLOAT16: tl.constexpr,
-    PRECISION: tl.constexpr,
-    SAMPLES: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    WIDTH: tl.constexpr,
-):
-    pixels = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
-    columns = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
-    split = tl.program_id(2)
-    weight_sums = tl.zeros((BLOCK_P, WIDTH), tl.float32)
-    bias_sums = tl.zeros((BLOCK_P,), tl.float32)
-    for block in range(split, n_blocks, tl.num_programs(2)):
-        samples, images, live = rows_jit(block, n_images, num_samples, SAMPLES, BLOCK_ROWS)
-        hidden_at = hidden_ptr + samples * sample_stride + images * ROW_STRIDE
-        residual = residual_jit(
-            grad_ptr, grad_sample_stride, grad_row_stride, hidden_at, samples, images, live,
-            weight_ptr, bias_ptr, x_ptr, pixels, P, H, P_STRIDE, H_STRIDE, X_STRIDE, BFLOAT16,
-            PRECISION, BLOCK_ROWS, BLOCK_P, BLOCK_H
-        )  # fmt: skip
-        b_mask = live[:, None] & (columns < H)[None, :]
-        b = tl.load(hidden_at[:, None] + columns[None, :], mask=b_mask, other=0.0)
-        if BFLOAT16:
-            b = b.to(tl.bfloat16)
-        a = tl.trans(residual).to(b.dtype)
-        weight_sums = dot_jit(a, b, weight_sums, PRECISION)
-        bias_sums += tl.sum(residual, 0)
-    at = split.to(tl.int64) * P + pixels
-    mask = (pixels < P)[:, None] & (columns < H)[None, :]
-    tl.store(grad_weight_ptr + at[:, None] * H + columns[None, :], weight_sums, mask=mask)
-    if tl.program_id(1) == 0:
-        tl.store(grad_bias_ptr + at, bias_sums, mask=pixels < P)
+class _Layer:
+    """A call's operands as the kernels read them."""
 
+    def __init__(self, a: Arguments) -> None:
+        self.samples, self.images, self.width = a.hidden.shape
+        self.pixels = a.weight.shape[0]
+        self.rows = self.samples * self.images
+        self.hidden = readable(a.hidden).reshape(self.rows, self.width)
+        self.weight, self.bias, self.x = a.weight, a.bias.contiguous(), readable(a.x)
+        self.tensors = (self.hidden, self.weight, self.bias, self.x)
+        rounds = a.precision == "bfloat16" and self.hidden.dtype == torch.float32
+        float32 = self.hidden.dtype == torch.float32 and not rounds
+        self.operand = torch.bfloat16 if rounds else self.hidden.dtype
+        self.kind = "16 bits" if not float32 else "tf32" if a.precision == "tf32" else "float32"
+        precision = "tf32" if a.precision == "tf32" else "ieee"
+        self.constants = {"BFLOAT16": rounds, "PRECISION": precision}
+        self.case = (self.kind, self.width, self.pixels)  # for which a tile may be the fastest
 
-class _Launch:
-    """The parts that the launches of the three kernels have in common."""
+    def tile(self, of: str, rows: Any, columns: Any, terms: Any = 1) -> ProductTile:
+        """The tile for an output of this size. A size that a trace keeps open gets the usual one.
 
-    def __init__(self, kind: str, a: Arguments) -> None:
-        self.num_samples, self.images, self.width = a.hidden.shape
-        hidden, x = readable(a.hidden), readable(a.x)
-        rounds = a.precision == "bfloat16" and hidden.dtype == torch.float32
-        float32 = hidden.dtype == torch.float32 and not rounds
-        multiplied = "16 bits" if not float32 else "tf32" if a.precision == "tf32" else "float32"
-        self.tile = LAYER_TILES[kind][multiplied]
-        self.samples = min(SAMPLES_PER_PROGRAM, 1 << (self.num_samples - 1).bit_length())
-        self.tensors = (hidden, a.weight, a.bias.contiguous(), x)
-        self.sizes = (self.images, self.num_samples)
-        self.columns = min(WIDTH.get(kind, 16), max(16, 1 << (self.width - 1).bit_length()))
-        self.constants = {
-            "P": a.weight.shape[0],
+        `terms`: the length of a sum that several programs may share.
+        """
+        usual = LAYER_TILES[of][self.kind]
+        tiles = blocks_of(rows, usual.rows) * blocks_of(columns, usual.pixels)
+        programs = tiles * blocks_of(terms, usual.hidden)
+        few = isinstance(programs, int) and programs < PROGRAMS // 2
+        return FEW_LAYER_TILES[of][self.kind] if few else usual
+
+    def of_logits(self, tile: ProductTile) -> dict[str, Any]:
+        """The constants of a kernel that computes logits."""
+        units = max(16, 1 << (self.width - 1).bit_length())
+        held = self.kind == "16 bits" and units * self.hidden.itemsize <= HELD_BYTES
+        return {
+            "P": self.pixels,
             "H": self.width,
-            "ROW_STRIDE": hidden.stride(1),
-            "P_STRIDE": a.weight.stride(0),
-            "H_STRIDE": a.weight.stride(1),
-            "X_STRIDE": x.stride(0),
-            "BFLOAT16": rounds,
-            "PRECISION": "tf32" if a.precision == "tf32" else "ieee",
-            "SAMPLES": self.samples,
+            "ROW_STRIDE": self.hidden.stride(0),
+            "P_STRIDE": self.weight.stride(0),
+            "H_STRIDE": self.weight.stride(1),
+            "X_STRIDE": self.x.stride(0),
+            "HELD": held,
+            **self.constants,
+            "BLOCK_ROWS": tile.rows,
+            "BLOCK_P": tile.pixels,
+            "BLOCK_H": units if held else tile.hidden,
+            "STAGES": tile.stages,
         }
-        self.case = (hidden.dtype, *self.constants.items())  # all that the fastest tile depends on
 
-    def blocks(self, tile: ProductTile) -> int:
-        """How many blocks of rows there are."""
-        return -(-self.num_samples // self.samples) * -(-self.images // (tile.rows // self.samples))
 
-    def start(
-        self,
-        kernel: Any,
-        tile: ProductTile,
-        grid: tuple[Any, ...],
-        args: tuple[Any, ...],
-        **more: int,
-    ) -> None:
-        block = {"BLOCK_ROWS": tile.rows, "BLOCK_P": tile.pixels, "BLOCK_H": tile.hidden}
-        start_kernel(kernel, grid, args, self.constants | block | more, tile.num_warps)
+def _parts(size: Any, block: int, others: Any, most: Any = None) -> tuple[Any, Any]:
+    """How many programs share `size` elements, and how many elements each of them takes.
+
+    Args:
+        size: the length of a sum.
+        block: elements that a program takes at once.
+        others: how many programs there are without sharing.
+        most: the number of blocks that one program may take.
+    """
+    blocks = blocks_of(size, block)
+    wanted = torch.sym_max(1, PROGRAMS // others)
+    part = blocks_of(blocks, torch.sym_min(blocks, wanted))
+    part = block * (part if most is None else torch.sym_min(most, part))
+    return blocks_of(size, part), part
+
+
+def _sums(parts: Any, out: Tensor) -> Tensor:
+    """Where the programs of a launch store their parts of `out`: `out` itself if there is one.
+
+    Otherwise a flat tensor, whose number of parts a trace can keep open.
+    """
+    if isinstance(parts, int) and parts == 1:
+        return out
+    return torch.empty(parts * out.numel(), dtype=torch.float32, device=out.device)
+
+
+def _add(sums: Tensor, parts: Any, out: Tensor) -> None:
+    """Write the sum over the parts to `out`."""
+    if sums is not out:
+        size = out.numel()
+        programs = blocks_of(size, SUMS["BLOCK"])
+        run_kept(linear_bernoulli_sum_kernel, programs, (sums, out), (size, parts), SUMS, 4)
 
 
 def forward(a: Arguments) -> Tensors:
-    of = _Launch("forward", a)
-    out = a.hidden.new_empty((of.num_samples, of.images), dtype=torch.float32)
-    args = (*of.tensors, out, *of.sizes, of.tensors[0].stride(0))
+    of = _Layer(a)
+    log_prob = of.hidden.new_empty((of.samples, of.images), dtype=torch.float32)
 
     def run(tile: ProductTile) -> None:
-        grid = (of.blocks(tile),)
-        of.start(linear_bernoulli_forward_kernel, tile, grid, args, FACTORS=FACTORS)
+        row_blocks = blocks_of(of.rows, tile.rows)
+        parts, part = _parts(of.pixels, tile.pixels, row_blocks, most=FACTORS)
+        sums = _sums(parts, log_prob)
+        run_kept(
+            linear_bernoulli_forward_kernel,
+            row_blocks * parts,
+            (*of.tensors, sums),
+            (of.rows, of.images, parts, part),
+            of.of_logits(tile),
+            tile.num_warps,
+        )
+        _add(sums, parts, log_prob)
 
-    if of.images > 0:
-        with_tile("linear_bernoulli_forward", of.case, args, of.tile, run)
-    return (out,)
+    if of.rows > 0:
+        usual = of.tile("logits", of.rows, of.pixels)
+        with_tile("linear_bernoulli_forward", of.case, of.tensors, usual, run)
+    return (log_prob,)
 
 
 def backward(a: Arguments, kept: Tensors, grads: Tensors, needs: tuple[bool, ...]) -> Tensors:
     (grad,) = grads
     need_hidden, need_weight, need_bias, need_x = needs
-    of_hidden = grad_hidden(a, grad) if need_hidden else None
-    of_weight, of_bias = grad_weight(a, grad) if need_weight or need_bias else (None, None)
-    return of_hidden, of_weight, of_bias, grad_x(a, grad) if need_x else None
+    of_layer: Tensors = (None, None, None)
+    if need_hidden or need_weight or need_bias:
+        of_layer = grad_layer(a, grad, need_hidden, need_weight)
+    return *of_layer, grad_x(a, grad) if need_x else None
 
 
-def grad_hidden(a: Arguments, grad: Tensor) -> Tensor:
-    of = _Launch("hidden", a)
-    out = a.hidden.new_empty(a.hidden.shape)
-    args = (grad, *of.tensors, out, *of.sizes, *grad.stride(), of.tensors[0].stride(0))
+def grad_layer(a: Arguments, grad: Tensor, need_hidden: bool, need_weight: bool) -> Tensors:
+    """The gradients of hidden units and weights, if they are needed, and of the bias."""
+    of = _Layer(a)
+    if of.rows == 0:
+        return tuple(torch.zeros_like(t) for t in (a.hidden, a.weight, a.bias))
+    padded = 16 * blocks_of(of.pixels, 16)  # so that rows begin at multiples of 16 bytes
+    chunk = max(128, CHUNK // (padded * of.operand.itemsize) // 128 * 128)
+    one = chunk >= of.rows
+    residuals = of.hidden.new_empty((of.rows if one else chunk, padded), dtype=of.operand)
+    of_hidden = of.hidden.new_empty(of.hidden.shape) if need_hidden else None
+    of_weight = of_bias = None
+    start = 0
+    while start < of.rows:  # not a range, which would fix the number of rows in a trace
+        end = of.rows if one else min(start + chunk, of.rows)
+        # The sums of several chunks are rounded once, at the end.
+        bias_part = of.bias.new_empty((of.pixels,), dtype=of.bias.dtype if one else torch.float32)
+        _write_residuals(of, grad, start, end, residuals, bias_part)
+        of_bias = bias_part if of_bias is None else of_bias + bias_part
+        residual = residuals[: end - start, : of.pixels]
+        if need_weight:
+            dtype = of.weight.dtype if one else torch.float32
+            part = of.weight.new_empty((of.pixels, of.width), dtype=dtype)
+            hidden = of.hidden if one else of.hidden[start:end]
+            _multiply(of, residual.t(), hidden, part, open_rows=False)
+            of_weight = part if of_weight is None else of_weight + part
+        if of_hidden is not None:
+            out = of_hidden if one else of_hidden[start:end]
+            _multiply(of, residual, of.weight, out, open_rows=True)
+        start += chunk
+    return (
+        None if of_hidden is None else of_hidden.view(a.hidden.shape),
+        None if of_weight is None else of_weight.to(a.weight.dtype),
+        None if of_bias is None else of_bias.to(a.bias.dtype),
+    )
+
+
+def _write_residuals(
+    of: _Layer, grad: Tensor, start: Any, end: Any, residuals: Tensor, of_bias: Tensor
+) -> None:
+    # Residuals of the rows from `start` to `end`, and their sums over these rows.
+    rows, pixels = end - start, of.pixels
 
     def run(tile: ProductTile) -> None:
-        grid = (of.blocks(tile), -(-of.width // of.columns))
-        of.start(linear_bernoulli_hidden_kernel, tile, grid, args, WIDTH=of.columns)
+        pixel_blocks = blocks_of(pixels, tile.pixels)
+        parts, part = _parts(rows, tile.rows, pixel_blocks)
+        sums = _sums(parts, of_bias)
+        sizes = (start, end, of.images, *grad.stride(), residuals.stride(0))
+        run_kept(
+            linear_bernoulli_residual_kernel,
+            pixel_blocks * parts,
+            (grad, *of.tensors, residuals, sums),
+            (*sizes, parts, part),
+            of.of_logits(tile),
+            tile.num_warps,
+        )
+        _add(sums, parts, of_bias)
 
-    if of.images > 0:
-        with_tile("linear_bernoulli_hidden", of.case, args, of.tile, run)
-    return out
+    usual = of.tile("logits", rows, pixels)
+    with_tile("linear_bernoulli_residual", of.case, (grad, *of.tensors), usual, run)
 
 
-def grad_weight(a: Arguments, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradients of weight and bias."""
-    of, pixels = _Launch("weight", a), a.weight.shape[0]
-    if of.images == 0:
-        return torch.zeros_like(a.weight), torch.zeros_like(a.bias)
-    strides = (*grad.stride(), of.tensors[0].stride(0))
+def _multiply(of: _Layer, a: Tensor, b: Tensor, out: Tensor, open_rows: bool) -> None:
+    # out = a·b; either the rows of `a` or the terms are the rows of a chunk
+    (rows, terms), columns = a.shape, b.shape[1]
+    sizes = {"ROWS": 0, "TERMS": terms} if open_rows else {"ROWS": rows, "TERMS": 0}
+    strides = {
+        "A_ROW_STRIDE": a.stride(0),
+        "A_TERM_STRIDE": a.stride(1),
+        "B_TERM_STRIDE": b.stride(0),
+        "B_COLUMN_STRIDE": b.stride(1),
+    }
 
-    def run(tile: ProductTile) -> tuple[Tensor, Tensor]:
-        blocks = of.blocks(tile)
-        splits = torch.sym_min(MOST_SPLITS, blocks)  # min would turn one traced graph into two
-        of_weight = a.hidden.new_empty((splits, pixels, of.width), dtype=torch.float32)
-        of_bias = a.hidden.new_empty((splits, pixels), dtype=torch.float32)
-        args = (grad, *of.tensors, of_weight, of_bias, *of.sizes, *strides, blocks)
-        grid = (-(-pixels // tile.pixels), -(-of.width // of.columns), splits)
-        of.start(linear_bernoulli_weight_kernel, tile, grid, args, WIDTH=of.columns)
-        return of_weight, of_bias
+    def run(tile: ProductTile) -> None:
+        tiles = blocks_of(rows, tile.rows) * blocks_of(columns, tile.pixels)
+        # A trace that keeps the number of rows open serves many, too, which leave nothing to share.
+        many = open_rows and not isinstance(tiles, int)
+        parts, part = (1, terms) if many else _parts(terms, tile.hidden, tiles)
+        sums = _sums(parts, out)
+        block = {
+            "BLOCK_ROWS": tile.rows,
+            "BLOCK_COLUMNS": tile.pixels,
+            "BLOCK_TERMS": tile.hidden,
+            "STAGES": tile.stages,
+        }
+        run_kept(
+            linear_bernoulli_product_kernel,
+            tiles * parts,
+            (a, b, sums),
+            (rows if open_rows else terms, parts, part),
+            {**sizes, "COLUMNS": columns, **strides, **of.constants, **block},
+            tile.num_warps,
+        )
+        _add(sums, parts, out)
 
-    tensors = of.tensors
-    of_weight, of_bias = with_tile("linear_bernoulli_weight", of.case, tensors, of.tile, run)
-    return of_weight.sum(0).to(a.weight.dtype), of_bias.sum(0).to(a.bias.dtype)
+    usual = of.tile("product", rows, columns, terms)
+    with_tile(
+        "linear_bernoulli_product", (of.kind, open_rows, *strides.values()), (a, b), usual, run
+    )

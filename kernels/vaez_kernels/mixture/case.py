@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .. import reference
 from ..error_bounds import ROUNDING, Check, Rules, worst
+from ..launch import blocks_of
 from ..testing import DTYPES, VALUES_SHAPE, Arguments, Case, Function, Shape, Tensors, Timed
 from . import kernel, mixture_log_prob
 
@@ -206,10 +207,10 @@ def mixture_log_prob_launches(
     """
     draws, components, D = shape
     m, n = kernel.BLOCK_M, kernel.BLOCK_N
-    blocks, tiles = kernel.blocks_of(draws, m), kernel.blocks_of(components, n)
+    blocks, tiles = blocks_of(draws, m), blocks_of(components, n)
     splits = kernel.splits_of(draws, tiles)
     block_d = kernel.block_d_of(D)
-    d_blocks = kernel.blocks_of(D, block_d)
+    d_blocks = blocks_of(D, block_d)
     width = d_blocks * block_d
     inputs = itemsize * (draws * D + 2 * components * D)
     transposed = 4 * D * (blocks * m + 2 * tiles * n)

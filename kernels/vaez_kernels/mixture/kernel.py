@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..backend import jit, tl
 from ..define import Tensors
-from ..launch import run_kept
+from ..launch import blocks_of, run_kept
 from .combine import mixture_gradient_kernel, mixture_log_prob_kernel
 from .prepare import mixture_prepare_kernel, shift_jit
 from .twin import SEGMENT, Arguments
@@ -227,11 +227,6 @@ def _prepared(a: Arguments, width: int | None = None) -> _Operands:
 
 def _contiguous(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous()
-
-
-def blocks_of(count: Any, block: int) -> Any:
-    """The number of blocks that hold `count` elements."""
-    return -(-count // block)
 
 
 def splits_of(rows: int, tiles: int) -> Any:

@@ -59,8 +59,9 @@ KERNELS: dict[str, Callable[[], object]] = {
     "mixture_backward_kernel": mixture,
     "mixture_gradient_kernel": mixture,
     "linear_bernoulli_forward_kernel": last_layers,
-    "linear_bernoulli_hidden_kernel": last_layers,
-    "linear_bernoulli_weight_kernel": last_layers,
+    "linear_bernoulli_residual_kernel": last_layers,
+    "linear_bernoulli_product_kernel": last_layers,
+    "linear_bernoulli_sum_kernel": last_layers,
     "decoder_kernel": importance,
 }
 

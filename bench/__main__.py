@@ -26,6 +26,7 @@ COMMANDS = {
     "parts": ("bench.training.parts", "where a training step's time goes"),
     "growth": ("bench.training.growth", "how a training step grows with batch, width and latents"),
     "repeat": ("bench.training.repeat", "train committed runs again and compare to the last digit"),
+    "bounds": ("bench.bounds.run", "what bounds each kernel on a GPU, from its machine code"),
     "gpu": ("bench.gpu.__main__", "all measurements and checks of a CUDA machine, in four parts"),
 }
 

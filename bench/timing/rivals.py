@@ -38,6 +38,12 @@ def providers(device: torch.device) -> tuple[str, ...]:
     return CUDA_PROVIDERS + GRAPHS if device.type == "cuda" else CPU_PROVIDERS
 
 
+def title_of(op: Timed, shape: Shape, dtype: torch.dtype, direction: str) -> str:
+    """The title of a group."""
+    sizes = " × ".join(f"{n:,}" for n in shape)
+    return f"{op.title}, {direction}, {sizes}, {str(dtype).removeprefix('torch.')}"
+
+
 @dataclass(frozen=True)
 class Contest:
     """One op, direction and size: what each provider runs on `case`; see also `Timed`."""
@@ -60,10 +66,10 @@ class Contest:
     def of(
         cls, op: Timed, shape: Shape, dtype: torch.dtype, direction: str, device: torch.device
     ) -> Contest:
-        backward, sizes = direction == "forward+backward", " × ".join(f"{n:,}" for n in shape)
+        backward = direction == "forward+backward"
         case = op.case(shape, dtype, device)
         return cls(
-            title=f"{op.title}, {direction}, {sizes}, {str(dtype).removeprefix('torch.')}",
+            title=title_of(op, shape, dtype, direction),
             case=case,
             ours=op.ours(case),
             textbook=op.textbook,

@@ -16,11 +16,11 @@ from unittest.mock import patch
 
 import pytest
 
+from bench.bounds.builds import kernel_modules, kernels_of
 from tests.executed.cases import Case
 from tests.executed.global_traffic import Moved, counted
 from tests.interpreted.watch import watch
 from tests.kernels.helpers import Compared
-from tests.kernels.offline import kernel_modules, kernels_of
 from tests.ptx.launch import PtxKernel
 from tests.ptx.traffic import Traffic
 from tests.ptx.units import Units

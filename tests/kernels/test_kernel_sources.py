@@ -24,6 +24,7 @@ import torch
 from torch._library.triton import get_triton_kernels_for_op
 
 import vaez_kernels
+from bench.bounds import builds
 from tests.kernels import offline
 from vaez_kernels import interpreting
 from vaez_kernels.backend import triton
@@ -131,15 +132,15 @@ def test_functions_that_a_kernel_reaches_have_names_of_their_own() -> None:
 
 
 @functools.cache
-def launched(folder: str) -> dict[str, offline.Specialisation]:
+def launched(folder: str) -> dict[str, builds.Specialisation]:
     """For each kernel that an op's cases launch, the first specialisation with an awkward shape."""
     module = FOLDERS[folder]
     cases = [case for case in module.cases() if min(case.shape) > 1 or len(case.shape) > 4]
-    found: dict[str, offline.Specialisation] = {}
+    found: dict[str, builds.Specialisation] = {}
     for op in module.OPS:
         case = next(case for case in cases if case.op == op)
         cpu = torch.device("cpu")
-        for name, what in offline.specialisations(partial(ours, case, cpu)).items():
+        for name, what in builds.specialisations(partial(ours, case, cpu)).items():
             found.setdefault(name, what)
     return found
 
@@ -147,11 +148,11 @@ def launched(folder: str) -> dict[str, offline.Specialisation]:
 FOLDER_OF = {
     name: folder
     for folder in FOLDERS
-    for name in offline.kernels_of(importlib.import_module(f"vaez_kernels.{folder}.kernel"))
+    for name in builds.kernels_of(importlib.import_module(f"vaez_kernels.{folder}.kernel"))
 }
 
 
-def with_constants_for_numbers(what: offline.Specialisation) -> offline.Specialisation:
+def with_constants_for_numbers(what: builds.Specialisation) -> builds.Specialisation:
     """All numbers of a launch as constants, as when torch 2.11 determines a kernel's writes."""
     numbers = [name for name, kind in what.signature if kind in ("i32", "i64", "fp32")]
     signature = tuple(
@@ -169,20 +170,20 @@ def with_constants_for_numbers(what: offline.Specialisation) -> offline.Speciali
 @pytest.mark.parametrize("name", [name for name in FOLDER_OF if name != "decoder_kernel"])
 def test_a_kernel_compiles_with_constants_for_numbers(name: str) -> None:
     # The decoder's kernel is not launched through torch.compile.
-    if reason := offline.reason_to_skip("sm_90"):
+    if reason := builds.reason_to_skip("sm_90"):
         pytest.skip(reason)
     what = with_constants_for_numbers(launched(FOLDER_OF[name])[name])
-    assert offline.build(what, "sm_90").length > 0
+    assert builds.build(what, "sm_90").length > 0
 
 
 @needs_triton
 @compiles
 @pytest.mark.parametrize("name", [name for name in FOLDER_OF if name != "decoder_kernel"])
-@pytest.mark.parametrize("target", list(offline.TARGETS))
+@pytest.mark.parametrize("target", list(builds.TARGETS))
 def test_a_case_of_every_kernel_stays_in_registers(name: str, target: str) -> None:
-    if reason := offline.reason_to_skip(target):
+    if reason := builds.reason_to_skip(target):
         pytest.skip(reason)
-    offline.assert_in_registers(offline.build(launched(FOLDER_OF[name])[name], target))
+    offline.assert_in_registers(builds.build(launched(FOLDER_OF[name])[name], target))
 
 
 @needs_triton

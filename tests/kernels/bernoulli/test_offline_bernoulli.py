@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from tests.kernels import offline
+from bench.bounds import builds
 from tests.kernels.offline import assert_lean, built, ceiling_by_triton
 from vaez_kernels import bernoulli as likelihood
 from vaez_kernels import interpreting, launch
@@ -29,7 +29,7 @@ pytestmark = [
 ROWS = 1001  # not a multiple of 16, on which Triton would specialise
 LOGITS = (torch.float32, torch.bfloat16, torch.float16)
 TARGETS = (torch.uint8, torch.bool, torch.float32)
-GPUS = list(offline.TARGETS)
+GPUS = list(builds.TARGETS)
 NVIDIA = [target for target in GPUS if target.startswith("sm_")]
 each_gpu = pytest.mark.parametrize("gpu", GPUS)
 each_nvidia = pytest.mark.parametrize("gpu", NVIDIA)
@@ -62,16 +62,14 @@ def accesses(case: Case, one_program: bool = False) -> Accesses:
     return Accesses(samples, -(-pixels // 128))
 
 
-def forward(case: Case, gpu: str) -> offline.Binary:
+def forward(case: Case, gpu: str) -> builds.Binary:
     logits = torch.zeros(case.samples, ROWS, case.pixels, dtype=case.logits)
     x = torch.zeros(ROWS, case.pixels, dtype=case.targets)
     kernel = likelihood.kernel.bernoulli_forward_kernel
     return built(likelihood.kernel.forward, kernel, (Arguments(logits, x),), gpu)
 
 
-def backward(
-    case: Case, gpu: str, need_logits: bool = True, need_x: bool = False
-) -> offline.Binary:
+def backward(case: Case, gpu: str, need_logits: bool = True, need_x: bool = False) -> builds.Binary:
     logits = torch.zeros(case.samples, ROWS, case.pixels, dtype=case.logits)
     x = torch.zeros(ROWS, case.pixels, dtype=case.targets)
     grads, needs = (torch.zeros(case.samples, ROWS),), (need_logits, need_x)
@@ -79,7 +77,7 @@ def backward(
     return built(likelihood.kernel.backward, likelihood.kernel.bernoulli_backward_kernel, args, gpu)
 
 
-def wide_and_narrow(binary: offline.Binary, instruction: str) -> tuple[int, int]:
+def wide_and_narrow(binary: builds.Binary, instruction: str) -> tuple[int, int]:
     return binary.count(rf"{instruction}\..*128"), binary.count(rf"{instruction}(?!.*128)")
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.kernels import offline
-from tests.kernels.offline import Binary, assert_in_registers, built
+from bench.bounds import builds
+from bench.bounds.builds import Binary
+from tests.kernels.offline import assert_in_registers, built
 from vaez_fast.model import MODELS, VAE
 from vaez_kernels import interpreting
 from vaez_kernels.backend import TRITON_VERSION, triton
@@ -24,7 +25,7 @@ pytestmark = [
 ]
 
 IMAGES, SAMPLES = 1001, 5000
-NVIDIA = [gpu for gpu in offline.TARGETS if gpu.startswith("sm_")]
+NVIDIA = [gpu for gpu in builds.TARGETS if gpu.startswith("sm_")]
 SHARED = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
 PRODUCTS = {
     "sm_80": "HMMA",
@@ -64,7 +65,7 @@ def test_a_tile_takes_one_logarithm(monkeypatch: pytest.MonkeyPatch) -> None:
     assert compiled.count("FFMA") <= 994 - 6 * 32
 
 
-@pytest.mark.parametrize("gpu", list(offline.TARGETS))
+@pytest.mark.parametrize("gpu", list(builds.TARGETS))
 @pytest.mark.parametrize("model", list(MODELS))
 def test_bfloat16_decoders_stay_on_the_chip(
     model: str, gpu: str, monkeypatch: pytest.MonkeyPatch

@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.kernels import offline
+from bench.bounds import builds
 from tests.kernels.helpers import MODES
 from tests.kernels.offline import assert_lean, built
 from vaez_kernels import interpreting, latent, noise, noise_key
@@ -37,8 +37,8 @@ NEEDS = [(True, True), (True, False), (False, True)]
 UPSTREAMS = [
     (grad_z, kl) for grad_z in (True, False) for kl in latent.twin.KLS if grad_z or kl != "none"
 ]
-OTHERS = [target for target in offline.TARGETS if target != "sm_90"]
-each_target = pytest.mark.parametrize("target", list(offline.TARGETS))
+OTHERS = [target for target in builds.TARGETS if target != "sm_90"]
+each_target = pytest.mark.parametrize("target", list(builds.TARGETS))
 
 
 class Case(NamedTuple):
@@ -68,7 +68,7 @@ def arguments(
     )
 
 
-def forward(case: Case, write_z: bool, kl: str, target: str) -> offline.Binary:
+def forward(case: Case, write_z: bool, kl: str, target: str) -> builds.Binary:
     x = torch.zeros(case.rows, case.columns, dtype=case.dtype)
     key = KEY if write_z or kl in latent.twin.MONTE_CARLO else None
     args = (arguments(x, x, key, case.samples, write_z, kl),)
@@ -77,7 +77,7 @@ def forward(case: Case, write_z: bool, kl: str, target: str) -> offline.Binary:
 
 def backward(
     case: Case, grad_z: bool, kl: str, needs: tuple[bool, bool], target: str
-) -> offline.Binary:
+) -> builds.Binary:
     x = torch.zeros(case.rows, case.columns, dtype=case.dtype)
     upstream = (
         torch.zeros(case.samples, *x.shape, dtype=case.dtype) if grad_z else None,
@@ -89,12 +89,12 @@ def backward(
     return built(latent.kernel.backward, latent.kernel.latent_backward_kernel, args, target)
 
 
-def stream(case: Case, normal: bool, target: str) -> offline.Binary:
+def stream(case: Case, normal: bool, target: str) -> builds.Binary:
     args = (noise.twin.Arguments(KEY, case.samples, case.rows, case.columns, 0, 0, normal),)
     return built(noise.kernel.forward, noise.kernel.noise_kernel, args, target)
 
 
-def assert_wide(binary: offline.Binary, target: str, reads: int, writes: int) -> None:
+def assert_wide(binary: builds.Binary, target: str, reads: int, writes: int) -> None:
     """float32 tensors (B, D) only use 128-bit accesses, each for four elements."""
     if target == "gfx942":  # 256 threads, four elements each
         assert binary.count("(global|buffer)_load_dwordx4") == reads

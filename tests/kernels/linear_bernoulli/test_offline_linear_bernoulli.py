@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.kernels import offline
-from tests.kernels.offline import Binary, assert_in_registers
+from bench.bounds import builds
+from bench.bounds.builds import Binary
+from tests.kernels.offline import assert_in_registers
 from vaez_kernels import interpreting
 from vaez_kernels import linear_bernoulli as op
 from vaez_kernels.backend import triton
@@ -24,7 +25,7 @@ pytestmark = [
 ]
 
 KERNELS = [f"linear_bernoulli_{kind}_kernel" for kind in ("forward", "residual", "product")]
-GPUS = list(offline.TARGETS)
+GPUS = list(builds.TARGETS)
 MANY, FEW = (8, 1001), (1, 128)  # samples and images; 1,001 is not a multiple of 16
 TENSOR_CORES = r"HGMMA|HMMA|UTCHMMA|v_mfma_f32_\d+x\d+x\d+_(bf16|xf32|f16)"
 # Bytes of shared memory that a block may have: of the smallest GPU with the same instructions.
@@ -56,10 +57,10 @@ def binary(
     width: int = 256,
     rows: tuple[int, int] = MANY,
 ) -> Binary:
-    if reason := offline.reason_to_skip(gpu):
+    if reason := builds.reason_to_skip(gpu):
         pytest.skip(reason)
     layer = layer_of(rows, dtype, precision, width)
-    return offline.build(offline.specialisations(lambda: run(layer))[kernel], gpu)
+    return builds.build(builds.specialisations(lambda: run(layer))[kernel], gpu)
 
 
 def assert_fits(compiled: Binary, gpu: str) -> None:

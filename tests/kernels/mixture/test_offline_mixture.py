@@ -14,8 +14,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.kernels import offline
-from tests.kernels.offline import Binary, assert_in_registers, built, ceiling_by_triton
+from bench.bounds import builds
+from bench.bounds.builds import Binary
+from tests.kernels.offline import assert_in_registers, built, ceiling_by_triton
 from vaez_kernels import interpreting, mixture
 from vaez_kernels.backend import triton
 from vaez_kernels.mixture.twin import Arguments
@@ -26,7 +27,7 @@ pytestmark = [
 ]
 
 DRAWS, COMPONENTS = 1001, 5003  # not multiples of 16, on which Triton would specialise
-NVIDIA = [target for target in offline.TARGETS if target.startswith("sm_")]
+NVIDIA = [target for target in builds.TARGETS if target.startswith("sm_")]
 TERMS = mixture.kernel.BLOCK_M * mixture.kernel.BLOCK_N // 32  # per thread
 
 

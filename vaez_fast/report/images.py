@@ -59,10 +59,11 @@ def image_distance(results: Results) -> bytes:
 def image_grid(results: Results, images: Images) -> bytes:
     """Every arm and sampler: means of p(x|z), with the same base noise down each column."""
     arms, shown = list(images), 4
-    with style.figure(len(SAMPLERS), width=9.0, height=0.24 * len(arms) + 0.4) as (fig, axes):
+    with style.figure(len(SAMPLERS), width=9.0, height=0.24 * len(arms) + 0.55) as (fig, axes):
         for ax, name in zip(axes, SAMPLERS, strict=True):
             _draw_rows(ax, [_shown(images[arm], name, shown) for arm in arms])
-            ax.set_title(name, fontsize=8.5)
+            # The longest name is wider than its column.
+            ax.set_title("-\n".join(name.rsplit("-", 1)), fontsize=8.5)
         _label_rows(axes[0], arms, fontsize=7)
         return style.png(fig)
 

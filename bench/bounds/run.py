@@ -168,10 +168,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_out_folder()
     options = parser.parse_args(argv)
     gpu = GPUS[options.gpu]
-    if reason := reason_to_skip(gpu.target):
-        return parser.failed(reason)
     try:
         record = read(options.measured) if options.measured else None
+        if reason := reason_to_skip(gpu.target):
+            return parser.failed(reason)
         prepare_files(options.out, "README.md", "bounds.json")
         rows = [row for call in calls() for row in rows_of(call, gpu)]
         blocks = page(rows, gpu, record)

@@ -39,8 +39,9 @@ from .twin import FACTORS, Arguments, grad_x
 PROGRAMS = 264
 # Parts that a program adds at once, and elements of each.
 SUMS = {"PARTS": 16, "BLOCK": 128}
-# Bytes of a chunk's residuals, of the 40 to 50 MB of an A100's or H100's L2 cache.
-CHUNK = 32 << 20
+# Bytes of a chunk's residuals, of the 40 to 50 MB of an A100's or H100's L2 cache, and its fewest
+# rows: with fewer, a product would read the weights too often.
+CHUNK, CHUNK_ROWS = 32 << 20, 128
 
 
 @jit
@@ -286,7 +287,7 @@ def grad_layer(a: Arguments, grad: Tensor, need_hidden: bool, need_weight: bool)
     if of.rows == 0:
         return tuple(torch.zeros_like(t) for t in (a.hidden, a.weight, a.bias))
     padded = 16 * blocks_of(of.pixels, 16)  # so that rows begin at multiples of 16 bytes
-    chunk = max(128, CHUNK // (padded * of.operand.itemsize) // 128 * 128)
+    chunk = max(CHUNK_ROWS, CHUNK // (padded * of.operand.itemsize) // 128 * 128)
     one = chunk >= of.rows
     residuals = of.hidden.new_empty((of.rows if one else chunk, padded), dtype=of.operand)
     of_hidden = of.hidden.new_empty(of.hidden.shape) if need_hidden else None

@@ -18,8 +18,8 @@ class Bound(NamedTuple):
     - bandwidth: the kernel's bytes at the speed of a copy.
     - issue: the busiest multiprocessor issues its warps' instructions, or its busiest unit
       executes them.
-    - latency: one after another, as many programs as fit wait for memory once, and a warp issues
-      one instruction a clock.
+    - latency: programs that do not fit at once run in waves. Each wave waits for memory once, and
+      the last one also issues the instructions of a warp, one a clock.
     """
 
     bandwidth: float
@@ -79,15 +79,15 @@ def bound(binary: Binary, gpu: Gpu, programs: int, num_warps: int, moved: int) -
 def resident(binary: Binary, gpu: Gpu, num_warps: int) -> int:
     """How many programs fit on a multiprocessor at once.
 
-    Registers are given to warps in units of 256, and a program's shared memory costs 1 KiB more
-    (CUDA's occupancy calculator).
+    Registers are given to warps in units of 256, warps get them four at a time, and a program's
+    shared memory costs 1 KiB more (CUDA's occupancy calculator).
 
     Raises:
         ValueError: not even one fits.
     """
-    registers = 256 * math.ceil(binary.registers * WARP / 256) * num_warps
+    registers = 256 * math.ceil(binary.registers * WARP / 256)  # of a warp
     fit = min(
-        gpu.registers // registers,
+        gpu.registers // registers // 4 * 4 // num_warps,
         gpu.warps // num_warps,
         gpu.programs,
         (gpu.shared + 1024) // (binary.shared + 1024),
@@ -95,6 +95,6 @@ def resident(binary: Binary, gpu: Gpu, num_warps: int) -> int:
     if fit == 0:
         raise ValueError(
             f"expected a kernel of which a program fits on a multiprocessor of {gpu.name}, got "
-            f"{registers} registers and {binary.shared} bytes of shared memory"
+            f"{registers * num_warps} registers and {binary.shared} bytes of shared memory"
         )
     return fit

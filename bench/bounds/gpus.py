@@ -36,7 +36,7 @@ class Gpu(NamedTuple):
 
     name: str
     multiprocessors: int
-    hertz: float  # boost clock
+    hertz: float  # the highest clock
     bytes_per_second: float  # of a copy, read plus written
     target: str = "sm_90"
     latency_clocks: int = 479  # of global memory, unloaded: Luo et al. 2024, arXiv 2402.13499
@@ -47,7 +47,7 @@ class Gpu(NamedTuple):
 
 
 GPUS = {
-    "h100": Gpu("H100 SXM", 132, 1.755e9, 3.0e12),  # the copy was measured on one
+    "h100": Gpu("H100 SXM", 132, 1.98e9, 3.0e12),  # the copy was measured on one
     # Its memory is 4.8/3.35 times as fast, by the data sheets; nobody has measured its copy here.
-    "h200": Gpu("H200", 132, 1.755e9, 4.3e12),
+    "h200": Gpu("H200", 132, 1.98e9, 4.3e12),
 }

@@ -2,17 +2,19 @@
 
 A loop is what lies between a backward branch and its target. How often it runs is not in the code.
 It is as often as a thread needs to move its share of the kernel's bytes: a compiler may unroll a
-loop, which changes both the bytes of an iteration and the number of iterations.
+loop, which changes both the bytes of an iteration and the number of iterations. The last iteration
+may be partly beyond the edge, and costs as much as the others.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from typing import NamedTuple
 
 INSTRUCTION = re.compile(
-    r"^\s+/\*([0-9a-f]{4,6})\*/\s+(?:@!?U?P\w+ )?([A-Z][A-Z0-9_.]*)(?:[^;]*`\((\.L_\w+)\))?"
+    r"^\s+/\*[0-9a-f]{4,6}\*/\s+(?:@!?U?P\w+ )?([A-Z][A-Z0-9_.]*)(?:[^;]*`\((\.L_\w+)\))?"
 )
 LABEL = re.compile(r"^(\.L_\w+):")
 GLOBAL = ("LDG", "STG")
@@ -40,8 +42,8 @@ class Instruction(NamedTuple):
 class Executed(NamedTuple):
     """What a warp executes."""
 
-    instructions: dict[str, float]  # by operation
-    bytes: float  # that a thread moves, if all its accesses are in bounds
+    instructions: dict[str, int]  # by operation
+    bytes: int  # that a thread moves, if all its accesses are in bounds
 
 
 def parse(listing: str) -> tuple[list[Instruction], dict[str, int]]:
@@ -56,7 +58,7 @@ def parse(listing: str) -> tuple[list[Instruction], dict[str, int]]:
         if label := LABEL.match(line):
             labels[label[1]] = len(found)
         elif match := INSTRUCTION.match(line):
-            found.append(Instruction(match[2], match[3] or ""))
+            found.append(Instruction(match[1], match[2] or ""))
     exits = [i for i, one in enumerate(found) if one.operation == "EXIT"]
     if not exits:
         raise ValueError("expected a listing of nvdisasm that ends with EXIT")
@@ -92,7 +94,7 @@ def executed(listing: str, bytes_per_thread: float) -> Executed:
     loop = main_loop(code, labels)
     outside = sum(one.bytes for i, one in enumerate(code) if i not in loop)
     inside = sum(code[i].bytes for i in loop)
-    trips = max(1.0, (bytes_per_thread - outside) / inside) if inside else 1.0
+    trips = max(1, math.ceil((bytes_per_thread - outside) / inside)) if inside else 1
     counts: Counter[str] = Counter()
     once: Counter[str] = Counter()
     for i, one in enumerate(code):

@@ -115,11 +115,10 @@ def page(rows: Sequence[Row], gpu: Gpu, record: Record | None) -> list[Block]:
             "**bandwidth**: the least bytes of the kernel at the speed of a copy, "
             f"{gpu.bytes_per_second / 1e12:.1f} TB/s read plus written. **issue**: the time in "
             "which the busiest multiprocessor issues its instructions, or its busiest unit "
-            "executes them. **latency**: programs that do not fit at once wait for memory one "
-            "after another, and a warp issues one instruction a clock. A kernel takes at least "
-            "the largest of the three, its **bound**. TB/s are its least bytes over that time, so "
-            "they cannot exceed a copy's. A launch itself takes some microseconds, which are not "
-            "counted."
+            "executes them. **latency**: programs that do not fit at once run in waves, and each "
+            "wave waits for memory once. The largest of the three is the kernel's **bound**, and "
+            "TB/s are its least bytes over that time. What fits in the L2 cache, 50 MB, can be "
+            "faster than a copy. A launch itself takes some microseconds, which are not counted."
         ),
         Text(
             "The ops with matrix products are left out: their loops read operands from caches, so "
@@ -154,7 +153,10 @@ def _measured(rows: Sequence[Row], record: Record) -> Iterator[Block]:
         if (found := record.groups.get(title, {}).get(provider))
     ]
     yield Heading(2, f"Measured on {record.machine['device']}, {record.date[:10]}")
-    yield Text("Both kernels of a call, device time. A ratio below 1 would refute the bound.")
+    yield Text(
+        "Both kernels of a call, device time. A ratio below 1 refutes the bound of a call that "
+        "exceeds the L2 cache."
+    )
     yield Table(("call", "bound", "measured", "ratio"), cells)
 
 

@@ -58,8 +58,8 @@ USUAL = Tile(1024, 4)
 SMALL = Tile(128, 1)
 TILES = {"bernoulli_forward": Tile(1024, 1), "bernoulli_backward": Tile(1024, 1)}
 # The last layer's kernels, by the type of the operands: "logits" are rows × pixels, over hidden
-# units; "product" is any other product, rows × columns over terms. Nothing spills (but two
-# registers of the float32 forward on Blackwell with triton 3.6).
+# units; "product" is any other product, rows × columns over terms. Nothing spills but a register of
+# float32 residuals on Hopper with triton 3.6.
 LAYER_TILES = {
     "logits": {
         "16 bits": ProductTile(64, 64, 64, 8, 2),
@@ -86,7 +86,8 @@ FEW_LAYER_TILES = {
     },
 }
 # If a row's hidden units are this many bytes at most and products are of 16 bits, a program keeps
-# those of its rows, or the weights of its pixels.
+# those of its rows, or the weights of its pixels. These are bytes before rounding: float32 operands
+# are copied to shared memory as they are.
 HELD_BYTES = 512
 # The decoder's kernel, by precision and by whether the second layer has more than 256 units.
 # With the replacements below, nothing spills with triton 3.6 and 3.8. Rows are samples. The first

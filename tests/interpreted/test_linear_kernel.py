@@ -6,6 +6,7 @@ tests/kernels/linear_bernoulli/last_layer.py derives the tolerances.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -62,8 +63,12 @@ def test_value_and_gradients_are_the_references(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("programs", [1, 264])
 @pytest.mark.usefixtures("small_tiles")
-def test_chunks_of_rows_are_the_whole(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_of_rows_are_the_whole(
+    dtype: torch.dtype, programs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(op.kernel, "PROGRAMS", programs)
     given = inputs((3, 100, 5, 20), dtype)
     whole = measured(given)
     monkeypatch.setattr(op.kernel, "CHUNK", 1)  # 128 rows at least: 300 rows are three chunks
@@ -203,6 +208,18 @@ def test_a_nan_stays_in_its_row() -> None:
     assert torch.equal(dirty.grad_hidden.isnan().all(2), spoilt)
 
 
+@pytest.mark.usefixtures("small_tiles")
+def test_an_infinite_weight_spoils_no_gradient_through_rows_that_do_not_exist() -> None:
+    """Rows beyond the last are read as zeros, and zero times infinity is NaN."""
+    hidden = torch.ones(1, 5, 3)
+    weight, bias = torch.zeros(4, 3), torch.zeros(4, requires_grad=True)
+    weight[2] = torch.inf
+    x = torch.zeros(5, 4, dtype=torch.uint8)
+    out = linear_bernoulli_log_prob(hidden, weight, bias, x)
+    (grad,) = torch.autograd.grad(out, bias, torch.ones_like(out))
+    assert torch.equal(grad, torch.tensor([-2.5, -2.5, -5.0, -2.5]))
+
+
 def test_no_images_launch_nothing_that_reads() -> None:
     empty = measured(inputs((9, 0, 20, 33), targets=torch.float32))
     assert empty.log_prob.shape == (9, 0)
@@ -235,13 +252,16 @@ def test_backward_keeps_the_residuals_of_one_chunk_alone(monkeypatch: pytest.Mon
     monkeypatch.setattr(op.kernel, "CHUNK", 128 * 32 * 4)
     given = inputs((2, 160, 4, 20))
     sizes: list[int] = []
-    empty = Tensor.new_empty
 
-    def noted(tensor: Tensor, *args: Any, **options: Any) -> Tensor:
-        out: Tensor = empty(tensor, *args, **options)
-        sizes.append(out.numel())
-        return out
+    def noting(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def noted(*args: Any, **options: Any) -> Tensor:
+            out = make(*args, **options)
+            sizes.append(out.numel())
+            return out
 
-    monkeypatch.setattr(Tensor, "new_empty", noted)
+        return noted
+
+    monkeypatch.setattr(Tensor, "new_empty", noting(Tensor.new_empty))
+    monkeypatch.setattr(torch, "empty", noting(torch.empty))
     measured(given)
     assert max(sizes) == 128 * 32  # rows of 20 pixels are padded to 32; 320 rows are not kept

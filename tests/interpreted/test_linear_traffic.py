@@ -23,6 +23,7 @@ ROWS = SAMPLES * IMAGES
 LAST = range(ROWS - ROWS % 16, ROWS)
 LAST_IMAGES = range(IMAGES - len(LAST), IMAGES)
 ROW, X_ROW, PIXEL = 24, 40, 2**28 + 8  # strides of hidden units, targets and weights
+FAR = 2**31 - 9  # where a chunk's results begin, in 32 bits
 CONSTANTS = {
     "P": 32,
     "H": 16,
@@ -106,7 +107,7 @@ def test_products_do_too(monkeypatch: pytest.MonkeyPatch) -> None:
         "STAGES": 1,
     }
     kernel = op.product.linear_bernoulli_product_kernel
-    seen = far_launch(monkeypatch, kernel, program, a, b, out, IMAGES, 2, 16, **constants)
+    seen = far_launch(monkeypatch, kernel, program, a, b, out, 0, IMAGES, 2, 16, **constants)
     rows = range(IMAGES - IMAGES % 16, IMAGES)
     columns = [addresses(b, range(16, 32), 1, PIXEL, n * (PIXEL + 1)) for n in range(16, 32)]
     assert touched(seen, "load", 4) == [
@@ -114,6 +115,30 @@ def test_products_do_too(monkeypatch: pytest.MonkeyPatch) -> None:
         set().union(*columns),
     ]
     assert touched(seen, "store", 4) == [addresses(out, rows, 16, 32, IMAGES * 32 + 16)]
+
+
+def test_a_later_chunks_products_do_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b, out = tensors(3)
+    constants = {
+        "ROWS": 0,
+        "TERMS": 16,
+        "COLUMNS": 16,
+        "A_ROW_STRIDE": X_ROW,
+        "A_TERM_STRIDE": 1,
+        "B_TERM_STRIDE": PIXEL,
+        "B_COLUMN_STRIDE": 1,
+        "BFLOAT16": False,
+        "PRECISION": "ieee",
+        "BLOCK_ROWS": 16,
+        "BLOCK_COLUMNS": 16,
+        "BLOCK_TERMS": 16,
+        "STAGES": 1,
+    }
+    kernel = op.product.linear_bernoulli_product_kernel
+    seen = far_launch(monkeypatch, kernel, 1, a, b, out, FAR, 20, 1, 16, **constants)
+    rows = range(16, 20)
+    assert touched(seen, "load", 4)[0] == addresses(a, rows, 16, X_ROW, 0)
+    assert touched(seen, "store", 4) == [addresses(out, rows, 16, 16, FAR * 16)]
 
 
 def test_transposed_products_do_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +160,7 @@ def test_transposed_products_do_too(monkeypatch: pytest.MonkeyPatch) -> None:
     }
     kernel = op.product.linear_bernoulli_product_kernel
     parts = -(-IMAGES // 16)  # each has one block of terms
-    seen = far_launch(monkeypatch, kernel, parts - 1, a, b, out, IMAGES, parts, 16, **constants)
+    seen = far_launch(monkeypatch, kernel, parts - 1, a, b, out, 0, IMAGES, parts, 16, **constants)
     terms = range(IMAGES - IMAGES % 16, IMAGES)
     assert touched(seen, "load", 4) == [
         addresses(a, terms, 16, X_ROW, 0),
@@ -149,8 +174,8 @@ def test_sums_of_parts_do_too(monkeypatch: pytest.MonkeyPatch) -> None:
     size = 2**30 + 5
     kernel = op.product.linear_bernoulli_sum_kernel
     block = {"PARTS": 4, "BLOCK": 128}
-    seen = far_launch(monkeypatch, kernel, 2**30 // 128, parts, out, size, 6, **block)
+    seen = far_launch(monkeypatch, kernel, 2**30 // 128, parts, out, FAR, size, 6, **block)
     last = range(2**30, size)
     rows = [addresses(parts, last, 1, 1, n * size) for n in range(6)]
     assert touched(seen, "load", 4) == [set().union(*rows[:4]), set().union(*rows[4:])]
-    assert touched(seen, "store", 4) == [addresses(out, last, 1, 1, 0)]
+    assert touched(seen, "store", 4) == [addresses(out, last, 1, 1, FAR)]

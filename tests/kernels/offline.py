@@ -34,9 +34,9 @@ def built(launch: Callable[..., Any], kernel: Any, args: tuple[Any, ...], target
     return build(specialisation(launch, kernel, *args), target)
 
 
-def assert_in_registers(binary: Binary, registers: int = 512) -> None:
-    assert binary.spills == 0
-    assert binary.stack == 0
+def assert_in_registers(binary: Binary, registers: int = 512, spills: int = 0) -> None:
+    assert binary.spills <= spills
+    assert binary.stack <= 4 * spills
     # Older LLVMs store a scalar register in a vector register (for the masks of odd rows, and in
     # the decoder): two moves, without memory access.
     assert binary.parked <= ceiling_by_triton(0, before_3_8=2)

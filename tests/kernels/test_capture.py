@@ -25,6 +25,7 @@ from vaez_kernels import (
     bernoulli_log_prob,
     define,
     interpreting,
+    linear_bernoulli,
     linear_bernoulli_log_prob,
     mixture_log_prob,
     noise_key,
@@ -176,10 +177,10 @@ def assert_nothing_but(graph: GraphModule, *allowed: str) -> None:
 
 @pytest.mark.parametrize("op", [op for op in OPS if OPS[op].LEAVES])
 def test_an_op_is_a_few_launches_at_any_batch_size(op: str, capture: Capture) -> None:
-    """Two launches backward at most: a gradient that sums over rows has a kernel of its own.
+    """One launch forward and at most two backward, but for two ops whose programs share sums.
 
-    More if programs share a sum, which a launch of its own adds up: the mixture's lays out its
-    operands before, and the last layer's gradients are the sums of two products and of a bias.
+    A launch of its own adds such sums up. The mixture also lays out its operands before, and the
+    last layer's gradients are two products and the sums for a bias.
     """
     module, case = OPS[op], CASES[op]
     samples, rows, *rest = case.shape
@@ -348,6 +349,24 @@ def test_of_the_last_layer_only_the_wanted_gradients_are_launched(
     alone = (t if name == wanted else t.detach() for name, t in given._asdict().items())
     _, backward = capture(_fused_layer, *alone)
     assert len(launches(backward)) == count
+
+
+def test_chunks_of_the_last_layer_are_not_copied(
+    capture: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One graph for each number of chunks, of which each writes to its part of the gradient."""
+    monkeypatch.setattr(linear_bernoulli.kernel, "CHUNK", 1)  # 128 rows at least
+    three, more = (last_layer.inputs((3, b, 19, 20)) for b in (100, 110))
+    _, backward = capture(_fused_layer, *three, then=more)
+    products = [launch for launch in launches(backward) if _is_product(launch)]
+    assert len(products) == 2 * 3
+    called = {n.target for n in backward.graph.nodes if isinstance(n.target, torch._ops.OpOverload)}
+    assert not {op for op in called if "scatter" in op.name() or "copy" in op.name()}
+
+
+def _is_product(launch: Node) -> bool:
+    arguments: Any = launch.kwargs["kwargs"]
+    return "b_ptr" in arguments
 
 
 def test_a_targets_gradient_launches_no_kernel(capture: Capture) -> None:

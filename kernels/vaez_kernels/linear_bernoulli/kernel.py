@@ -152,6 +152,8 @@ def linear_bernoulli_residual_kernel(  # type: ignore[no-untyped-def]
                 BFLOAT16, PRECISION, BLOCK_ROWS, BLOCK_P, BLOCK_H, STAGES
             )  # fmt: skip
         logits = logits_jit(product, bias_ptr, pixels, P, BLOCK_P)
+        # Beyond the last row hidden units are zeros, and zero times an infinite weight is NaN.
+        logits = tl.where(live[:, None], logits, 0.0)
         samples, images = place_jit(tl.cast(first_row, tl.int64) + start, n_images, BLOCK_ROWS)
         x = targets_jit(x_ptr, images, live, pixels, P, X_STRIDE)
         grad_at = grad_ptr + samples * grad_sample_stride + images * grad_image_stride
@@ -230,22 +232,22 @@ def _parts(size: Any, block: int, others: Any, most: Any = None) -> tuple[Any, A
     return blocks_of(size, part), part
 
 
-def _sums(parts: Any, out: Tensor) -> Tensor:
-    """Where the programs of a launch store their parts of `out`: `out` itself if there is one.
+def _sums(parts: Any, size: Any, out: Tensor) -> Tensor:
+    """Where the programs of a launch store their parts: `out` itself if there is one part.
 
-    Otherwise a flat tensor, whose number of parts a trace can keep open.
+    Otherwise a flat tensor of `size` numbers a part. A trace can keep the number of parts open.
     """
     if isinstance(parts, int) and parts == 1:
         return out
-    return torch.empty(parts * out.numel(), dtype=torch.float32, device=out.device)
+    return torch.empty(parts * size, dtype=torch.float32, device=out.device)
 
 
-def _add(sums: Tensor, parts: Any, out: Tensor) -> None:
-    """Write the sum over the parts to `out`."""
+def _add(sums: Tensor, parts: Any, size: Any, out: Tensor, first: Any = 0) -> None:
+    """Write the sums over the parts to `out`, from element `first` on, if they are not there."""
     if sums is not out:
-        size = out.numel()
+        numbers = (first, size, parts)
         programs = blocks_of(size, SUMS["BLOCK"])
-        run_kept(linear_bernoulli_sum_kernel, programs, (sums, out), (size, parts), SUMS, 4)
+        run_kept(linear_bernoulli_sum_kernel, programs, (sums, out), numbers, SUMS, 4)
 
 
 def forward(a: Arguments) -> Tensors:
@@ -255,7 +257,7 @@ def forward(a: Arguments) -> Tensors:
     def run(tile: ProductTile) -> None:
         row_blocks = blocks_of(of.rows, tile.rows)
         parts, part = _parts(of.pixels, tile.pixels, row_blocks, most=FACTORS)
-        sums = _sums(parts, log_prob)
+        sums = _sums(parts, of.rows, log_prob)
         run_kept(
             linear_bernoulli_forward_kernel,
             row_blocks * parts,
@@ -264,7 +266,7 @@ def forward(a: Arguments) -> Tensors:
             of.of_logits(tile),
             tile.num_warps,
         )
-        _add(sums, parts, log_prob)
+        _add(sums, parts, of.rows, log_prob)
 
     if of.rows > 0:
         usual = of.tile("logits", of.rows, of.pixels)
@@ -277,27 +279,30 @@ def backward(a: Arguments, kept: Tensors, grads: Tensors, needs: tuple[bool, ...
     need_hidden, need_weight, need_bias, need_x = needs
     of_layer: Tensors = (None, None, None)
     if need_hidden or need_weight or need_bias:
-        of_layer = grad_layer(a, grad, need_hidden, need_weight)
+        of_layer = grad_layer(a, grad, need_hidden, need_weight, need_bias)
     return *of_layer, grad_x(a, grad) if need_x else None
 
 
-def grad_layer(a: Arguments, grad: Tensor, need_hidden: bool, need_weight: bool) -> Tensors:
-    """The gradients of hidden units and weights, if they are needed, and of the bias."""
+def grad_layer(
+    a: Arguments, grad: Tensor, need_hidden: bool, need_weight: bool, need_bias: bool
+) -> Tensors:
+    """The gradients of hidden units, weights and bias, those that are needed."""
     of = _Layer(a)
     if of.rows == 0:
         return tuple(torch.zeros_like(t) for t in (a.hidden, a.weight, a.bias))
-    padded = 16 * blocks_of(of.pixels, 16)  # so that rows begin at multiples of 16 bytes
-    chunk = max(CHUNK_ROWS, CHUNK // (padded * of.operand.itemsize) // 128 * 128)
+    padded = 16 * blocks_of(of.pixels, 16)  # so that Triton aligns accesses to 16 bytes
+    chunk = max(CHUNK_ROWS, CHUNK // (padded * of.operand.itemsize) // CHUNK_ROWS * CHUNK_ROWS)
     one = chunk >= of.rows
     residuals = of.hidden.new_empty((of.rows if one else chunk, padded), dtype=of.operand)
     of_hidden = of.hidden.new_empty(of.hidden.shape) if need_hidden else None
     of_weight = of_bias = None
     start = 0
-    while start < of.rows:  # not a range, which would fix the number of rows in a trace
+    # Not a range, which would fix the number of rows in a trace. So it fixes the number of chunks.
+    while start < of.rows:
         end = of.rows if one else min(start + chunk, of.rows)
         # The sums of several chunks are rounded once, at the end.
         bias_part = of.bias.new_empty((of.pixels,), dtype=of.bias.dtype if one else torch.float32)
-        _write_residuals(of, grad, start, end, residuals, bias_part)
+        _write_residuals(of, grad, start, end, residuals, bias_part, need_bias)
         of_bias = bias_part if of_bias is None else of_bias + bias_part
         residual = residuals[: end - start, : of.pixels]
         if need_weight:
@@ -307,26 +312,31 @@ def grad_layer(a: Arguments, grad: Tensor, need_hidden: bool, need_weight: bool)
             _multiply(of, residual.t(), hidden, part, open_rows=False)
             of_weight = part if of_weight is None else of_weight + part
         if of_hidden is not None:
-            out = of_hidden if one else of_hidden[start:end]
-            _multiply(of, residual, of.weight, out, open_rows=True)
+            _multiply(of, residual, of.weight, of_hidden, open_rows=True, first_row=start)
         start += chunk
     return (
         None if of_hidden is None else of_hidden.view(a.hidden.shape),
         None if of_weight is None else of_weight.to(a.weight.dtype),
-        None if of_bias is None else of_bias.to(a.bias.dtype),
+        of_bias.to(a.bias.dtype) if need_bias and of_bias is not None else None,
     )
 
 
 def _write_residuals(
-    of: _Layer, grad: Tensor, start: Any, end: Any, residuals: Tensor, of_bias: Tensor
+    of: _Layer,
+    grad: Tensor,
+    start: Any,
+    end: Any,
+    residuals: Tensor,
+    of_bias: Tensor,
+    need_sums: bool,
 ) -> None:
-    # Residuals of the rows from `start` to `end`, and their sums over these rows.
+    # Residuals of the rows from `start` to `end`, and their sums over these rows if needed.
     rows, pixels = end - start, of.pixels
 
     def run(tile: ProductTile) -> None:
         pixel_blocks = blocks_of(pixels, tile.pixels)
         parts, part = _parts(rows, tile.rows, pixel_blocks)
-        sums = _sums(parts, of_bias)
+        sums = _sums(parts, pixels, of_bias)
         sizes = (start, end, of.images, *grad.stride(), residuals.stride(0))
         run_kept(
             linear_bernoulli_residual_kernel,
@@ -336,14 +346,18 @@ def _write_residuals(
             of.of_logits(tile),
             tile.num_warps,
         )
-        _add(sums, parts, of_bias)
+        if need_sums:
+            _add(sums, parts, pixels, of_bias)
 
     usual = of.tile("logits", rows, pixels)
     with_tile("linear_bernoulli_residual", of.case, (grad, *of.tensors), usual, run)
 
 
-def _multiply(of: _Layer, a: Tensor, b: Tensor, out: Tensor, open_rows: bool) -> None:
-    # out = a·b; either the rows of `a` or the terms are the rows of a chunk
+def _multiply(
+    of: _Layer, a: Tensor, b: Tensor, out: Tensor, open_rows: bool, first_row: Any = 0
+) -> None:
+    # Writes a·b to `out`, from `first_row` on. Either the rows of `a` or the terms are the rows of
+    # a chunk. The chunk's part of `out` is not passed as a view, which a trace would copy.
     (rows, terms), columns = a.shape, b.shape[1]
     sizes = {"ROWS": 0, "TERMS": terms} if open_rows else {"ROWS": rows, "TERMS": 0}
     strides = {
@@ -358,7 +372,7 @@ def _multiply(of: _Layer, a: Tensor, b: Tensor, out: Tensor, open_rows: bool) ->
         # A trace that keeps the number of rows open serves many, too, which leave nothing to share.
         many = open_rows and not isinstance(tiles, int)
         parts, part = (1, terms) if many else _parts(terms, tile.hidden, tiles)
-        sums = _sums(parts, out)
+        sums = _sums(parts, rows * columns, out)
         block = {
             "BLOCK_ROWS": tile.rows,
             "BLOCK_COLUMNS": tile.pixels,
@@ -369,11 +383,11 @@ def _multiply(of: _Layer, a: Tensor, b: Tensor, out: Tensor, open_rows: bool) ->
             linear_bernoulli_product_kernel,
             tiles * parts,
             (a, b, sums),
-            (rows if open_rows else terms, parts, part),
+            (first_row if sums is out else 0, rows if open_rows else terms, parts, part),
             {**sizes, "COLUMNS": columns, **strides, **of.constants, **block},
             tile.num_warps,
         )
-        _add(sums, parts, out)
+        _add(sums, parts, rows * columns, out, first_row * columns)
 
     usual = of.tile("product", rows, columns, terms)
     with_tile(

@@ -10,7 +10,8 @@ from ..scalar import dot_jit
 def linear_bernoulli_product_kernel(  # type: ignore[no-untyped-def]
     a_ptr,  # (rows, terms), of any strides
     b_ptr,  # (terms, columns), of any strides
-    out_ptr,  # (parts, rows, columns)
+    out_ptr,  # (parts, rows, columns), from row `first_row` on
+    first_row,
     open_size,
     parts,
     part,  # terms of a program: whole blocks
@@ -47,7 +48,7 @@ def linear_bernoulli_product_kernel(  # type: ignore[no-untyped-def]
         if BFLOAT16:
             b = b.to(tl.bfloat16)
         sums = dot_jit(a, b, sums, PRECISION)
-    row_of_out = (tl.program_id(0) % parts).to(tl.int64) * n_rows + rows
+    row_of_out = first_row + (tl.program_id(0) % parts).to(tl.int64) * n_rows + rows
     out_at = out_ptr + row_of_out[:, None] * COLUMNS + columns[None, :]
     mask = (rows < n_rows)[:, None] & (columns < COLUMNS)[None, :]
     tl.store(out_at, sums.to(out_ptr.dtype.element_ty), mask=mask)
@@ -56,7 +57,8 @@ def linear_bernoulli_product_kernel(  # type: ignore[no-untyped-def]
 @jit
 def linear_bernoulli_sum_kernel(  # type: ignore[no-untyped-def]
     parts_ptr,  # (parts, size) float32
-    out_ptr,  # (size,)
+    out_ptr,  # (size,), from element `first` on
+    first,
     size,
     n_parts,
     PARTS: tl.constexpr,  # that are read at once
@@ -65,8 +67,9 @@ def linear_bernoulli_sum_kernel(  # type: ignore[no-untyped-def]
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     parts = tl.arange(0, PARTS)[:, None]
     sums = tl.zeros((PARTS, BLOCK), tl.float32)
-    for first in range(0, n_parts, PARTS):
-        part_at = parts_ptr + (first + parts).to(tl.int64) * size + at[None, :]
-        mask = (first + parts < n_parts) & (at < size)[None, :]
+    for start in range(0, n_parts, PARTS):
+        part_at = parts_ptr + (start + parts).to(tl.int64) * size + at[None, :]
+        mask = (start + parts < n_parts) & (at < size)[None, :]
         sums += tl.load(part_at, mask=mask, other=0.0)
-    tl.store(out_ptr + at, tl.sum(sums, 0).to(out_ptr.dtype.element_ty), mask=at < size)
+    out = tl.sum(sums, 0).to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + first + at, out, mask=at < size)

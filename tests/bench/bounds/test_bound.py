@@ -72,6 +72,7 @@ def test_programs_that_do_not_fit_at_once_wait_for_memory_in_turn() -> None:
         (40, 0, 4, 12),  # 5,120 registers a program
         (41, 0, 4, 10),  # in units of 256 a warp: 6,144
         (255, 0, 8, 1),
+        (80, 0, 1, 24),  # 25 warps, of which a multiprocessor's four parts hold six each
         (32, 0, 1, 32),  # a multiprocessor takes no more programs
         (32, 100 << 10, 4, 2),  # of 228 KiB, with one more for each program
     ],

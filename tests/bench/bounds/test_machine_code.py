@@ -59,6 +59,11 @@ def test_a_loop_runs_until_its_thread_has_moved_its_bytes(unrolled: int) -> None
     assert found.instructions == wanted
 
 
+def test_a_part_of_an_iteration_costs_a_whole_one() -> None:
+    # 18 bytes in the loop are five iterations of four.
+    assert executed(looping(1), bytes_per_thread=18 + 16).instructions["FFMA"] == 10
+
+
 def test_a_loop_runs_at_least_once() -> None:
     assert executed(looping(2), bytes_per_thread=0.0).instructions["FFMA"] == 4
 

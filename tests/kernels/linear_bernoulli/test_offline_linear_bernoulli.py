@@ -14,7 +14,7 @@ import torch
 
 from bench.bounds import builds
 from bench.bounds.builds import Binary
-from tests.kernels.offline import assert_in_registers
+from tests.kernels.offline import assert_in_registers, ceiling_by_triton
 from vaez_kernels import interpreting
 from vaez_kernels import linear_bernoulli as op
 from vaez_kernels.backend import triton
@@ -46,7 +46,7 @@ def layer_of(
 
 def run(layer: op.twin.Arguments) -> None:
     op.kernel.forward(layer)
-    op.kernel.grad_layer(layer, torch.zeros(layer.hidden.shape[:2]), True, True)
+    op.kernel.grad_layer(layer, torch.zeros(layer.hidden.shape[:2]), True, True, True)
 
 
 def binary(
@@ -63,8 +63,8 @@ def binary(
     return builds.build(builds.specialisations(lambda: run(layer))[kernel], gpu)
 
 
-def assert_fits(compiled: Binary, gpu: str) -> None:
-    assert_in_registers(compiled)
+def assert_fits(compiled: Binary, gpu: str, spills: int = 0) -> None:
+    assert_in_registers(compiled, spills=spills)
     assert compiled.shared <= SHARED[gpu]
     wide = r"LDG(STS)?\..*128|(global|buffer)_load_dwordx4"
     assert compiled.count(wide) > 0
@@ -99,7 +99,8 @@ def test_tf32_products_are_on_tensor_cores(rows: tuple[int, int], kernel: str) -
 @pytest.mark.parametrize("rows", [MANY, FEW])
 def test_float32_products_stay_float32(rows: tuple[int, int], kernel: str, gpu: str) -> None:
     compiled = binary(kernel, gpu, torch.float32, "float32", rows=rows)
-    assert_fits(compiled, gpu)
+    # Triton 3.6 stores one register of the residuals and loads it again.
+    assert_fits(compiled, gpu, ceiling_by_triton(0, before_3_8=2))
     assert compiled.count(TENSOR_CORES) == 0
     assert compiled.count(r"FFMA|v_mfma_f32_\d+x\d+x\d+_f32") > 0
 

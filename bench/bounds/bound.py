@@ -13,7 +13,7 @@ WARP = 32
 
 
 class Bound(NamedTuple):
-    """Seconds that a launch takes at least, by three bounds of which the largest counts.
+    """Seconds that a launch takes by three estimates, of which the largest counts.
 
     - bandwidth: the kernel's bytes at the speed of a copy.
     - issue: the busiest multiprocessor issues its warps' instructions, or its busiest unit
@@ -26,7 +26,7 @@ class Bound(NamedTuple):
     issue: float
     latency: float
     unit: str  # that bounds `issue`: "all instructions", or one of bench.bounds.gpus.UNITS
-    instructions: float  # that a warp executes
+    instructions: int  # that a warp executes
     resident: int  # warps of a multiprocessor
 
     @property
@@ -56,9 +56,9 @@ def bound(binary: Binary, gpu: Gpu, programs: int, num_warps: int, moved: int) -
     found = executed(binary.listing, moved / (programs * num_warps * WARP))
     clocks = {"all instructions": sum(found.instructions.values()) * WARP / ISSUE}
     for unit, (lanes, operations) in UNITS.items():
-        count = sum(found.instructions.get(operation, 0.0) for operation in operations)
+        count: float = sum(found.instructions.get(operation, 0) for operation in operations)
         if unit == "memory accesses":
-            shared = sum(found.instructions.get(name, 0.0) for name in ("LDS", "STS"))
+            shared = sum(found.instructions.get(name, 0) for name in ("LDS", "STS"))
             count = shared + found.bytes / 4
         clocks[unit] = count * WARP / lanes
     unit = max(clocks, key=clocks.__getitem__)

@@ -3,7 +3,8 @@
 A loop is what lies between a backward branch and its target. How often it runs is not in the code.
 It is as often as a thread needs to move its share of the kernel's bytes: a compiler may unroll a
 loop, which changes both the bytes of an iteration and the number of iterations. The last iteration
-may be partly beyond the edge, and costs as much as the others.
+may be partly beyond the edge, and costs as much as the others. Code that a forward branch skips
+counts as executed.
 """
 
 from __future__ import annotations

@@ -154,8 +154,9 @@ def _measured(rows: Sequence[Row], record: Record) -> Iterator[Block]:
     ]
     yield Heading(2, f"Measured on {record.machine['device']}, {record.date[:10]}")
     yield Text(
-        "Both kernels of a call, device time. A ratio below 1 refutes the bound of a call that "
-        "exceeds the L2 cache."
+        "All kernels of a call, device time. A ratio below 1 says that the estimate is wrong for "
+        "the call: its data may stay in the L2 cache, or a kernel that mostly reads may be faster "
+        "than a copy."
     )
     yield Table(("call", "bound", "measured", "ratio"), cells)
 

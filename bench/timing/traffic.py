@@ -8,8 +8,9 @@ are the tensors that its kernels load and store, whether from a cache or from me
 - Our Triton kernels: the floor itself, as tests/interpreted/test_traffic.py finds by counting every
   load and store in the interpreter: 1.00 times the floor for S ≤ 8. Beyond, a forward reads its
   inputs (the likelihood its targets) once more for each eight samples. No row of the suite does.
-  The fused last layer's kernels read the weights once for each block of rows (so much is counted in
-  tests/interpreted/test_linear_kernel.py), mostly from L2: their row names no bytes.
+  The fused last layer's forward reads the weights once for each block of rows (so much is counted
+  in tests/interpreted/test_linear_kernel.py), mostly from L2, and backward likewise reads rows or
+  weights several times: their row names no bytes.
   The mixture's kernels read components once for each block of draws: `mixture_log_prob_moved`.
 """
 

@@ -69,8 +69,9 @@ def linear_bernoulli_log_prob(
 
     The same as `bernoulli_log_prob(hidden @ weight.T + bias, x)`, but the logits are never stored
     as a whole: forward and backward compute them a tile at a time. On CUDA, backward needs 32 MiB
-    (or 128 rows of logits, if these are more) beyond its results, and float32 sums of a few times
-    the weights' size. Compiled for open sizes, it has a graph for each number of such chunks.
+    (or 128 rows of logits, if these are more) beyond its results, float32 sums of a few times the
+    weights' size or a few MiB, and a copy of hidden units whose rows have no common distance.
+    Compiled for open sizes, it has graphs of its own for each number of such chunks.
 
     Args:
         hidden: (S, B, H) float32, bfloat16 or float16 of any strides; float64 takes the fallback.

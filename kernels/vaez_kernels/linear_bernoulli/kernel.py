@@ -3,8 +3,9 @@
 Forward: a program holds the hidden units of a block of rows and walks along pixels.
 
 Backward takes a chunk of rows at a time, so small that the chunk's residuals g·(x − sigmoid(l))
-stay in a GPU's cache. A kernel computes the logits once more and writes the residuals, and a
-product kernel multiplies them by the weights and by the hidden units.
+stay in a GPU's cache (unless 128 rows are too many for it). A kernel computes the logits once more
+and writes the residuals, and a product kernel multiplies them by the weights and by the hidden
+units.
 
 If a launch would have too few programs, each takes a part of its sum, and a last launch adds the
 parts.
@@ -34,8 +35,9 @@ from .logits import hidden_jit, logits_jit, place_jit, streamed_jit, targets_jit
 from .product import linear_bernoulli_product_kernel, linear_bernoulli_sum_kernel
 from .twin import FACTORS, Arguments, grad_x
 
-# A launch gets at least this many programs if its work can be divided into them: two for each of
-# the 132 multiprocessors of an H100. A constant, so that results do not depend on the device.
+# A launch gets about this many programs, and more than half of them, if its work can be divided:
+# two for each of the 132 multiprocessors of an H100. A constant, so that results do not depend on
+# the device.
 PROGRAMS = 264
 # Parts that a program adds at once, and elements of each.
 SUMS = {"PARTS": 16, "BLOCK": 128}
@@ -303,7 +305,8 @@ def grad_layer(
         # The sums of several chunks are rounded once, at the end.
         bias_part = of.bias.new_empty((of.pixels,), dtype=of.bias.dtype if one else torch.float32)
         _write_residuals(of, grad, start, end, residuals, bias_part, need_bias)
-        of_bias = bias_part if of_bias is None else of_bias + bias_part
+        if need_bias:
+            of_bias = bias_part if of_bias is None else of_bias + bias_part
         residual = residuals[: end - start, : of.pixels]
         if need_weight:
             dtype = of.weight.dtype if one else torch.float32
@@ -317,7 +320,7 @@ def grad_layer(
     return (
         None if of_hidden is None else of_hidden.view(a.hidden.shape),
         None if of_weight is None else of_weight.to(a.weight.dtype),
-        of_bias.to(a.bias.dtype) if need_bias and of_bias is not None else None,
+        None if of_bias is None else of_bias.to(a.bias.dtype),
     )
 
 
@@ -369,7 +372,7 @@ def _multiply(
 
     def run(tile: ProductTile) -> None:
         tiles = blocks_of(rows, tile.rows) * blocks_of(columns, tile.pixels)
-        # A trace that keeps the number of rows open serves many, too, which leave nothing to share.
+        # A trace with an open number of rows also serves many rows, which need no sharing.
         many = open_rows and not isinstance(tiles, int)
         parts, part = (1, terms) if many else _parts(terms, tile.hidden, tiles)
         sums = _sums(parts, rows * columns, out)

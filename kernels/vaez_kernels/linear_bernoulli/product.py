@@ -14,7 +14,7 @@ def linear_bernoulli_product_kernel(  # type: ignore[no-untyped-def]
     first_row,
     open_size,
     parts,
-    part,  # terms of a program: whole blocks
+    part,  # terms of a program: whole blocks, or all
     ROWS: tl.constexpr,  # 0 for open_size: the number of rows of a chunk varies
     TERMS: tl.constexpr,  # likewise
     COLUMNS: tl.constexpr,

@@ -54,7 +54,8 @@ def bound(binary: Binary, gpu: Gpu, programs: int, num_warps: int, moved: int) -
         ValueError: the binary has no machine code, or does not fit on the GPU.
     """
     found = executed(binary.listing, moved / (programs * num_warps * WARP))
-    clocks = {"all instructions": sum(found.instructions.values()) * WARP / ISSUE}
+    instructions = sum(found.instructions.values())
+    clocks = {"all instructions": instructions * WARP / ISSUE}
     for unit, (lanes, operations) in UNITS.items():
         count: float = sum(found.instructions.get(operation, 0) for operation in operations)
         if unit == "memory accesses":
@@ -65,7 +66,6 @@ def bound(binary: Binary, gpu: Gpu, programs: int, num_warps: int, moved: int) -
     busiest = math.ceil(programs / gpu.multiprocessors) * num_warps
     fit = resident(binary, gpu, num_warps)
     waves = math.ceil(programs / (gpu.multiprocessors * fit))
-    instructions = sum(found.instructions.values())
     return Bound(
         bandwidth=moved / gpu.bytes_per_second,
         issue=busiest * clocks[unit] / gpu.hertz,

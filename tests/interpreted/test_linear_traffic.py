@@ -39,6 +39,14 @@ CONSTANTS = {
     "BLOCK_H": 16,
     "STAGES": 1,
 }
+PRODUCT = {
+    "BFLOAT16": False,
+    "PRECISION": "ieee",
+    "BLOCK_ROWS": 16,
+    "BLOCK_COLUMNS": 16,
+    "BLOCK_TERMS": 16,
+    "STAGES": 1,
+}
 
 
 @pytest.mark.parametrize("held", [False, True])
@@ -91,7 +99,7 @@ def test_products_do_too(monkeypatch: pytest.MonkeyPatch) -> None:
     a, b, out = tensors(3)
     # Rows and columns end with a block of five and one of 16. The second of two parts.
     program = ((IMAGES // 16) * 2 + 1) * 2 + 1
-    constants = {
+    constants = PRODUCT | {
         "ROWS": 0,
         "TERMS": 32,
         "COLUMNS": 32,
@@ -99,12 +107,6 @@ def test_products_do_too(monkeypatch: pytest.MonkeyPatch) -> None:
         "A_TERM_STRIDE": 1,
         "B_TERM_STRIDE": PIXEL,
         "B_COLUMN_STRIDE": PIXEL + 1,
-        "BFLOAT16": False,
-        "PRECISION": "ieee",
-        "BLOCK_ROWS": 16,
-        "BLOCK_COLUMNS": 16,
-        "BLOCK_TERMS": 16,
-        "STAGES": 1,
     }
     kernel = op.product.linear_bernoulli_product_kernel
     seen = far_launch(monkeypatch, kernel, program, a, b, out, 0, IMAGES, 2, 16, **constants)
@@ -119,7 +121,7 @@ def test_products_do_too(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_later_chunks_products_do_too(monkeypatch: pytest.MonkeyPatch) -> None:
     a, b, out = tensors(3)
-    constants = {
+    constants = PRODUCT | {
         "ROWS": 0,
         "TERMS": 16,
         "COLUMNS": 16,
@@ -127,12 +129,6 @@ def test_a_later_chunks_products_do_too(monkeypatch: pytest.MonkeyPatch) -> None
         "A_TERM_STRIDE": 1,
         "B_TERM_STRIDE": PIXEL,
         "B_COLUMN_STRIDE": 1,
-        "BFLOAT16": False,
-        "PRECISION": "ieee",
-        "BLOCK_ROWS": 16,
-        "BLOCK_COLUMNS": 16,
-        "BLOCK_TERMS": 16,
-        "STAGES": 1,
     }
     kernel = op.product.linear_bernoulli_product_kernel
     seen = far_launch(monkeypatch, kernel, 1, a, b, out, FAR, 20, 1, 16, **constants)
@@ -143,7 +139,7 @@ def test_a_later_chunks_products_do_too(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_transposed_products_do_too(monkeypatch: pytest.MonkeyPatch) -> None:
     a, b, out = tensors(3)
-    constants = {
+    constants = PRODUCT | {
         "ROWS": 16,
         "TERMS": 0,
         "COLUMNS": 16,
@@ -151,12 +147,6 @@ def test_transposed_products_do_too(monkeypatch: pytest.MonkeyPatch) -> None:
         "A_TERM_STRIDE": X_ROW,
         "B_TERM_STRIDE": ROW,
         "B_COLUMN_STRIDE": 1,
-        "BFLOAT16": False,
-        "PRECISION": "ieee",
-        "BLOCK_ROWS": 16,
-        "BLOCK_COLUMNS": 16,
-        "BLOCK_TERMS": 16,
-        "STAGES": 1,
     }
     kernel = op.product.linear_bernoulli_product_kernel
     parts = -(-IMAGES // 16)  # each has one block of terms

@@ -6,7 +6,7 @@ import math
 from typing import NamedTuple
 
 from bench.bounds.builds import Binary
-from bench.bounds.gpus import ISSUE, UNITS, Gpu
+from bench.bounds.gpus import ACCESSED, ISSUE, UNITS, Gpu
 from bench.bounds.machine_code import executed
 
 WARP = 32
@@ -25,7 +25,7 @@ class Bound(NamedTuple):
     bandwidth: float
     issue: float
     latency: float
-    unit: str  # that bounds `issue`: "all instructions", or one of bench.bounds.gpus.UNITS
+    unit: str  # that bounds `issue`: "all instructions", "memory accesses" or one of UNITS
     instructions: int  # that a warp executes
     resident: int  # warps of a multiprocessor
 
@@ -57,11 +57,9 @@ def bound(binary: Binary, gpu: Gpu, programs: int, num_warps: int, moved: int) -
     instructions = sum(found.instructions.values())
     clocks = {"all instructions": instructions * WARP / ISSUE}
     for unit, (lanes, operations) in UNITS.items():
-        count: float = sum(found.instructions.get(operation, 0) for operation in operations)
-        if unit == "memory accesses":
-            shared = sum(found.instructions.get(name, 0) for name in ("LDS", "STS"))
-            count = shared + found.bytes / 4
+        count = sum(found.instructions.get(operation, 0) for operation in operations)
         clocks[unit] = count * WARP / lanes
+    clocks["memory accesses"] = found.accessed * WARP / ACCESSED
     unit = max(clocks, key=clocks.__getitem__)
     busiest = math.ceil(programs / gpu.multiprocessors) * num_warps
     fit = resident(binary, gpu, num_warps)

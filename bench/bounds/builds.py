@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
@@ -80,9 +80,10 @@ class Launched(NamedTuple):
 
 
 class _Recorder:
-    def __init__(self, kernel: Any) -> None:
-        self.kernel = kernel
-        self.seen: list[Launched] = []
+    """Stands for a kernel, and adds each launch of it to `seen`."""
+
+    def __init__(self, kernel: Any, seen: list[Launched]) -> None:
+        self.kernel, self.seen = kernel, seen
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         return functools.partial(self.record, math.prod(grid))
@@ -121,14 +122,9 @@ class _Recorder:
 
 def specialisation(launch: Callable[..., Any], kernel: Any, *args: Any) -> Specialisation:
     """The specialisation of `kernel` that `launch(*args)` would compile."""
-    module = sys.modules[launch.__module__]
-    recorders = {name: _Recorder(one) for name, one in kernels_of(module).items()}
-    with ExitStack() as stack:
-        for name, recorder in recorders.items():
-            stack.enter_context(patch.object(module, name, recorder))
-        launch(*args)
-    (seen,) = (seen for one in recorders.values() if one.kernel is kernel for seen in one.seen)
-    return seen.what
+    found = _recorded([sys.modules[launch.__module__]], functools.partial(launch, *args))
+    (of_kernel,) = (launched.what for launched in found if launched.what.kernel is kernel)
+    return of_kernel
 
 
 def kernel_modules() -> list[ModuleType]:
@@ -148,16 +144,24 @@ def specialisations(run: Callable[[], object]) -> dict[str, Specialisation]:
 
 
 def launches(run: Callable[[], object]) -> dict[str, Launched]:
-    """The first launch of each kernel that `run` launches on CPU tensors, by name."""
+    """The first launch of each kernel that `run` launches on CPU tensors, by name, in order."""
+    with patch.object(backend, "interpreting", lambda: True), use_backend("triton"):
+        found = _recorded(kernel_modules(), run)
+    first: dict[str, Launched] = {}
+    for launched in found:
+        first.setdefault(launched.what.kernel.__name__, launched)
+    return first
+
+
+def _recorded(modules: Iterable[ModuleType], run: Callable[[], object]) -> list[Launched]:
+    # All launches of kernels of these modules, in order.
+    seen: list[Launched] = []
     with ExitStack() as stack:
-        stack.enter_context(patch.object(backend, "interpreting", lambda: True))
-        stack.enter_context(use_backend("triton"))
-        recorders = {}
-        for module in kernel_modules():
+        for module in modules:
             for name, kernel in kernels_of(module).items():
-                recorders[name] = stack.enter_context(patch.object(module, name, _Recorder(kernel)))
+                stack.enter_context(patch.object(module, name, _Recorder(kernel, seen)))
         run()
-    return {name: recorder.seen[0] for name, recorder in recorders.items() if recorder.seen}
+    return seen
 
 
 class Binary(NamedTuple):

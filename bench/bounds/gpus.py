@@ -26,9 +26,9 @@ UNITS: dict[str, tuple[int, tuple[str, ...]]] = {
     "conversions": (64, ("I2F", "I2FP", "F2I", "F2F", "F2FP", "FRND", "I2I")),
     "special functions": (16, ("MUFU",)),
     "shuffles": (32, ("SHFL",)),
-    # 128 bytes a clock, counted in accesses of a lane's 4 bytes.
-    "memory accesses": (32, ("LDG", "STG", "LDS", "STS")),
 }
+# Bytes a clock between a multiprocessor's registers and its cache or shared memory.
+ACCESSED = 128
 
 
 class Gpu(NamedTuple):

@@ -18,7 +18,7 @@ INSTRUCTION = re.compile(
     r"^\s+/\*[0-9a-f]{4,6}\*/\s+(?:@!?U?P\w+ )?([A-Z][A-Z0-9_.]*)(?:[^;]*`\((\.L_\w+)\))?"
 )
 LABEL = re.compile(r"^(\.L_\w+):")
-GLOBAL = ("LDG", "STG")
+GLOBAL, SHARED = ("LDG", "STG"), ("LDS", "STS")
 
 
 class Instruction(NamedTuple):
@@ -33,7 +33,12 @@ class Instruction(NamedTuple):
     @property
     def bytes(self) -> int:
         """Bytes that a thread loads from or stores to global memory."""
-        if self.operation not in GLOBAL:
+        return self.accessed if self.operation in GLOBAL else 0
+
+    @property
+    def accessed(self) -> int:
+        """Bytes that a thread loads from or stores to global or shared memory."""
+        if self.operation not in GLOBAL + SHARED:
             return 0
         parts = self.name.split(".")
         small = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
@@ -44,7 +49,8 @@ class Executed(NamedTuple):
     """What a warp executes."""
 
     instructions: dict[str, int]  # by operation
-    bytes: int  # that a thread moves, if all its accesses are in bounds
+    bytes: int  # of global memory that a thread moves, if all its accesses are in bounds
+    accessed: int  # the same of global and shared memory
 
 
 def parse(listing: str) -> tuple[list[Instruction], dict[str, int]]:
@@ -96,9 +102,10 @@ def executed(listing: str, bytes_per_thread: float) -> Executed:
     outside = sum(one.bytes for i, one in enumerate(code) if i not in loop)
     inside = sum(code[i].bytes for i in loop)
     trips = max(1, math.ceil((bytes_per_thread - outside) / inside)) if inside else 1
+    times = [trips if i in loop else 1 for i in range(len(code))]
     counts: Counter[str] = Counter()
-    once: Counter[str] = Counter()
-    for i, one in enumerate(code):
-        (counts if i in loop else once)[one.operation] += 1
-    weights = {name: once[name] + trips * counts[name] for name in once | counts if name != "NOP"}
-    return Executed(weights, outside + trips * inside)
+    for one, often in zip(code, times, strict=True):
+        if one.operation != "NOP":
+            counts[one.operation] += often
+    accessed = sum(often * one.accessed for one, often in zip(code, times, strict=True))
+    return Executed(dict(counts), outside + trips * inside, accessed)

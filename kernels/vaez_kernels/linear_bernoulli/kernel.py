@@ -185,7 +185,8 @@ class _Layer:
         self.kind = "16 bits" if not float32 else "tf32" if a.precision == "tf32" else "float32"
         precision = "tf32" if a.precision == "tf32" else "ieee"
         self.constants = {"BFLOAT16": rounds, "PRECISION": precision}
-        self.case = (self.kind, self.width, self.pixels)  # for which a tile may be the fastest
+        # For which a tile may be the fastest.
+        self.case = (self.kind, self.width, self.pixels, *self.weight.stride())
 
     def tile(self, of: str, rows: Any, columns: Any, terms: Any = 1) -> ProductTile:
         """The tile for an output of this size. A size that a trace keeps open gets the usual one.
@@ -393,6 +394,5 @@ def _multiply(
         _add(sums, parts, rows * columns, out, first_row * columns)
 
     usual = of.tile("product", rows, columns, terms)
-    with_tile(
-        "linear_bernoulli_product", (of.kind, open_rows, *strides.values()), (a, b), usual, run
-    )
+    case = (of.kind, open_rows, columns, *strides.values())
+    with_tile("linear_bernoulli_product", case, (a, b), usual, run)

@@ -43,7 +43,7 @@ def test_a_kernel_with_many_instructions_is_bound_by_issue() -> None:
         ({"FFMA": 100, "IMAD": 20}, "all instructions", 121 / 4),
         ({"SHFL.BFLY": 100}, "shuffles", 100),
         # 16 bytes a lane are 512 a warp, of 128 a clock.
-        ({"LDG.E.128": 50, "LDS": 10}, "memory accesses", 210),
+        ({"LDG.E.128": 50, "LDS": 10, "STS.64": 10}, "memory accesses", 230),
     ],
 )
 def test_the_busiest_unit_bounds_the_issue(code: dict[str, int], unit: str, clocks: float) -> None:

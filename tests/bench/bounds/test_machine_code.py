@@ -18,18 +18,20 @@ STRAIGHT = """
         /*0030*/                   FFMA R4, R4, R4, R3 ;
         /*0040*/                   NOP ;
         /*0050*/              @!P1 EXIT ;
-        /*0060*/                   STG.E.64 desc[UR4][R6.64], R4 ;
-        /*0070*/                   EXIT ;
+        /*0060*/                   STS.64 [R8], R4 ;
+        /*0070*/                   STG.E.64 desc[UR4][R6.64], R4 ;
+        /*0080*/                   EXIT ;
 .L_x_0:
-        /*0080*/                   BRA `(.L_x_0);
-        /*0090*/                   NOP ;
+        /*0090*/                   BRA `(.L_x_0);
+        /*00a0*/                   NOP ;
 """
 
 
 def test_code_without_a_loop_is_executed_once() -> None:
     found = executed(STRAIGHT, bytes_per_thread=1e6)
-    assert found.instructions == {"S2R": 1, "LDG": 2, "FFMA": 1, "EXIT": 2, "STG": 1}
+    assert found.instructions == {"S2R": 1, "LDG": 2, "FFMA": 1, "EXIT": 2, "STS": 1, "STG": 1}
     assert found.bytes == 16 + 1 + 8
+    assert found.accessed == found.bytes + 8  # of shared memory
 
 
 def looping(loads: int) -> str:

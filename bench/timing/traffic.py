@@ -170,10 +170,15 @@ def _counting(counts: list[int | None]) -> Iterator[None]:
 
         return draw if code is not None else None
 
-    def counted_twin(function: Callable[..., Any], _: str, kinds: tuple[object, ...]) -> Code:
+    def counted_twin(
+        function: Callable[..., Any],
+        _: str,
+        kinds: tuple[object, ...],
+        options: tuple[tuple[str, Any], ...],
+    ) -> Code:
         def run(*tensors: Tensor) -> Any:
             of = of_tensors(function, kinds)
-            code = isolated(lambda: compiled_without_guards(of, *tensors))
+            code = isolated(lambda: compiled_without_guards(of, *tensors, **dict(options)))
             return (code or of)(*tensors)
 
         return run

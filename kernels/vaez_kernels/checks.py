@@ -133,6 +133,8 @@ def check_noise(op: str, noise: Tensor, device: torch.device | None = None) -> N
 
 
 def check_count(op: str, name: str, value: int, least: int = 0, below: int = 2**63) -> None:
+    if type(value) is int and least <= value < below:
+        return  # most calls, in a fifth of the time
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
         raise TypeError(f"{op}: {name} must be an integer, got {type(value).__name__}")
     if value < least:

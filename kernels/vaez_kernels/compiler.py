@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextvars
 import functools
+import inspect
 import math
 import re
 import sys
@@ -19,12 +20,12 @@ import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from .backend import is_traced
@@ -206,11 +207,18 @@ def _layout(x: Tensor) -> str | None:
 # Tracing treats equal numbers as the same size, so all of them differ. They are large enough to
 # make threads worthwhile.
 SIZES = {"S": 3, "B": 509, "D": 61, "P": 787, "I": 11, "C": 17, "N": 211, "F": 5}
+# Columns that are a multiple of four, the noise's key and layout, nothing.
+SIZES |= {"Q": 60, "K": 2, "L": 4, "0": 0}
 DISTANCES = (1009, 1013, 1019, 1021, 1031, 1033, 1039, 1049, 1051, 1061)
 
 
 @compiled_once
-def compiled(function: Callable[..., Any], dims: str, kinds: tuple[object, ...]) -> Code | None:
+def compiled(
+    function: Callable[..., Any],
+    dims: str,
+    kinds: tuple[object, ...],
+    options: tuple[tuple[str, Any], ...] = (),
+) -> Code | None:
     """`function` compiled for arguments of these kinds; the code takes only the tensors.
 
     Args:
@@ -219,32 +227,48 @@ def compiled(function: Callable[..., Any], dims: str, kinds: tuple[object, ...])
             In every call, dimensions with the same letter must have the same size; this is not
             checked.
         kinds: what `described` says of each argument.
+        options: of inductor.
     """
-    words = dims.split()
-    examples = [
-        _like(of, word, distance)
-        for of, word, distance in zip(kinds, words, DISTANCES, strict=False)
+    tensors = [
+        (of, word, distance)
+        for of, word, distance in zip(kinds, dims.split(), DISTANCES, strict=False)
         if isinstance(of, tuple)
     ]
+    sizes = _sizes([(word, of[2:]) for of, word, _ in tensors])
+    examples = [_like(of, [sizes[n] for n in word], distance) for of, word, distance in tensors]
+    return compiled_without_guards(of_tensors(function, kinds), *examples, **dict(options))
 
-    return compiled_without_guards(of_tensors(function, kinds), *examples)
 
-
-def run(function: Callable[..., Any], dims: str, largest: Tensor, least: int, *args: Any) -> Any:
-    """`function(*args)`, compiled if the arguments are large, on a CPU, and not traced.
+def run(function: Callable[..., Any], dims: str, largest: Tensor, *args: Any) -> Any:
+    """`function(*args)`, compiled if `compiles(largest)`.
 
     Args:
         function, dims: as for `compiled`.
-        largest: the largest argument, in the dtype of the computation. float64 is not compiled.
-        least: how many elements it must have for compiled code to be faster.
+        largest: the largest argument, in the dtype of the computation.
     """
-    on_cpu = largest.is_cpu and largest.dtype != torch.float64 and not is_traced(largest)
-    if on_cpu and largest.numel() >= least and has_cpu_compiler():
-        args, kinds = zip(*[described(x) for x in args], strict=True)
-        code = compiled(function, dims, kinds)
-        if code is not None:
-            return code(*[x for x in args if isinstance(x, Tensor)])
-    return function(*args)
+    found = run_compiled(function, dims, args) if compiles(largest) else None
+    return function(*args) if found is None else found
+
+
+def compiles(x: Tensor) -> bool:
+    """Whether a computation on x is compiled: on a CPU, not traced, not empty, not in float64."""
+    on_cpu = x.is_cpu and x.dtype != torch.float64 and not is_traced(x)
+    return on_cpu and x.numel() > 0 and has_cpu_compiler()
+
+
+def run_compiled(
+    function: Callable[..., Any],
+    dims: str,
+    args: tuple[Any, ...],
+    options: tuple[tuple[str, Any], ...] = (),
+) -> Any:
+    """The results of `function(*args)` by compiled code; None if it cannot be built.
+
+    The arguments are those of `compiled`.
+    """
+    args, kinds = zip(*[described(x) for x in args], strict=True)
+    code = compiled(function, dims, kinds, options)
+    return None if code is None else code(*[x for x in args if isinstance(x, Tensor)])
 
 
 def of_tensors(function: Callable[..., Any], kinds: tuple[object, ...]) -> Callable[..., Any]:
@@ -257,9 +281,28 @@ def of_tensors(function: Callable[..., Any], kinds: tuple[object, ...]) -> Calla
     return given
 
 
-def _like(of: tuple[Any, ...], letters: str, distance: int) -> Tensor:
+# As many elements are worth the threads of 64 cores to inductor: 512 for each.
+MANY = 1 << 15
+
+
+def _sizes(tensors: list[tuple[str, Sequence[bool]]]) -> dict[str, int]:
+    """Example sizes for the letters of tensors, of which some sizes are known to be 1.
+
+    If few elements are left, such as in a single row, its last open dimension is long.
+    """
+
+    def elements(tensor: tuple[str, Sequence[bool]]) -> int:
+        return math.prod(1 if one else SIZES[n] for n, one in zip(*tensor, strict=True))
+
+    word, is_one = max(tensors, key=elements)
+    longest = [n for n, one in zip(word, is_one, strict=True) if not one][-1:]
+    factor = -(-MANY // elements((word, is_one)))
+    return SIZES | {n: SIZES[n] * factor for n in longest}
+
+
+def _like(of: tuple[Any, ...], sizes: list[int], distance: int) -> Tensor:
     dtype, layout, *is_one = of
-    shape = [1 if one else SIZES[letter] for one, letter in zip(is_one, letters, strict=True)]
+    shape = [1 if one else size for one, size in zip(is_one, sizes, strict=True)]
     if layout == "contiguous":
         return example(*shape, dtype=dtype)
     if layout == "lines apart":
@@ -282,7 +325,24 @@ def compiled_without_guards(
     """
     with torch.no_grad():
         graph = make_fx(function, tracing_mode="symbolic")(*examples)
-        return built(graph, examples, "from_graph", **options)
+        code = built(graph, examples, "from_graph", **options)
+    return None if code is None else _unwrapped(code, graph)
+
+
+def _unwrapped(code: Any, graph: GraphModule) -> Code:
+    """`code` without its wrappers, which handle gradients and changed arguments.
+
+    They take 8 to 15 µs of a small call whose code is not in the processor's caches.
+    """
+    from torch._inductor.output_code import CompiledFxGraph
+
+    inner = inspect.unwrap(code._compiled_fn)
+    if not isinstance(inner, CompiledFxGraph):
+        return cast(Code, code)  # this PyTorch wraps it in another way
+    call: Any = inner.current_callable
+    if isinstance(graph.graph.output_node().args[0], Node):
+        return lambda *tensors: call(list(tensors))[0]
+    return lambda *tensors: call(list(tensors))
 
 
 def example(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -27,6 +27,7 @@ from tests.interpreted.watch import (
 from tests.kernels import floors
 from tests.kernels.helpers import MODES, call, latents
 from vaez_kernels import interpreting, latent, launch, noise, noise_key, normal, use_backend
+from vaez_kernels.latent import formulas
 
 pytestmark = pytest.mark.skipif(
     not interpreting(), reason="needs TRITON_INTERPRET=1: run by tests/kernels/test_interpreter.py"
@@ -46,7 +47,7 @@ def test_every_byte_moves_once(mode: str, samples: int, dtype: torch.dtype) -> N
     forward, backward = floors.latent(mode, mu, samples)
     with accesses() as seen:
         z, kl_rows = call(mode, mu, logvar, KEY, samples)
-    drawing = write_z or kl in latent.twin.MONTE_CARLO
+    drawing = write_z or kl in formulas.MONTE_CARLO
     programs = -(-rows // launch.USUAL.block(columns)["BLOCK_ROWS"])
     key = 16 * programs
     assert Traffic.of(seen) == Traffic(*forward, key=drawing * key)
@@ -72,7 +73,7 @@ def test_a_gradient_that_nobody_wants_moves_no_bytes(mode: str, wanted: str) -> 
             outputs, mu if wanted == "mu" else logvar, [torch.ones_like(x) for x in outputs]
         )
     traffic = Traffic.of(seen)
-    monte_carlo = kl in latent.twin.MONTE_CARLO
+    monte_carlo = kl in formulas.MONTE_CARLO
     inputs = monte_carlo + (monte_carlo or wanted == "logvar" or kl == "analytic")
     assert traffic.stored == elements
     assert traffic.loaded == (inputs + write_z * samples) * elements + (kl != "none") * 4 * rows

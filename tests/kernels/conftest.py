@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from vaez_kernels import compiler
+from vaez_kernels import compiler, latent
 from vaez_kernels.cases import FOLDERS
 
 # The fallbacks that are compiled from some size on.
@@ -22,6 +22,8 @@ TWINS = [
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compile no fallback but that of the noise stream."""
+    for module in (compiler, latent.twin):
+        monkeypatch.setattr(module, "compiles", lambda _: False)
     for twin in TWINS:
         monkeypatch.setattr(twin, "COMPILE_FROM", 1 << 62)
 

@@ -25,7 +25,6 @@ from vaez_kernels import (
     bernoulli_log_prob,
     compiler,
     kl_standard_normal,
-    latent,
     noise,
     noise_key,
     normal,
@@ -35,6 +34,7 @@ from vaez_kernels import (
     use_backend,
 )
 from vaez_kernels.backend import is_plain, uses_triton
+from vaez_kernels.latent import formulas
 
 KEY = noise_key(3, "train")
 needs_compiler = pytest.mark.skipif(not compiler.has_cpu_compiler(), reason="no C++ compiler")
@@ -317,19 +317,18 @@ def test_a_graph_whose_build_is_the_first_to_fail_runs_as_it_is(
 
 
 @needs_compiler
-def test_few_elements_are_not_worth_a_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_but_float64_and_empty_batches_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
 
     def eagerly(function: Any, *_: Any) -> None:
         asked.append(function)
 
     monkeypatch.setattr(compiler, "compiled", eagerly)
-    for rows in (51, 52):
-        mu, logvar = (x.detach() for x in latents(rows, 20))
-        kl_standard_normal(mu, logvar)
-        bernoulli_log_prob(mu[None], torch.zeros(rows, 20))
-    # 1,020 elements are below the threshold of 1,024, and 1,040 are above it.
-    assert asked == [latent.twin.forward_formula, likelihood.twin.forward_formula]
+    for mu in (torch.zeros(1, 1), torch.zeros(0, 4), torch.zeros(2, 4, dtype=torch.float64)):
+        kl_standard_normal(mu, mu)
+        bernoulli_log_prob(mu[None], mu)
+    # One element costs 40 µs eagerly, and 20 compiled.
+    assert asked == [formulas.forward_formula, likelihood.twin.forward_formula]
 
 
 @needs_compiler

@@ -11,9 +11,6 @@ from ..compiler import run
 from ..define import Tensors
 from ..scalar import log1p_unit
 
-# From this number of logits on, compiled code is faster than eager.
-COMPILE_FROM = 1 << 10
-
 
 class Arguments(NamedTuple):
     logits: Tensor  # (S, B, P)
@@ -38,17 +35,17 @@ def backward_formula(
     grad_logits, grad_x = logits.new_empty((0,)), x.new_empty((0,))
     if need_logits:
         residual = x.to(wide) - torch.sigmoid(logits.to(wide))
-        grad_logits = (grad[..., None] * residual).to(logits.dtype)
+        grad_logits = (grad[..., None] * residual).to(logits.dtype).contiguous()
     if need_x:
-        grad_x = (grad[..., None] * logits.to(wide)).sum(0).to(x.dtype)
+        grad_x = (grad[..., None] * logits.to(wide)).sum(0).to(x.dtype).contiguous()
     return grad_logits, grad_x
 
 
 def forward(a: Arguments) -> Tensors:
-    return (run(forward_formula, "SBP BP", a.logits, COMPILE_FROM, *a),)
+    return (run(forward_formula, "SBP BP", a.logits, *a),)
 
 
 def backward(a: Arguments, kept: Tensors, grads: Tensors, needs: tuple[bool, bool]) -> Tensors:
     args = (a.logits, a.x, *grads, *needs)
-    found: Tensors = run(backward_formula, "SBP BP SB", a.logits, COMPILE_FROM, *args)
+    found: Tensors = run(backward_formula, "SBP BP SB", a.logits, *args)
     return found

@@ -11,9 +11,6 @@ from torch import Tensor
 from ..compiler import run
 from ..define import Tensors
 
-# From this size on, compiled code is faster than eager, as for the Bernoulli likelihood.
-COMPILE_FROM = 1 << 10
-
 
 class Arguments(NamedTuple):
     mean: Tensor  # (S, B, P)
@@ -37,17 +34,15 @@ def backward_formula(
     t = (x - mean) * inverse_sigma
     none = mean.new_empty((0,), dtype=dtype)
     return (
-        (upstream * (t * inverse_sigma)).to(dtype) if need_mean else none,
-        (upstream * (0.5 * (t * t - 1.0))).to(dtype) if need_logvar else none,
+        (upstream * (t * inverse_sigma)).to(dtype).contiguous() if need_mean else none,
+        (upstream * (0.5 * (t * t - 1.0))).to(dtype).contiguous() if need_logvar else none,
     )
 
 
 def forward(a: Arguments) -> Tensors:
-    return (run(forward_formula, "SBP SBP BP", a.mean, COMPILE_FROM, *a),)
+    return (run(forward_formula, "SBP SBP BP", a.mean, *a),)
 
 
 def backward(a: Arguments, kept: Tensors, grads: Tensors, needs: tuple[bool, bool]) -> Tensors:
-    found: Tensors = run(
-        backward_formula, "SBP SBP BP SB", a.mean, COMPILE_FROM, *a, *grads, *needs
-    )
+    found: Tensors = run(backward_formula, "SBP SBP BP SB", a.mean, *a, *grads, *needs)
     return found

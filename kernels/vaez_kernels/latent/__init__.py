@@ -40,7 +40,8 @@ from ..checks import check_choice, check_count, check_device, check_float, check
 from ..define import Op
 from ..noise import check_offsets
 from . import kernel, twin
-from .twin import KLS, MONTE_CARLO, REDUCTIONS, Arguments
+from .formulas import MONTE_CARLO
+from .twin import KLS, REDUCTIONS, Arguments
 
 Prior = tuple[Tensor, Tensor]
 # The default of `free_bits` is an integer: torch.compile(dynamic=True) would make a float variable,

@@ -19,10 +19,11 @@ from ..define import Tensors
 from ..launch import Launch, Tile, filling, keep, kept_for, with_tile
 from ..noise.kernel import normal_at_jit, normal_jit
 from ..scalar import excess_jit, expm1_jit, sigma_jit
+from .formulas import MONTE_CARLO, Needs
 from .geometry import Geometry, Lines, dense, prepared, strides_of
 from .layout import empty_like, merged_stride, readable
 from .plans import Plan, key_of
-from .twin import KLS, MONTE_CARLO, Arguments, Needs
+from .twin import KLS, Arguments
 
 # Samples of its rows that one program draws at most; more samples are spread over programs.
 SAMPLES_PER_PROGRAM = 8

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ..launch import Launch, keeps_launches
+from .formulas import Needs
 from .geometry import Lines
-from .twin import Arguments, Needs
+from .twin import Arguments
 
 
 class Plan(NamedTuple):

@@ -98,12 +98,6 @@ def test_few_compilations_serve_all_layouts_sizes_and_callers() -> None:
     assert len(COMPILED.kept) == 6
 
 
-def test_sizes_on_both_sides_of_the_compilers_threshold_agree_with_the_reference() -> None:
-    for rows in (31, 33):
-        assert likelihood.twin.COMPILE_FROM == 32 * 32
-        check(*pixels(1, rows, 32))
-
-
 @pytest.mark.usefixtures("route")
 def test_each_logits_term_keeps_its_digits_on_all_its_range() -> None:
     # With x = [l > 0] only −ln(1 + e^−|l|) remains. Its relative error is at most 1.7e-7 for the

@@ -23,6 +23,7 @@ from tests.kernels.helpers import MODES
 from tests.kernels.offline import assert_lean, built
 from vaez_kernels import interpreting, latent, noise, noise_key
 from vaez_kernels.backend import triton
+from vaez_kernels.latent import formulas
 from vaez_kernels.latent.twin import Arguments
 
 pytestmark = [
@@ -70,7 +71,7 @@ def arguments(
 
 def forward(case: Case, write_z: bool, kl: str, target: str) -> builds.Binary:
     x = torch.zeros(case.rows, case.columns, dtype=case.dtype)
-    key = KEY if write_z or kl in latent.twin.MONTE_CARLO else None
+    key = KEY if write_z or kl in formulas.MONTE_CARLO else None
     args = (arguments(x, x, key, case.samples, write_z, kl),)
     return built(latent.kernel.forward, latent.kernel.latent_forward_kernel, args, target)
 
@@ -83,7 +84,7 @@ def backward(
         torch.zeros(case.samples, *x.shape, dtype=case.dtype) if grad_z else None,
         torch.zeros(case.rows) if kl != "none" else None,
     )
-    key = KEY if grad_z or kl in latent.twin.MONTE_CARLO else None
+    key = KEY if grad_z or kl in formulas.MONTE_CARLO else None
     of = arguments(x, x, key, case.samples, grad_z, kl)
     args = (of, (None,), upstream, (*needs, False, False))
     return built(latent.kernel.backward, latent.kernel.latent_backward_kernel, args, target)
@@ -109,7 +110,7 @@ def assert_wide(binary: builds.Binary, target: str, reads: int, writes: int) -> 
 
 
 def forward_registers(case: Case, kl: str, target: str) -> int:
-    monte_carlo = kl in latent.twin.MONTE_CARLO
+    monte_carlo = kl in formulas.MONTE_CARLO
     if case.columns % 4:
         return 72 if case.samples == 1 else 112
     if case.samples == 1:
@@ -128,7 +129,7 @@ def backward_registers(case: Case, target: str) -> int:
 def reads_of_backward(grad_z: bool, kl: str, needs: tuple[bool, bool]) -> int:
     """The number of tensors (B, D) that the gradients depend on."""
     need_mu, need_logvar = needs
-    if kl in latent.twin.MONTE_CARLO:
+    if kl in formulas.MONTE_CARLO:
         return 2 + grad_z
     return grad_z + need_logvar + (kl == "analytic" and need_mu)
 
@@ -185,7 +186,7 @@ def test_backward_does_only_what_is_needed(
     assert_lean(binary, "sm_90", backward_registers(case, "sm_90"))
     assert_wide(binary, "sm_90", reads_of_backward(grad_z, kl, needs), sum(needs))
     assert binary.length <= 760  # 692
-    if kl not in latent.twin.MONTE_CARLO and not (grad_z and needs[1]):
+    if kl not in formulas.MONTE_CARLO and not (grad_z and needs[1]):
         assert binary.length <= 410  # 404: no noise is drawn
 
 

@@ -213,7 +213,10 @@ def _row(benchmark: dict[str, Any]) -> Row:
 # The values that tables and figures use: of a row with a floor, those that may be missing, those of
 # the machine's load, and those of a training.
 WITH_FLOOR = ("floor_bytes", "gb_per_second", "copy_gb_per_second", "percent_of_copy")
-MAYBE = ("moved_bytes", "images", "step_over_products")
+MAYBE = (
+    *("moved_bytes", "images", "step_over_products", "operations"),
+    "peak_operations_per_second",
+)
 LOAD = ("seconds", "own", "others", "load_average", "processors")
 LOAD_MAYBE = ("others", "load_average")
 METRICS = ("rate", "elbo", "log_px", "log_px_samples")

@@ -23,7 +23,8 @@ NOTES = (
     "GB/s counts the bytes that the op must move at least, the floor; bytes/floor is how many",
     "times as many the provider loads and stores. Every row passed its check against float64",
     "before it was timed (error: in units of the tolerance). step/products: a training step over",
-    "its matrix products alone, the same shapes and dtype, timed in the same run.",
+    "the fastest code at hand for its matrix products, the same shapes and dtype. of peak FLOP/s:",
+    "their operations a second over those of one large product. All timed in the same run.",
 )
 
 GPU_NOTES = (
@@ -108,8 +109,10 @@ def _rivals(title: str, rows: list[Timed]) -> Table:
         title += f" ({size_text(floor)} at the floor)"
         columns += [("GB/s", 8), ("of copy", 9), ("bytes/floor", 13)]
     trains = any("step_over_products" in info for _, info, *_ in rows)
+    peaks = any("peak_operations_per_second" in info for _, info, *_ in rows)
     images = all("images" in info for _, info, *_ in rows)
-    columns += [("step/products", 15)] * trains + [("images/s", 10)] * images
+    columns += [("step/products", 15)] * trains + [("of peak FLOP/s", 16)] * peaks
+    columns += [("images/s", 10)] * images
     columns += [("peak", 11), ("error", 7)]
     lines = []
     for _, info, wall, iqr in rows:
@@ -126,6 +129,8 @@ def _rivals(title: str, rows: list[Timed]) -> Table:
         if trains:
             ratio = info.get("step_over_products")
             cells.append("–" if ratio is None else f"{ratio:.2f}")
+        if peaks:
+            cells.append(_of_peak(info, _device_time(info) or wall))
         if images:
             cells.append(f"{info['images'] / wall:.1f}")
         peak = info["peak_memory_bytes"]
@@ -137,6 +142,11 @@ def _rivals(title: str, rows: list[Timed]) -> Table:
 def _device_time(info: dict[str, Any]) -> float | None:
     times = info.get("device_seconds")
     return median(times) if times else None
+
+
+def _of_peak(info: dict[str, Any], seconds: float) -> str:
+    highest = info.get("peak_operations_per_second")
+    return "–" if highest is None else f"{info['operations'] / seconds / highest:.0%}"
 
 
 def _times_as_fast(first: float | None, time: float | None) -> str:

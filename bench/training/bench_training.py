@@ -17,7 +17,7 @@ from bench.timing.rows import Bench, Group, Rival
 from bench.training.baselines import TextbookVAE
 from bench.training.checks import check_metrics, float64_metrics, worse
 from bench.training.engines import ordinary_engine
-from bench.training.products import products_of, replay
+from bench.training.products import floor, products_of
 from vaez_fast.config import TrainConfig, choose_device, choose_precision
 from vaez_fast.data import Dataset, binarized, load
 from vaez_fast.measures.evaluate import Evaluator
@@ -83,7 +83,7 @@ def _products(config: TrainConfig) -> float:
     images = binarized(load(config.data, config.data_root).to(device), "train", config.binarize)
     precision = choose_precision(config.precision, device)
     engine = ordinary_engine(config.model, images, config.batch_size, precision, config.kl)
-    products = replay(products_of(engine), device)
+    products = floor(products_of(engine), device).run
     times = interleave({"products": products}, device, budget=1.0)["products"]
     return median(times.of_the_device)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from bench.training.baselines import Loss, TextbookVAE
-from bench.training.products import Product, operands
+from bench.training.products import Job
 from vaez_fast.data import PIXELS
 from vaez_fast.measures.evaluate import Metrics
 from vaez_fast.model import Architecture
@@ -147,10 +148,12 @@ def worse(one: Check, other: Check) -> Check:
     return Check(worst([one.error, other.error]), one.against)
 
 
-def check_product(product: Product, device: torch.device) -> Check:
-    """Hold a product to float64: rounded once, and its sum to k·2⁻²⁴ of the terms' sizes."""
-    left, right = operands(product, device)
-    out, wide = (left @ right).double(), left.double() @ right.double()
-    sizes = left.double().abs() @ right.double().abs()
-    bound = UNIT[product.dtype] * wide.abs() + left.shape[1] * 2.0**-24 * sizes
-    return Check(float(((out - wide).abs() / bound).max()), "float64 product")
+def check_products(jobs: Iterable[Job]) -> Check:
+    """Hold products to float64: rounded once, and their sums to k·2⁻²⁴ of the terms' sizes."""
+    errors = []
+    for job in jobs:
+        left, right = job.left.double(), job.right.double()
+        wide, sizes = left @ right, left.abs() @ right.abs()
+        bound = UNIT[job.left.dtype] * wide.abs() + left.shape[1] * 2.0**-24 * sizes
+        errors.append(float(((job.run().double() - wide).abs() / bound).max()))
+    return Check(worst(errors), "float64 product")

@@ -59,6 +59,22 @@ def test_markdown_has_the_cells_of_the_text() -> None:
     assert len({line.count("|") for line in table}) == 1
 
 
+def test_products_stand_beside_the_processors_peak() -> None:
+    """A step twice as long as its products, which reach 3 of the processor's 4 GFLOP/s."""
+    products = {"operations": 3_000_000, "peak_operations_per_second": 4e9}
+    rows = [
+        row("engine float32", 2e-3, floor_bytes=None, step_over_products=2.0),
+        row("products float32", 1e-3, floor_bytes=None, **products),
+        row("on a gpu", 9e-3, floor_bytes=None, device_seconds=[2e-3], **products),
+    ]
+    lines = list(summary(rows, MACHINE))
+    at = lines.index("an op")
+    header, *cells = (line.split() for line in lines[at + 1 : at + 5])
+    assert header[-6:] == ["step/products", "of", "peak", "FLOP/s", "peak", "error"]
+    assert [found[-5:-3] for found in cells] == [["2.00", "–"], ["–", "75%"], ["–", "38%"]]
+    assert len({len(line) for line in lines[at + 1 : at + 5]}) == 1
+
+
 # The host takes 300 µs to launch, the GPU takes less. The textbook waits for the GPU.
 ON_A_GPU = [
     row("eager", 300e-6, device_seconds=[90e-6, 40e-6, 39e-6]),

@@ -18,10 +18,9 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from bench.timing.rows import Bench, Group
-from bench.training import checks as training_checks
 from bench.training.baselines import TextbookVAE
-from bench.training.checks import check_first_step, check_loss, check_product
-from bench.training.products import Product
+from bench.training.checks import check_first_step, check_loss, check_products
+from bench.training.products import Job
 from tests.bench.timing.fake_benchmark import FakeBenchmark
 from vaez_kernels import noise_key, reference
 from vaez_kernels.bernoulli.case import LikelihoodCase
@@ -292,15 +291,14 @@ class TestTraining:
         ids=["float32", "bfloat16"],
     )
     def test_a_product_is_held_to_its_dtypes_rounding(
-        self, dtype: torch.dtype, bits: int, error: float, monkeypatch: pytest.MonkeyPatch
+        self, dtype: torch.dtype, bits: int, error: float
     ) -> None:
         # (1 + 2⁻ᵇ)² is 1 + 2⁻ᵇ⁺¹ + 2⁻²ᵇ. The last term is half a unit in the last place and is
         # rounded away. float32 may lose 2⁻²⁴ of the result and, in sums, 2⁻²⁴ of each term;
         # bfloat16 may lose 2⁻⁸ of the result. The other three elements of the product are exact.
         column = torch.tensor([[1 + 2.0**-bits], [1.0]], dtype=dtype)
-        monkeypatch.setattr(training_checks, "operands", lambda *_: (column, column.t()))
-        layout = ((1, 1), (1, 1))
-        check = check_product(Product(layout, layout, dtype), CPU)
+        row = column.t()
+        check = check_products([Job(column, row, lambda: column @ row)])
         assert check.error == pytest.approx(error, rel=1e-4)
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..affine import affine
 from ..backend import autocast_device, is_plain, without_autocast
 from ..bernoulli import bernoulli_log_prob
 from ..bernoulli.kernel import readable
@@ -53,15 +54,19 @@ def _activation(a: Tensor, kind: str) -> Tensor:
     return torch.tanh(a) if kind == "tanh" else torch.relu(a)
 
 
-def _layer(a: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def _layer(a: Tensor, weight: Tensor, bias: Tensor, activation: str = "none") -> Tensor:
     # (rows, in) → (rows, out) float32, with a product in the weight's dtype
-    return (a.to(weight.dtype) @ weight.t()).float() + bias
+    found = affine(a, weight, bias, activation)
+    if found is None:
+        found = (a.to(weight.dtype) @ weight.t()).float() + bias
+        found = found if activation == "none" else _activation(found, activation)
+    return found
 
 
 def _last_hidden(a: Tensor, activation: str, layers: Sequence[Tensor]) -> Tensor:
     # → the input of the last layer; layers: a weight, its bias, the next weight, …
     for weight, bias in zip(layers[:-2:2], layers[1:-2:2], strict=True):
-        a = _activation(_layer(a, weight, bias), activation)
+        a = _layer(a, weight, bias, activation)
     return a
 
 
@@ -72,7 +77,8 @@ def _perceptron_tile(
     samples, images, _ = eps.shape
     z = mu + torch.exp(0.5 * logvar) * eps
     a = _last_hidden(z.flatten(0, 1), activation, layers)
-    logits = _layer(a, *layers[-2:]).unflatten(0, (samples, images))
+    weight, bias = layers[-2:]
+    logits = _layer(a, weight, bias).unflatten(0, (samples, images))
     log_prob = bernoulli_in_products(logits, x)
     log_weight = log_prob - _log_ratio(mu, logvar, eps, z)
     return torch.logsumexp(log_weight, 0), log_prob.sum(0)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..affine import affine
 from ..backend import without_autocast
 from ..bernoulli.kernel import readable
 from ..bernoulli.twin import forward_formula as bernoulli_formula
@@ -68,8 +69,14 @@ def _tile_logits(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     # (s, b, H), (P, H), (P,) → (s, b, P)
     samples, images, _ = hidden.shape
     wide = torch.promote_types(hidden.dtype, torch.float32)
-    logits = (hidden.flatten(0, 1) @ weight.t()).to(wide) + bias.to(wide)
+    logits = _product(hidden.flatten(0, 1), weight).to(wide) + bias.to(wide)
     return logits.unflatten(0, (samples, images))
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    # (rows, n), (columns, n) → (rows, columns)
+    found = affine(a, b)
+    return a @ b.t() if found is None else found
 
 
 def tile_forward(hidden: Tensor, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
@@ -90,7 +97,7 @@ def tile_backward(
     residual = grad[..., None] * (x.to(logits.dtype) - torch.sigmoid(logits))
     residual = residual.flatten(0, 1)
     operand = residual.to(hidden.dtype)
-    of_hidden = (operand @ weight,) if need_hidden else ()
+    of_hidden = (_product(operand, weight.t()),) if need_hidden else ()
     if not need_weight:
         return of_hidden
     of_weight = (operand.t() @ hidden.flatten(0, 1)).to(logits.dtype)

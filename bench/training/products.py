@@ -21,6 +21,8 @@ from torch.fx import Node
 from bench.timing.clock import interleave
 from vaez_fast.training.engine import Engine
 from vaez_fast.training.graph import trace
+from vaez_kernels.affine import has_onednn
+from vaez_kernels.backend import has_fast_bfloat16
 
 
 @dataclass(frozen=True)
@@ -126,18 +128,22 @@ LIBRARIES = {"torch.mm": _by_mm, "oneDNN linear": _by_linear}
 SECONDS = 0.05  # to choose the way of a product
 
 
-def ways() -> Iterator[Way]:
-    """All ways that this PyTorch has. A linear layer would copy inputs whose rows are not."""
+def ways(dtype: torch.dtype) -> Iterator[Way]:
+    """All ways that this PyTorch has on this processor.
+
+    A linear layer would copy inputs whose rows are not contiguous.
+    """
+    linear = has_onednn() and (dtype == torch.float32 or has_fast_bfloat16(torch.device("cpu")))
     for right in ("rows", "columns"):
         yield Way("torch.mm", "rows", right)
         yield Way("torch.mm", "columns", right)
-        if torch.backends.mkldnn.is_available():
+        if linear:
             yield Way("oneDNN linear", "rows", right)
 
 
 def fastest(product: Product) -> Way:
     """The fastest way to compute a product on a CPU, by the medians of rounds taken in turn."""
-    names = {str(way): way for way in ways()}
+    names = {str(way): way for way in ways(product.dtype)}
     works = {name: way.job(product).run for name, way in names.items()}
     taken = interleave(works, torch.device("cpu"), SECONDS)
     return names[min(taken, key=lambda name: median(taken[name].wall))]

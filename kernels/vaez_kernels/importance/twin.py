@@ -54,19 +54,16 @@ def _activation(a: Tensor, kind: str) -> Tensor:
     return torch.tanh(a) if kind == "tanh" else torch.relu(a)
 
 
-def _layer(a: Tensor, weight: Tensor, bias: Tensor, activation: str = "none") -> Tensor:
+def _layer(a: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     # (rows, in) → (rows, out) float32, with a product in the weight's dtype
-    found = affine(a, weight, bias, activation)
-    if found is None:
-        found = (a.to(weight.dtype) @ weight.t()).float() + bias
-        found = found if activation == "none" else _activation(found, activation)
-    return found
+    found = affine(a, weight, bias)
+    return (a.to(weight.dtype) @ weight.t()).float() + bias if found is None else found
 
 
 def _last_hidden(a: Tensor, activation: str, layers: Sequence[Tensor]) -> Tensor:
     # → the input of the last layer; layers: a weight, its bias, the next weight, …
     for weight, bias in zip(layers[:-2:2], layers[1:-2:2], strict=True):
-        a = _layer(a, weight, bias, activation)
+        a = _activation(_layer(a, weight, bias), activation)
     return a
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,9 +29,13 @@ class Options:
     needs: Needs = (False, False, False, False)  # in backward
 
 
-@functools.cache
+_options: dict[tuple[Any, ...], Options] = {}
+
+
 def options_of(*settings: Any) -> Options:
-    return Options(*settings)
+    """The settings' only object, also if several threads ask for it first."""
+    found = _options.get(settings)
+    return _options.setdefault(settings, Options(*settings)) if found is None else found
 
 
 def _excess(logvar: Tensor) -> Tensor:

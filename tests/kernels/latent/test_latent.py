@@ -113,7 +113,17 @@ def test_a_single_row_is_compiled_for_as_many_elements_as_threads_are_worth(
         examples.clear()
         check("rsample_kl/analytic", *latents(*shape), KEY, 1)
         sizes = [x.numel() for x in examples if x.numel() > 4]  # without keys and layouts
-        assert min(sizes) >= 1 << 15
+        assert min(sizes) >= 30_000
+
+
+@pytest.mark.usefixtures("compilations")
+def test_channels_that_are_apart_are_compiled_for_a_single_event_too() -> None:
+    mu, logvar = torch.randn(1, 5, 40)[:, :, :20], torch.randn(1, 5, 20)
+    terms = reference.kl_standard_normal(mu.reshape(5, 20), logvar.reshape(5, 20))
+    channels = kl_standard_normal(mu, logvar, reduce="channels")
+    assert_within("KL", channels[0], terms, KL_ERROR * terms)
+    _, kl = rsample_kl(mu, logvar, KEY)
+    assert_within("KL", kl[0], terms.sum(), KL_ERROR * terms.sum())
 
 
 @pytest.mark.parametrize("kl", ["analytic", "total-derivative"])

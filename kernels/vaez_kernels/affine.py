@@ -7,11 +7,12 @@ images, two cores of an AMD EPYC). bfloat16 products are oneDNN's in either case
 
 from __future__ import annotations
 
+import math
+import sys
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import mm_flop, register_flop_formula
 
 # An operator of our own, because inductor accepts oneDNN's for constant weights alone.
 torch.library.define(
@@ -42,12 +43,16 @@ def _no_gradient(*_: Any) -> None:
 torch.library.register_autograd("vaez::affine", _no_gradient)
 
 
-@register_flop_formula(torch.ops.vaez.affine)
-def _flops(x: Any, weight: Any, bias: Any, *_: Any, **__: Any) -> int:
+def _flops(x: Any, weight: Any, *_: Any, **__: Any) -> int:
     # of shapes
-    rows = torch.Size(x[:-1]).numel()
-    count: int = mm_flop((rows, x[-1]), (weight[1], weight[0]))
-    return count
+    return 2 * math.prod(x) * int(weight[0])
+
+
+def _let_operations_be_counted() -> None:
+    # Whoever counts has imported this module. It would say on import that triton is missing.
+    counter = sys.modules.get("torch.utils.flop_counter")
+    if counter is not None and torch.ops.vaez.affine not in counter.flop_registry:
+        counter.register_flop_formula(torch.ops.vaez.affine)(_flops)
 
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
@@ -64,6 +69,7 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | No
         return None
     if not has_onednn():
         return None
+    _let_operations_be_counted()
     found: Tensor = torch.ops.vaez.affine(x, weight, bias)
     return found
 

@@ -82,7 +82,7 @@ def parts_of(engine: Engine, precision: torch.dtype) -> dict[str, Work]:
     gradients = [g.to(precision) if g.dim() == 2 else g for g in gradients]
     copies = [t.clone() for t in state.tensors()]
     return {
-        "products": replay(products_of(engine), device),
+        "products": replay(products_of(engine), device).run,
         "latent op": compiled(latent_op, mu, logvar, state.noise.clone()),
         "likelihood": compiled(likelihood, logits, pixels),
         "optimiser": compiled(optimizer, engine.schedule, *copies, *gradients),

@@ -72,17 +72,6 @@ def operands(product: Product, device: torch.device) -> tuple[Tensor, Tensor]:
     return normal(product.left), normal(product.right)
 
 
-def replay(products: list[Product], device: torch.device) -> Callable[[], None]:
-    """A function that runs `products` as a step does, on operands and outputs of their own."""
-    jobs = [(left, right, left @ right) for left, right in (operands(p, device) for p in products)]
-
-    def run() -> None:
-        for left, right, out in jobs:
-            torch.mm(left, right, out=out)
-
-    return run
-
-
 @dataclass(frozen=True)
 class Job:
     """A product that is ready to be computed, its operands and a function that returns it."""
@@ -115,7 +104,7 @@ def _stored(rows: int, columns: int, dtype: torch.dtype, contiguous: str) -> Ten
 
 
 def _by_mm(left: Tensor, right: Tensor) -> Callable[[], Tensor]:
-    out = left.new_empty((left.shape[0], right.shape[1]))
+    out = left @ right
     return lambda: torch.mm(left, right, out=out)
 
 
@@ -150,8 +139,8 @@ def fastest(product: Product) -> Way:
 
 
 @dataclass(frozen=True)
-class Floor:
-    """The products of a step by the fastest code at hand."""
+class Products:
+    """The products of a step, ready to be computed."""
 
     jobs: list[Job]
     libraries: dict[str, int]  # how many products each library computes
@@ -161,18 +150,23 @@ class Floor:
             job.run()
 
 
-def floor(products: list[Product], device: torch.device) -> Floor:
-    """The fastest way for each product; on a GPU the step's own, by cuBLAS."""
+def replay(products: list[Product], device: torch.device) -> Products:
+    """The products as a step computes them: by torch.mm, in the step's layouts."""
+    pairs = [operands(product, device) for product in products]
+    jobs = [Job(left, right, _by_mm(left, right)) for left, right in pairs]
+    return Products(jobs, {"torch.mm": len(jobs)})
+
+
+def floor(products: list[Product], device: torch.device) -> Products:
+    """Each product in the fastest way; on a GPU as the step computes it, by cuBLAS."""
     if device.type != "cpu":
-        pairs = [operands(product, device) for product in products]
-        jobs = [Job(left, right, _by_mm(left, right)) for left, right in pairs]
-        return Floor(jobs, {"torch.mm": len(jobs)})
+        return replay(products, device)
     # Products of the same sizes may lie in memory as is fastest for them.
     distinct = {_sizes(product): product for product in products}
     chosen = {sizes: fastest(product) for sizes, product in distinct.items()}
     found = [chosen[_sizes(product)] for product in products]
     jobs = [way.job(product) for way, product in zip(found, products, strict=True)]
-    return Floor(jobs, dict(Counter(way.library for way in found)))
+    return Products(jobs, dict(Counter(way.library for way in found)))
 
 
 def _sizes(product: Product) -> tuple[object, ...]:

@@ -1,8 +1,8 @@
 """A float32 layer on a CPU, by the operator that PyTorch has for it in oneDNN.
 
 `torch.mm` multiplies float32 matrices by MKL, which keeps to AVX2 on AMD's processors. Importance
-sampling takes 185 instead of 214 ms with this (altosaar's decoder, 5,000 samples of 10
-images, two cores of an AMD EPYC). bfloat16 products are oneDNN's in either case.
+sampling takes 185 instead of 214 ms with this (altosaar's decoder, 5,000 samples of 10 images, two
+cores of an AMD EPYC). bfloat16 products are oneDNN's in either case.
 """
 
 from __future__ import annotations

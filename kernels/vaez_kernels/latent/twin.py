@@ -185,19 +185,14 @@ def _usual(a: Arguments, options: Options) -> Tensors | None:
         return None
     if a.mu.dtype != torch.float32 or a.prior_mu is not None or a.free_bits > 0:
         return None
-    mu, logvar, _, _ = _inputs(a, "rows")
-    rows, columns = mu.shape  # type: ignore[union-attr]
+    rows, columns = a.mu.shape[0], math.prod(a.mu.shape[1:])
     if columns % 4 != 0:
         return None
     layout = noise.layout_of(a.mu.device, rows, columns, a.row_offset, a.sample_offset)
+    mu, logvar, _, _ = _inputs(a, "rows")
     low, high, _ = _limits(a)
-    args = (a.noise, layout, _samples(a.num_samples), mu, logvar, low, high, options)
+    args = (a.noise, layout, noise.of_size(a.num_samples), mu, logvar, low, high, options)
     return run_compiled(drawn_formula, "K L S0 BQ BQ F F", args, noise.INDUCTOR)
-
-
-@functools.lru_cache(64)
-def _samples(count: int) -> Tensor:
-    return torch.empty((count, 0), device="cpu")
 
 
 def backward(a: Arguments, kept: Tensors, grads: Tensors, needs: Needs) -> Tensors:

@@ -113,7 +113,7 @@ def forward(a: Arguments) -> tuple[Tensor]:
     code = compiled_quads(normal) if noise.is_cpu and has_cpu_compiler() else None
     if code is not None:
         # A size of 1 would need its own compilation. With at least 2, one serves all shapes.
-        out = code(noise.contiguous(), layout(0), _of_size(max(count, 2)))
+        out = code(noise.contiguous(), layout(0), of_size(max(count, 2)))
         if columns % 4 == 0 and count > 1:
             return (out.view(samples, rows, columns),)
         out = out[:count]
@@ -147,9 +147,9 @@ def layout_of(
 
 
 @functools.lru_cache(64)
-def _of_size(size: int) -> Tensor:
-    # A tensor of one byte that tells compiled code a size; it is never read.
-    return torch.empty(1, dtype=torch.uint8, device="cpu").expand(size)
+def of_size(size: int) -> Tensor:
+    """(size, 0): an empty tensor that tells compiled code a size."""
+    return torch.empty((size, 0), device="cpu")
 
 
 # Without realize_opcount_threshold=1 inductor inlines each round into its users and never finishes.
@@ -162,6 +162,5 @@ def compiled_quads(normal: bool) -> Any:
     def drawn(noise: Tensor, layout: Tensor, sized: Tensor) -> Tensor:
         return quads(noise, layout, sized.shape[0], normal)  # len would make the size constant
 
-    sized = example(1, dtype=torch.uint8).expand(100_003)
-    examples = (example(2, dtype=torch.int64), example(4, dtype=torch.int64), sized)
+    examples = (example(2, dtype=torch.int64), example(4, dtype=torch.int64), of_size(100_003))
     return compiled_without_guards(drawn, *examples, **dict(INDUCTOR))

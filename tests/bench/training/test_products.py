@@ -100,6 +100,6 @@ def test_the_peak_is_what_one_large_product_reaches(monkeypatch: pytest.MonkeyPa
 
 def test_a_replay_runs_every_product_of_a_step() -> None:
     with torch.profiler.profile() as profile:
-        replay([product(8, 16, 4), product(4, 8, 2)], CPU)()
+        replay([product(8, 16, 4), product(4, 8, 2)], CPU).run()
     shapes = [event.name for event in profile.events() if event.name == "aten::mm"]
     assert len(shapes) == 4  # two for the outputs, and two by the replay

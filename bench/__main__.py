@@ -8,7 +8,8 @@ import sys
 # Name → the module whose `main` runs it, and the line of the help text.
 COMMANDS = {
     "report": ("bench.records.report", "a report of one or more runs of the suite"),
-    "compare": ("bench.records.compare", "what became faster or slower between two runs"),
+    "compare": ("bench.records.compare", "what became faster or slower between runs"),
+    "revisions": ("bench.revisions", "two commits timed in turn, and what became faster or slower"),
     "history": ("bench.records.history", "how the rows developed over all committed runs"),
     "summary": ("bench.records.summary", "the tables of a run, printed again from its JSON"),
     "speedrun": ("bench.speedrun.run", "seconds of training to a known test log p(x)"),

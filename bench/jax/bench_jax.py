@@ -90,7 +90,7 @@ def _timed(title: str, makers: dict[str, Maker | str], bench: Bench, budget: flo
     }
     watch = Watch()
     times = interleave(works, torch.device("cpu"), budget / 3 if bench.quick else budget)
-    load = watch.record()
+    load = watch.record(next(iter(times.values())).disturbed) if times else None
     # Without their works: they were timed here.
     rivals = {name: replace(rival, work=None) for name, rival in built.rivals.items()}
     seconds = {

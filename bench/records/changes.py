@@ -77,7 +77,7 @@ def control_spread(old: Record, new: Record) -> Spread:
         reference = _common_reference(before, after)
         for provider in before.keys() & after.keys() - {reference}:
             ours = before[provider].ours or after[provider].ours
-            if reference and not ours and not _unlike(before[provider], after[provider]):
+            if reference and not ours and not unlike(before[provider], after[provider]):
                 squares.append(_log_ratio(before, after, provider, reference).value ** 2)
     if len(squares) < FEWEST_CONTROLS:
         return Spread(USUAL_SPREAD, 0)
@@ -103,7 +103,7 @@ def _common_reference(before: dict[str, Row], after: dict[str, Row]) -> str | No
     if not (before and after):
         return None
     old, new = reference_of(before), reference_of(after)
-    same = old.provider == new.provider and not old.ours and not _unlike(old, new)
+    same = old.provider == new.provider and not old.ours and not unlike(old, new)
     return old.provider if same else None
 
 
@@ -112,26 +112,26 @@ def _change(
 ) -> Change:
     old, new = before[provider], after[provider]
     change = Change(old.group, provider, old.ours, "unlike", old.median, new.median)
-    unlike = _unlike(old, new)
-    if unlike:
-        return replace(change, note=unlike)
+    if reason := unlike(old, new):
+        return replace(change, note=reason)
     reference = _common_reference(before, after)
     if provider == reference:
         ratio = _log_ratio(before, after, provider, None).estimate()
         return replace(change, verdict="reference", judged="time", ratio=ratio)
     log_ratio = _log_ratio(before, after, provider, reference)
     ratio = log_ratio.widened(spread.value, spread.freedom).estimate()
+    busy = [name for name, row in (("OLD", old), ("NEW", new)) if row.disturbed]
     return replace(
         change,
-        verdict=judge(ratio, band),
+        verdict="ambiguous" if busy else judge(ratio, band),
         judged=f"time over {reference}'s" if reference else "time",
         ratio=ratio,
-        note=_accuracy(old, new),
+        note=f"disturbed in {' and '.join(busy)}" if busy else accuracy(old, new),
     )
 
 
-def _unlike(old: Row, new: Row) -> str:
-    # Why two times of a row cannot be compared; empty if they can.
+def unlike(old: Row, new: Row) -> str:
+    """Why two times of a row cannot be compared; empty if they can."""
     timings = old.info.get("timing"), new.info.get("timing")
     if timings[0] != timings[1]:
         return f"timed by {timings[0]} and by {timings[1]}"
@@ -141,8 +141,8 @@ def _unlike(old: Row, new: Row) -> str:
     return ""
 
 
-def _accuracy(old: Row, new: Row) -> str:
-    # A faster row may have lost accuracy. Errors are in units of the tolerance.
+def accuracy(old: Row, new: Row) -> str:
+    """A row's loss of accuracy, in units of its tolerance; empty if it lost none."""
     if new.error > max(2 * old.error, 0.1):
         return f"error {old.error:.2f} → {new.error:.2f} of its tolerance"
     return ""

@@ -1,4 +1,10 @@
-"""What became faster or slower between two runs of the suite: `python -m bench compare OLD NEW`.
+"""What became faster or slower between runs of the suite: `python -m bench compare OLD NEW`.
+
+Several runs a side give much sharper verdicts: `python -m bench compare OLD OLD … --new NEW NEW …`.
+Their noise is measured from run to run, and the intervals hold for all rows at once
+(bench.records.several). `python -m bench revisions` makes such runs.
+
+Two single runs:
 
 A machine drifts between two runs, and the times of all rows drift with it. So a row is judged by
 its time over that of the first row of its group (eager, textbook, torch.randn), which was timed in
@@ -17,7 +23,8 @@ such a machine only large changes can be seen; the widths of the intervals show 
   same       the whole interval lies within the band, 1/1.05 to 1.05: there is no larger change
   slower     the interval lies above 1, and the ratio above the band
   faster     the interval lies below 1, and the ratio below the band
-  ambiguous  anything else: too noisy, or too few rounds (a training run has one)
+  ambiguous  anything else: too noisy, disturbed by other processes, or too few rounds (a training
+             run has one)
   unlike     not compared, because it was timed in another way or did not pass its check
 
 Rows that appeared or vanished are named. Runs of different machines are refused, and so are a quick
@@ -35,9 +42,11 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from bench.command import Parser
+from bench.records import several
 from bench.records.changes import BAND, Change, changes, control_spread
 from bench.records.records import Record, RecordError, read
 from bench.records.summary import time_text
@@ -49,8 +58,13 @@ MACHINE = ("device", "cpu", "threads")
 VERSIONS = ("torch", "triton", "python")
 
 
-def differences(old: Record, new: Record) -> list[str]:
+def differences(runs: Sequence[Record]) -> list[str]:
     """The differences that forbid a comparison, such as "threads: 2 and 4"."""
+    first, *others = runs
+    return list(dict.fromkeys(text for other in others for text in _differences(first, other)))
+
+
+def _differences(old: Record, new: Record) -> list[str]:
     found = [
         f"{name}: {old.machine.get(name)} and {new.machine.get(name)}"
         for name in MACHINE
@@ -74,19 +88,26 @@ def alarming(change: Change) -> bool:
     return change.verdict == "vanished" or (change.verdict == "slower" and change.ours)
 
 
-def notes(old: Record, new: Record) -> Iterator[str]:
+def notes(old: Sequence[Record], new: Sequence[Record]) -> Iterator[str]:
     """The runs, and the differences between them that do not forbid a comparison."""
-    for name, record in (("OLD", old), ("NEW", new)):
-        yield f"{name}  {record.path}: {record.where()}"
-        busy = busy_line(row.info for row in record.rows)
-        if busy:
-            yield f"{name}  {busy}"
+    for name, runs in (("OLD", old), ("NEW", new)):
+        for record in runs:
+            yield f"{name}  {record.path}: {record.where()}"
+            busy = busy_line(row.info for row in record.rows)
+            if busy:
+                yield f"{name}  {busy}"
     for version in VERSIONS:
-        if old.machine.get(version) != new.machine.get(version):
-            yield f"{version} differs: {old.machine.get(version)} and {new.machine.get(version)}"
-    if old.copy and new.copy:
-        yield f"a plain copy moved {old.copy:.1f} GB/s in OLD, {new.copy:.1f} GB/s in NEW"
-    yield control_spread(old, new).text()
+        found = dict.fromkeys(str(record.machine.get(version)) for record in (*old, *new))
+        if len(found) > 1:
+            yield f"{version} differs: {' and '.join(found)}"
+    copies = [[record.copy for record in runs if record.copy] for runs in (old, new)]
+    if all(copies):
+        first, second = map(median, copies)
+        yield f"a plain copy moved {first:.1f} GB/s in OLD, {second:.1f} GB/s in NEW"
+    if len(old) == 1:
+        yield control_spread(old[0], new[0]).text()
+    else:
+        yield f"{len(old)} and {len(new)} runs; intervals of 95 % for all rows of ours at once"
 
 
 def table(found: Sequence[Change]) -> Iterator[str]:
@@ -126,7 +147,11 @@ def _line(change: Change) -> str:
 
 
 def as_json(
-    old: Record, new: Record, found: Sequence[Change], differing: Sequence[str], band: float
+    old: Sequence[Record],
+    new: Sequence[Record],
+    found: Sequence[Change],
+    differing: Sequence[str],
+    band: float,
 ) -> str:
     """The comparison as JSON for a script; missing numbers are null."""
 
@@ -137,12 +162,15 @@ def as_json(
             values["ratio"] = {k: None if math.isnan(v) else v for k, v in numbers}
         return values
 
+    def side(runs: Sequence[Record]) -> list[dict[str, Any]]:
+        return [{"file": str(r.path), "date": r.date, "machine": r.machine} for r in runs]
+
     content = {
-        "old": {"file": str(old.path), "date": old.date, "machine": old.machine},
-        "new": {"file": str(new.path), "date": new.date, "machine": new.machine},
+        "old": side(old),
+        "new": side(new),
         "forced_over": list(differing),
         "band_percent": band,
-        "controls": asdict(control_spread(old, new)),
+        "controls": asdict(control_spread(old[0], new[0])) if len(old) == 1 else None,
         "rows": [row(change) for change in found],
         "verdicts": dict(Counter(change.verdict for change in found)),
         "exit_status": exit_status(found),
@@ -153,8 +181,12 @@ def as_json(
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: see the docstring of the module."""
     parser = Parser("compare", __doc__)
-    parser.add_argument("old", type=Path, metavar="OLD", help="written by --benchmark-json")
-    parser.add_argument("new", type=Path, metavar="NEW", help="the same, later")
+    parser.add_argument(
+        "files", type=Path, nargs="+", metavar="FILE", help="OLD and NEW, or all files of OLD"
+    )
+    parser.add_argument(
+        "--new", type=Path, nargs="+", metavar="FILE", help="all files of NEW, two at least"
+    )
     parser.add_argument(
         "--band",
         type=float,
@@ -174,15 +206,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if not 0 <= options.band < math.inf:
         parser.error(f"--band must be a percentage from 0 on, got {options.band}")
+    files = (options.files, options.new) if options.new else ([f] for f in options.files)
     try:
-        old, new = read(options.old), read(options.new)
-        differing = differences(old, new)
+        sides = [[read(file) for file in side] for side in files]
+        if len(sides) != 2 or not (max(map(len, sides)) == 1 or min(map(len, sides)) > 1):
+            parser.error(
+                "expected OLD NEW, or at least two files a side: OLD OLD … --new NEW NEW …"
+            )
+        old, new = sides
+        differing = differences([*old, *new])
         if differing and not options.force:
             raise RecordError(
-                f"{options.old} and {options.new} are not comparable ({'; '.join(differing)}); "
+                f"{old[0].path} and {new[0].path} are not comparable ({'; '.join(differing)}); "
                 "--force compares them nevertheless"
             )
-        found = [c for c in changes(old, new, options.band) if options.groups in c.group]
+        found = [c for c in compared(old, new, options.band) if options.groups in c.group]
         if not found:
             raise RecordError(f"--groups: no group's title contains {options.groups!r}")
     except RecordError as error:
@@ -195,3 +233,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         print("\n".join([*notes(old, new), *forced, *table(found)]))
     return exit_status(found)
+
+
+def compared(old: Sequence[Record], new: Sequence[Record], band: float) -> list[Change]:
+    """Every row of either side, from one run each or from several."""
+    if len(old) == 1:
+        return changes(old[0], new[0], band)
+    return several.changes(old, new, band)

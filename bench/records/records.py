@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from bench.timing.busy import disturbed
 from vaez_fast.system.errors import UserError, first_line, shown
 from vaez_fast.system.inputs import read_bytes
 
@@ -49,6 +50,12 @@ class Row:
     @property
     def ours(self) -> bool:
         return not self.provider.startswith(OTHERS)
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether other processes took so much of the machine that the time is doubtful."""
+        load = self.info.get("load")
+        return load is not None and disturbed(load, self.info.get("device", "cpu"))
 
     def as_summary(self) -> tuple[str, dict[str, Any], float, float]:
         """The row as the tables of bench.records.summary take it."""
@@ -238,9 +245,14 @@ def _check_info(info: dict[str, Any]) -> None:
         for value in info["device_seconds"]:
             _check_number("device_seconds", value, least=1e-12)
     if info.get("load") is not None:
+        load = info["load"]
         for name in LOAD:
-            if not (name in LOAD_MAYBE and info["load"][name] is None):
-                _check_number(name, info["load"][name], least=0)
+            if not (name in LOAD_MAYBE and load[name] is None):
+                _check_number(name, load[name], least=0)
+        if load.get("stolen") is not None:  # older files lack it
+            _check_number("stolen", load["stolen"], least=0)
+        if load.get("disturbed") not in (None, True, False):
+            raise ValueError(f"its disturbed is {shown(load['disturbed'])}")
     if "metrics" in info:
         _check_number("images_per_second", info["images_per_second"], least=0)
         for name in METRICS:

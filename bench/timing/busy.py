@@ -1,8 +1,9 @@
-"""Whether other processes used the machine while rows were timed, and the line that says so.
+"""Whether other processes disturbed the rows that were timed, and the line that says so.
 
-The record of a row has the numbers: the share of the machine that other processes took (on Linux),
-the share of the time in which the timing thread had a processor (on every platform), and the load
-average.
+The record of a row has the numbers: whether too few of its rounds were undisturbed (see
+bench.timing.clock), the shares of the machine that other processes and other virtual machines took
+(on Linux), the share of the time in which the timing thread had a processor (on every platform),
+and the load average.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class Reading:
     thread: float  # processor time of the thread that times
     process: float  # processor time of all threads of this process
     machine: float | None  # busy time, summed over the processors that we may use
+    stolen: float | None  # the part of it that other virtual machines took
     load_average: float | None  # of the last minute
 
 
@@ -46,24 +48,29 @@ def reading() -> Reading:
         load_average = os.getloadavg()[0]
     except (AttributeError, OSError):  # Windows
         load_average = None
+    busy, stolen = processor_times()
     return Reading(
-        time.perf_counter(), time.thread_time(), time.process_time(), machine_time(), load_average
+        time.perf_counter(), time.thread_time(), time.process_time(), busy, stolen, load_average
     )
 
 
-def machine_time(stat: Path = Path("/proc/stat")) -> float | None:
-    """Busy seconds of the processors that we may use, stolen time included. Linux only."""
+def processor_times(stat: Path = Path("/proc/stat")) -> tuple[float, float] | tuple[None, None]:
+    """Busy and stolen seconds of the processors that we may use; stolen ones are busy. Linux only.
+
+    Stolen time went to other virtual machines. Both are None where the system does not tell.
+    """
     try:
         lines = [line.split() for line in stat.read_text().splitlines()]
         usable = {f"cpu{i}" for i in os.sched_getaffinity(0)}
         # user, nice, system, idle, iowait, irq, softirq, steal; user includes guests
         times = [[int(n) for n in line[1:9]] for line in lines if line and line[0] in usable]
         if not any(map(sum, times)):  # a sandbox that shows zeros
-            return None
-        ticks = sum(sum(of_one) - sum(of_one[3:5]) for of_one in times)
-        return ticks / os.sysconf("SC_CLK_TCK")
+            return None, None
+        busy = sum(sum(of_one) - sum(of_one[3:5]) for of_one in times)
+        stolen = sum(sum(of_one[7:]) for of_one in times)
+        return busy / os.sysconf("SC_CLK_TCK"), stolen / os.sysconf("SC_CLK_TCK")
     except (AttributeError, OSError, ValueError):
-        return None
+        return None, None
 
 
 class Watch:
@@ -80,24 +87,32 @@ class Watch:
         self._read, self._processors = read, processors or usable_cores() or 1
         self._begin = read()
 
-    def record(self) -> dict[str, Any]:
+    def record(self, disturbed: bool | None = None) -> dict[str, Any]:
         """The load since then, as JSON values.
 
         `seconds` is the time that passed, and `ended` is now, in seconds since 1970. `others` is
-        the share of all usable processors that other processes took (None if unknown), and `own`
-        the share of the time in which the timing thread had a processor.
+        the share of all usable processors that other processes took, `stolen` the share that other
+        virtual machines took (None if unknown), and `own` the share of the time in which the timing
+        thread had a processor.
+
+        Args:
+            disturbed: whether too few rounds were undisturbed; None if that is unknown.
         """
         begin, end = self._begin, self._read()
         wall = max(end.wall - begin.wall, 1e-9)
-        others = None
+        others = stolen = None
         if begin.machine is not None and end.machine is not None:
             seconds = end.machine - begin.machine - (end.process - begin.process)
             others = max(0.0, seconds / (wall * self._processors))  # ticks may lag behind
+        if begin.stolen is not None and end.stolen is not None:
+            stolen = (end.stolen - begin.stolen) / (wall * self._processors)
         return {
             "seconds": wall,
             "ended": time.time(),
             "own": (end.thread - begin.thread) / wall,
             "others": others,
+            "stolen": stolen,
+            "disturbed": disturbed,
             "load_average": end.load_average,
             "processors": self._processors,
         }
@@ -111,11 +126,19 @@ def disturbed(load: Mapping[str, Any], device: str = "cpu") -> bool:
         device: "cpu", or "cuda", where the timing thread may sleep until the device is done.
     """
     seconds, others = load["seconds"], load["others"]
+    if load.get("disturbed") is not None:
+        # Others may have had the cores that no row used, and what they took beside is left out. But
+        # a stolen core looks to Linux like a slow one.
+        return bool(load["disturbed"] or _much(load.get("stolen") or 0.0, load))
     if others is not None:
-        processor_seconds = seconds * load["processors"]
-        return bool(others * processor_seconds > MOST_OF_OTHERS * processor_seconds + SLACK_SECONDS)
+        return _much(others, load)
     lost = (1 - load["own"]) * seconds
     return device == "cpu" and bool(lost > (1 - LEAST_OF_OWN) * seconds + SLACK_SECONDS)
+
+
+def _much(share: float, load: Mapping[str, Any]) -> bool:
+    processor_seconds = load["seconds"] * load["processors"]
+    return bool(share * processor_seconds > MOST_OF_OTHERS * processor_seconds + SLACK_SECONDS)
 
 
 def busy_line(rows: Iterable[Mapping[str, Any]]) -> str | None:

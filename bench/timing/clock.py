@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -13,11 +14,18 @@ from typing import Any
 import torch
 
 from bench.timing.cuda_times import CudaClock, Flush, Sample
+from vaez_fast.system.cores import Waits
 
 Work = Callable[[], object]
 
 WARMUP_CALLS = 3
 FEWEST_ROUNDS, MOST_ROUNDS = 11, 501
+# A call is disturbed if one of our threads waited for a core for more than this share of it. Alone
+# on two cores threads wait for 0 to 2 % of the time, beside a busy loop for half of it. The medians
+# of undisturbed calls are the same in both cases (a product of 256 x 256: 172 µs beside a busy loop
+# that sleeping threads share the cores with, 189 alone; all calls: 16 ms).
+MOST_WAITING, SLACK_SECONDS = 0.05, 5e-6
+MOST_TRIES = 3  # of a call that is disturbed
 
 
 def available_device() -> torch.device:
@@ -57,11 +65,14 @@ class Times:
     """Seconds of a call, one for each round.
 
     `wall` is the time that a caller waits. `device` is the time of the GPU alone; None on a CPU,
-    and if the host's time cannot be separated. bench.timing.cuda_times explains both.
+    and if the host's time cannot be separated. bench.timing.cuda_times explains both. `disturbed`
+    says that other processes left too few undisturbed rounds, so that these are all rounds; None if
+    the system does not tell.
     """
 
     wall: list[float]
     device: list[float] | None = None
+    disturbed: bool | None = None
 
     @property
     def of_the_device(self) -> list[float]:
@@ -75,12 +86,14 @@ def interleave(
     """Times of each rival, in rounds that time every rival once and start with another rival.
 
     Clock rates and the load of other processes drift, but the rivals of one round run on nearly the
-    same machine.
+    same machine. A call is timed again, up to three times in all, if one of our threads had to wait
+    for a core meanwhile (known on Linux). Rounds with a call that stayed disturbed are left out,
+    unless fewer than `fewest` others remain.
 
     Args:
         rivals: functions to time; each is warmed up first.
         device: where they work.
-        budget: about how many seconds the rounds may take.
+        budget: about how many seconds the rounds may take; twice as many on a busy machine.
         fewest: rounds, even if they take longer; there are at most 501.
     """
     for work in rivals.values():
@@ -89,13 +102,32 @@ def interleave(
     clocks = _clocks(rivals, device)
     # The clocks are timed, not the work: on CUDA a round takes many calls.
     once = sum(_wall_seconds(clock) for clock in clocks.values())
-    rounds = min(MOST_ROUNDS, max(fewest, int(budget / once)))
+    wanted = min(MOST_ROUNDS, max(fewest, int(budget / once)))
+    end = time.perf_counter() + 2 * budget
     names = list(rivals)
-    samples: dict[str, list[Sample]] = {name: [] for name in names}
-    for i in range(rounds):
-        for name in names[i % len(names) :] + names[: i % len(names)]:
-            samples[name].append(clocks[name]())
-    return {name: _times(of_one) for name, of_one in samples.items()}
+    rounds: list[dict[str, Sample]] = []
+    calm: list[dict[str, Sample]] = []
+    with closing(Waits()) as waits:
+        while len(rounds) < wanted and (len(rounds) < fewest or time.perf_counter() < end):
+            first = len(rounds) % len(names)
+            taken = {n: _calm_sample(clocks[n], waits) for n in names[first:] + names[:first]}
+            rounds.append({name: sample for name, (sample, _) in taken.items()})
+            if all(was_calm for _, was_calm in taken.values()):
+                calm.append(rounds[-1])
+        disturbed = len(calm) < fewest if waits.known else None
+    kept = rounds if disturbed else calm
+    return {name: _times([r[name] for r in kept], disturbed) for name in names}
+
+
+def _calm_sample(clock: Callable[[], Sample], waits: Waits) -> tuple[Sample, bool]:
+    for _ in range(MOST_TRIES):
+        waits.longest()
+        start = time.perf_counter()
+        sample = clock()
+        elapsed = time.perf_counter() - start
+        if waits.longest() <= MOST_WAITING * elapsed + SLACK_SECONDS:
+            return sample, True
+    return sample, False
 
 
 def _clocks(rivals: Mapping[str, Work], device: torch.device) -> dict[str, Callable[[], Sample]]:
@@ -115,10 +147,10 @@ def _wall_seconds(work: Work) -> float:
     return time.perf_counter() - start
 
 
-def _times(samples: list[Sample]) -> Times:
+def _times(samples: list[Sample], disturbed: bool | None) -> Times:
     known = [sample.device for sample in samples if sample.device is not None]
     wall = [sample.wall for sample in samples]
-    return Times(wall, known if len(known) == len(samples) else None)
+    return Times(wall, known if len(known) == len(samples) else None, disturbed)
 
 
 def how_timed(device: torch.device) -> str:

@@ -27,6 +27,7 @@ WRONG = {
     "parts": (["--out", "file/out"], "file"),
     "growth": (["--out", "file/out"], "file"),
     "repeat": (["absent.json"], "absent.json"),
+    "revisions": (["no-such-commit", "--out", "out"], "git rev-parse"),
     "bounds": (["--measured", "absent.json", "--out", "out"], "absent.json"),
     "gpu": (["nothing", "--out", "out"], "invalid choice: 'nothing'"),
 }

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 from bench.records import compare as bench_compare
 from bench.records import history as bench_history
-from bench.records import records, summary
+from bench.records import records, several, summary
 from bench.records.changes import changes as changes_between
 from tests.bench import suite_record
 from tests.kernels.drawn import repeatable
@@ -458,8 +458,9 @@ class TestBench:
     def told(self, path: Path) -> None:
         record = records.read(path)
         list(summary.summary([row.as_summary() for row in record.rows], record.machine))
-        list(bench_compare.notes(record, record))
+        list(bench_compare.notes([record], [record]))
         list(bench_compare.table(changes_between(record, record)))
+        list(bench_compare.table(several.changes([record] * 2, [record] * 2, band=5.0)))
 
     @repeatable(100)
     @given(damages=DAMAGES)

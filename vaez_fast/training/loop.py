@@ -6,7 +6,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ import torch
 from ..data import Pixels, epoch_order
 from ..measures.evaluate import evaluator
 from ..model import VAE
+from ..system.cores import SharedCores
 from ..system.progress import Progress
 from ..system.stopping import Stopped
 from ..system.world import RankError, is_rank_failure, loss_of
@@ -33,6 +34,7 @@ class Run(RunState):
         super().__post_init__()
         self._evaluate = evaluator(self.config, self.dataset, "validation", self.world)
         self._clock = time.perf_counter()
+        self._cores = SharedCores()
 
     def train(self, progress: Progress, observe: Observe | None, at: frozenset[int]) -> None:
         """Train from the current step to the end of the last phase, and write a last checkpoint.
@@ -45,7 +47,7 @@ class Run(RunState):
         progress.advance(self.done)
         if self.keeping is not None:
             self.keeping.signals.hold()
-        with self._kept_if_a_rank_fails():
+        with closing(self._cores), self._kept_if_a_rank_fails():
             for index, phase in enumerate(self.phases):
                 self._phase(phase, index * self.steps, progress, observe, at)
             self._keep()
@@ -78,7 +80,10 @@ class Run(RunState):
             for pause in self._pauses(first, last, at):
                 if pause <= phase.done:
                     continue  # it was before the checkpoint
-                progress.advance(phase.advance(pause - phase.done, self._told_to_stop))
+                steps = phase.advance(pause - phase.done, self._told_to_stop)
+                progress.advance(steps)
+                if self.batches.images.device.type == "cpu":
+                    self._cores.done(steps)
                 if observe is not None and phase.done in at:
                     with self._off_the_clock():
                         self.write(phase)

@@ -13,7 +13,7 @@ import torch
 
 from bench.records import compare, report, summary
 from bench.records.records import RecordError, read
-from bench.timing.busy import Reading, Watch, busy_line, disturbed, machine_time, reading
+from bench.timing.busy import Reading, Watch, busy_line, disturbed, processor_times, reading
 from bench.timing.rows import Bench, Group, Rival
 from tests.bench.suite_record import content, write
 from vaez_kernels.error_bounds import Check
@@ -29,28 +29,56 @@ def load(
     threads: float = 2.0,
     others: float | None = 0.0,
     average: float | None = 3.14,
+    stolen: float | None = 0.0,
+    too_few: bool | None = None,
 ) -> dict[str, Any]:
     """What a watch records in `seconds`, while other processes use `others` processors.
 
-    `own` is the processors that the timing thread uses, `threads` those of all our threads.
+    `own` is the processors that the timing thread uses, `threads` those of all our threads, and
+    `stolen` those of `others` that are other virtual machines'. `too_few` says that too few rounds
+    were undisturbed.
     """
     machine = None if others is None else 100.0
     later = None if others is None else 100.0 + seconds * (threads + others)
+    before, after = (None, None) if stolen is None else (50.0, 50.0 + seconds * stolen)
     clocks = iter(
         [
-            Reading(10.0, 5.0, 7.0, machine, 0.0),
-            Reading(10.0 + seconds, 5.0 + seconds * own, 7.0 + seconds * threads, later, average),
+            Reading(10.0, 5.0, 7.0, machine, before, 0.0),
+            Reading(
+                10.0 + seconds, 5.0 + seconds * own, 7.0 + seconds * threads, later, after, average
+            ),
         ]
     )
-    return Watch(lambda: next(clocks), CORES).record()
+    return Watch(lambda: next(clocks), CORES).record(too_few)
 
 
 def test_a_record_has_the_shares_of_the_time_between_its_readings() -> None:
-    found = load(seconds=4.0, own=0.75, threads=1.25, others=0.5)
+    found = load(seconds=4.0, own=0.75, threads=1.25, others=0.5, stolen=0.3, too_few=True)
     assert found.pop("ended") == pytest.approx(time.time(), abs=60)
+    assert found.pop("disturbed") is True
     assert found == pytest.approx(
-        {"seconds": 4.0, "own": 0.75, "others": 0.25, "load_average": 3.14, "processors": CORES}
+        {
+            "seconds": 4.0,
+            "own": 0.75,
+            "others": 0.25,
+            "stolen": 0.15,
+            "load_average": 3.14,
+            "processors": CORES,
+        }
     )
+
+
+def test_rounds_decide_where_the_system_tells_which_were_disturbed() -> None:
+    # A process on a core that no row used takes half of the machine and disturbs nothing.
+    assert not disturbed(load(others=1.0, too_few=False))
+    assert disturbed(load(others=0.0, too_few=True))
+
+
+@pytest.mark.parametrize("share", [0.09, 0.12, None])
+def test_time_that_other_virtual_machines_take_disturbs_any_round(share: float | None) -> None:
+    stolen = None if share is None else CORES * share
+    found = load(seconds=10.0, others=0.3, stolen=stolen, too_few=False)
+    assert disturbed(found) == (share == 0.12)
 
 
 def test_one_process_beside_two_threads_is_noticed() -> None:
@@ -147,7 +175,13 @@ def test_tables_report_and_comparison_say_it_from_the_file(
     assert tables.strip().endswith("too high.") == (state == "busy")
 
 
-@pytest.mark.parametrize(("name", "value"), [("others", "much"), ("own", None), ("processors", -2)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("others", "much"), ("own", None), ("processors", -2)),
+        *(("stolen", "some"), ("disturbed", "no")),
+    ],
+)
 def test_a_file_with_other_numbers_is_refused(tmp_path: Path, name: str, value: object) -> None:
     file = write(tmp_path / "bench.json", run_of(load() | {name: value}))
     with pytest.raises(RecordError, match="not a run of this suite"):
@@ -204,15 +238,16 @@ class TestMachineTime:
     ) -> None:
         # Waiting for a disk counts as idle. Time stolen by another virtual machine does not. Time
         # of a guest is already part of the user time.
-        found = machine_time(stat(tmp_path / "stat", 1000, 70_000))
-        assert found == pytest.approx((1000 + 10 + 100 + 3 + 4 + 50) / ticks)
+        busy, stolen = processor_times(stat(tmp_path / "stat", 1000, 70_000))
+        assert busy == pytest.approx((1000 + 10 + 100 + 3 + 4 + 50) / ticks)
+        assert stolen == pytest.approx(50 / ticks)
 
     def test_it_is_unknown_without_the_file_and_where_a_sandbox_shows_zeros(
         self, tmp_path: Path
     ) -> None:
-        assert machine_time(tmp_path / "none") is None
+        assert processor_times(tmp_path / "none") == (None, None)
         usable = next(iter(os.sched_getaffinity(0)))
         (tmp_path / "zeros").write_text(f"cpu{usable} 0 0 0 0 0 0 0 0 0 0\n")
-        assert machine_time(tmp_path / "zeros") is None
+        assert processor_times(tmp_path / "zeros") == (None, None)
         (tmp_path / "words").write_text(f"cpu{usable} a b c d e f g h\n")
-        assert machine_time(tmp_path / "words") is None
+        assert processor_times(tmp_path / "words") == (None, None)

@@ -27,6 +27,8 @@ class FakeTime:
     def __init__(self) -> None:
         self.now = 0.0
         self.calls: list[str] = []
+        self.waited = 0.0  # seconds that a thread waited for a core, since they were last read
+        self.known = True  # whether the system counts them
 
     def perf_counter(self) -> float:
         return self.now
@@ -41,11 +43,31 @@ class FakeTime:
 
         return run
 
+    def disturbed(self, work: Work, calls: Iterable[int], waits: float = 1.0) -> Work:
+        """`work`, but at its calls of these numbers, from 1 on, a thread waits for a core."""
+        numbers = iter(range(1, 1_000_000))
+
+        def run() -> None:
+            work()
+            if next(numbers) in calls:
+                self.now += waits
+                self.waited += waits
+
+        return run
+
+    def longest(self) -> float:
+        waited, self.waited = self.waited, 0.0
+        return waited
+
+    def close(self) -> None:
+        """As of `Waits`, for which this stands, too."""
+
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
     time = FakeTime()
     monkeypatch.setattr(measure, "time", time)
+    monkeypatch.setattr(measure, "Waits", lambda: time)
     return time
 
 
@@ -55,7 +77,7 @@ class TestInterleave:
     ) -> None:
         work = fake.work("cold", [90.0, 90.0, 90.0, 2.0])
         seconds = interleave({"cold": work}, CPU, budget=0.0)
-        assert seconds["cold"] == Times([2.0] * 11)
+        assert seconds["cold"].wall == [2.0] * 11
 
     @pytest.mark.parametrize(
         ("budget", "rounds"),
@@ -66,7 +88,8 @@ class TestInterleave:
     ) -> None:
         works = {"one": fake.work("one", [1.0]), "three": fake.work("three", [3.0])}
         seconds = interleave(works, CPU, budget)  # a round takes 4 s
-        assert seconds == {"one": Times([1.0] * rounds), "three": Times([3.0] * rounds)}
+        assert seconds["one"].wall == [1.0] * rounds
+        assert seconds["three"].wall == [3.0] * rounds
 
     def test_the_fewest_rounds_can_be_said(self, fake: FakeTime) -> None:
         assert interleave({"a": fake.work("a", [9.0])}, CPU, 1.0, fewest=5)["a"].wall == [9.0] * 5
@@ -78,8 +101,54 @@ class TestInterleave:
         first = [float(n) for n in range(4 + 11)]
         works = {"a": fake.work("a", first), "b": fake.work("b", [100.0])}
         times = interleave(works, CPU, 0.0)
-        assert times == {"a": Times(first[4:]), "b": Times([100.0] * 11)}
-        assert times["a"].of_the_device == first[4:]
+        assert times["a"].wall == times["a"].of_the_device == first[4:]
+        assert times["b"].wall == [100.0] * 11
+
+
+class TestDisturbedCalls:
+    """Three calls warm up, and a fourth measures how long a round takes; then rounds begin."""
+
+    def test_a_disturbed_call_is_timed_again(self, fake: FakeTime) -> None:
+        work = fake.disturbed(fake.work("a", [2.0]), calls=[7, 8, 12])
+        times = interleave({"a": work}, CPU, 0.0)["a"]
+        assert times == Times([2.0] * 11, disturbed=False)
+        assert len(fake.calls) == 4 + 11 + 3
+
+    def test_a_round_is_left_out_if_a_call_of_it_stayed_disturbed(self, fake: FakeTime) -> None:
+        seconds = [float(n) for n in range(100)]
+        works = {
+            "a": fake.work("a", seconds),
+            "b": fake.disturbed(fake.work("b", [1.0]), calls=[6, 7, 8]),
+        }
+        times = interleave(works, CPU, 4.0 * 20, fewest=5)
+        # The second round's call of b was disturbed three times.
+        assert times["a"].wall == [4.0, *seconds[6 : 6 + len(times["a"].wall) - 1]]
+        assert times["b"].wall == [1.0] * len(times["a"].wall)
+        assert times["a"].disturbed is False
+
+    def test_with_too_few_undisturbed_rounds_all_are_kept_and_marked(self, fake: FakeTime) -> None:
+        work = fake.disturbed(fake.work("a", [2.0]), calls=range(1, 10_000), waits=0.25)
+        times = interleave({"a": work}, CPU, 0.0)["a"]
+        assert times == Times([2.25] * 11, disturbed=True)
+
+    def test_a_busy_machine_takes_at_most_twice_the_budget(self, fake: FakeTime) -> None:
+        work = fake.disturbed(fake.work("a", [2.0]), calls=range(5, 10_000))
+        began = fake.now
+        interleave({"a": work}, CPU, budget=200.0)
+        assert 300 < fake.now - began < 2 * 200 + 4 * 9
+
+    @pytest.mark.parametrize("share", [0.045, 0.055])
+    def test_a_wait_of_a_twentieth_of_a_call_disturbs_it(
+        self, fake: FakeTime, share: float
+    ) -> None:
+        waits = 2.0 * share / (1 - share)
+        work = fake.disturbed(fake.work("a", [2.0]), calls=range(1, 10_000), waits=waits)
+        times = interleave({"a": work}, CPU, 0.0)["a"]
+        assert times.disturbed is (share > 0.05)
+
+    def test_nothing_is_said_where_the_system_does_not_count_waits(self, fake: FakeTime) -> None:
+        fake.known = False
+        assert interleave({"a": fake.work("a", [2.0])}, CPU, 0.0)["a"].disturbed is None
 
 
 def test_peak_memory_on_a_gpu_is_what_is_allocated_on_top_of_what_was_held(
@@ -139,6 +208,16 @@ class TestMeasured:
         rivals = {"wrong": Rival(fake.work("wrong", [1.0]), FAILED)}
         group = Bench(CPU, False, 1e9).measured(0, lambda: Group("g", rivals, {}, None), 9.0)
         assert (group.seconds, fake.calls) == ({}, [])
+
+    @pytest.mark.parametrize("calls", [[], range(1, 10_000)])
+    def test_a_group_records_whether_its_rounds_were_disturbed(
+        self, fake: FakeTime, calls: Iterable[int]
+    ) -> None:
+        work = fake.disturbed(fake.work("a", [2.0]), calls)
+        rivals = {"a": Rival(work, PASSED)}
+        group = Bench(CPU, False, 1e9).measured(0, lambda: Group("g", rivals, {}, None), 0.0)
+        assert group.load is not None
+        assert group.load["disturbed"] is (calls != [])
 
     def test_an_error_of_exactly_the_tolerance_passes(self) -> None:
         assert Check(1.0, "the truth").passed

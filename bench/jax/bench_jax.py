@@ -1,4 +1,4 @@
-"""JAX beside ours, where it is installed: two ops, importance sampling and a training step.
+"""JAX beside ours, where it is installed: three ops, importance sampling and a training step.
 
 JAX uses its own CUDA streams, which PyTorch's events cannot time. So both are timed by the wall
 clock, from the call until its results are ready.
@@ -23,20 +23,23 @@ from bench.timing.busy import Watch
 from bench.timing.clock import CLOCK, Work, interleave
 from bench.timing.rivals import NO_BFLOAT16
 from bench.timing.rows import Bench, Group, Rival
+from bench.timing.sharing import NO_GPU, shared_group
 from bench.training.baselines import TextbookVAE
 from bench.training.bench_step import BATCH_SIZE, engine_of, steps
 from bench.training.checks import TOLERANCE, check_loss
 from vaez_fast.data import DataError, binarized, load
 from vaez_fast.training.phases import STEPS_PER_REPLAY
-from vaez_kernels import bernoulli_log_prob, importance, rsample_kl
+from vaez_kernels import bernoulli_log_prob, importance, mixture_log_prob, rsample_kl
 from vaez_kernels.backend import has_fast_bfloat16
 from vaez_kernels.bernoulli import case as likelihood
 from vaez_kernels.latent import case as latent
+from vaez_kernels.mixture import case as mixture
 from vaez_kernels.testing import Function, TimedCase
 
-OPS = ("latent", "likelihood")
+SMALL = ((1, 20), (128, 20))  # B, D
+OPS = ("latent op, one row", "latent op, small", "latent op", "likelihood op", "mixture")
 OP_PROVIDERS = ("jax", "ours")
-WHOLE = ("training step", "importance sampling")
+WHOLE = ("training step", "training step beside a busy process", "importance sampling")
 WHOLE_PROVIDERS = ("jax", "jax bfloat16", "ours", "ours bfloat16")
 TIMING = "wall clock, a call until its results are there"
 
@@ -52,10 +55,14 @@ def test_jax(benchmark: Any, bench: Bench, data_root: str, what: str, provider: 
     if (reason := why_not(bench.device)) is not None:
         pytest.skip(reason)
     groups: dict[str, Callable[[], Group]] = {
-        "latent": partial(_latent, bench),
-        "likelihood": partial(_likelihood, bench),
+        "latent op, one row": partial(_latent, bench, SMALL[0]),
+        "latent op, small": partial(_latent, bench, SMALL[1]),
+        "latent op": partial(_latent, bench, latent.TIMED.large[bench.device.type][-1]),
+        "likelihood op": partial(_likelihood, bench),
+        "mixture": partial(_mixture, bench),
         "importance sampling": partial(_importance, bench),
         "training step": partial(_training_step, bench, data_root),
+        "training step beside a busy process": partial(_shared_cores, bench, data_root),
     }
     group = bench.measured(("jax", what), groups[what], budget=0.0)
     bench.record(benchmark, group, provider)
@@ -144,10 +151,9 @@ def _op(title: str, case: TimedCase, theirs: Work, ours: Function, bench: Bench)
     return _timed(f"{title}, forward+backward, float32, beside JAX", makers, bench, 1.0)
 
 
-def _latent(bench: Bench) -> Group:
+def _latent(bench: Bench, shape: tuple[int, ...]) -> Group:
     import jax
 
-    shape = latent.TIMED.large[bench.device.type][-1]
     case = latent.timed_case(shape, torch.float32, bench.device)
     given = [_array(x) for x in (case.mu, case.logvar)]
     upstream = [_array(case.grad_z[0]), _array(case.grad_kl)]
@@ -162,6 +168,14 @@ def _likelihood(bench: Bench) -> Group:
     theirs = partial(_jax().likelihood, *map(_array, (case.logits, case.x, case.grad)))
     title = f"likelihood op, {shape[0]} × {shape[1]:,} × {shape[2]}"
     return _op(title, case, theirs, bernoulli_log_prob, bench)
+
+
+def _mixture(bench: Bench) -> Group:
+    shape = mixture.TIMED.launch_bound[0]
+    case = mixture.timed_case(shape, torch.float32, bench.device)
+    given = map(_array, (case.z, case.mu, case.logvar, case.grad))
+    title = "mixture op, " + " × ".join(f"{n:,}" for n in shape)
+    return _op(title, case, partial(_jax().mixture, *given), mixture_log_prob, bench)
 
 
 def _layers(perceptron: Any) -> list[tuple[Any, Any]]:
@@ -202,6 +216,23 @@ def _importance(bench: Bench) -> Group:
 
 
 def _training_step(bench: Bench, data_root: str) -> Group:
+    makers = _steps(bench, data_root)
+    title = f"training step, altosaar, batch {BATCH_SIZE}, beside JAX"
+    return _timed(title, makers, bench, 6.0)
+
+
+def _shared_cores(bench: Bench, data_root: str) -> Group:
+    if bench.device.type != "cpu":
+        pytest.skip(NO_GPU)
+    built = build(_steps(bench, data_root), lambda name: name.startswith("jax"))
+    for rival in built.rivals.values():
+        assert rival.work is not None
+        rival.work = _waiting(rival.work, bench.device)
+    title = f"training step beside a busy process, altosaar, batch {BATCH_SIZE}, beside JAX"
+    return shared_group(title, built, "ours", bench.quick)
+
+
+def _steps(bench: Bench, data_root: str) -> dict[str, Maker | str]:
     import jax
     import jax.numpy as jnp
 
@@ -240,8 +271,7 @@ def _training_step(bench: Bench, data_root: str) -> Group:
         "ours": partial(_our_steps, images, torch.float32),
         "ours bfloat16": partial(_our_steps, images, torch.bfloat16),
     }
-    title = f"training step, altosaar, batch {BATCH_SIZE}, beside JAX"
-    return _timed(title, _available(makers, bench.device), bench, 6.0)
+    return _available(makers, bench.device)
 
 
 def _our_steps(images: Tensor, dtype: torch.dtype) -> Rival:

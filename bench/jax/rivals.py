@@ -42,6 +42,20 @@ def likelihood(logits: Array, x: Array, grad: Array) -> Array:
     return output, *pull(grad)
 
 
+def mixture_log_prob(z: Array, mu: Array, logvar: Array) -> Array:
+    """z (M, D), mu and logvar (N, D) → log 1/N Σ_n N(z; mu_n, σ²_n), (M,) in nats."""
+    t = (z[:, None] - mu) * jnp.exp(-0.5 * logvar)
+    log_normal = -0.5 * jnp.sum(t**2 + logvar + math.log(2 * math.pi), -1)
+    return jax.nn.logsumexp(log_normal, 1) - math.log(len(mu))
+
+
+@jax.jit
+def mixture(z: Array, mu: Array, logvar: Array, grad: Array) -> Array:
+    """log q(z) and the gradient of z."""
+    output, pull = jax.vjp(lambda of: mixture_log_prob(of, mu, logvar), z)
+    return output, *pull(grad)
+
+
 def perceptron(layers: Layers, a: Array, dtype: Any) -> Array:
     """ReLU between the layers: (…, in) → (…, out)."""
     for i, (weight, bias) in enumerate(layers):

@@ -222,7 +222,7 @@ def _row(benchmark: dict[str, Any]) -> Row:
 WITH_FLOOR = ("floor_bytes", "gb_per_second", "copy_gb_per_second", "percent_of_copy")
 MAYBE = (
     *("moved_bytes", "images", "step_over_products", "operations"),
-    "peak_operations_per_second",
+    *("peak_operations_per_second", "alone_seconds"),
 )
 LOAD = ("seconds", "own", "others", "load_average", "processors")
 LOAD_MAYBE = ("others", "load_average")

@@ -110,8 +110,10 @@ def _rivals(title: str, rows: list[Timed]) -> Table:
         columns += [("GB/s", 8), ("of copy", 9), ("bytes/floor", 13)]
     trains = any("step_over_products" in info for _, info, *_ in rows)
     peaks = any("peak_operations_per_second" in info for _, info, *_ in rows)
+    alone = any("alone_seconds" in info for _, info, *_ in rows)
     images = all("images" in info for _, info, *_ in rows)
     columns += [("step/products", 15)] * trains + [("of peak FLOP/s", 16)] * peaks
+    columns += [("alone", 10), ("× alone", 9)] * alone
     columns += [("images/s", 10)] * images
     columns += [("peak", 11), ("error", 7)]
     lines = []
@@ -131,6 +133,8 @@ def _rivals(title: str, rows: list[Timed]) -> Table:
             cells.append("–" if ratio is None else f"{ratio:.2f}")
         if peaks:
             cells.append(_of_peak(info, _device_time(info) or wall))
+        if alone:
+            cells += [time_text(info["alone_seconds"]), f"{wall / info['alone_seconds']:.2f}"]
         if images:
             cells.append(f"{info['images'] / wall:.1f}")
         peak = info["peak_memory_bytes"]

@@ -80,7 +80,7 @@ def images(bench: Bench, data_root: str) -> Tensor:
 
 def _group(case: str, images: Tensor, device: torch.device) -> Group:
     model, trains = CASES[case]
-    makers = _baselines(model, trains, images, device)
+    makers = baselines(model, trains, images, device)
     products: dict[str, str] = {}
     for dtype in (torch.float32, torch.bfloat16):
         engine_row, products_row = (f"{what} {dtype}".replace("torch.", "") for what in ROWS)
@@ -105,9 +105,11 @@ def _of_engine(engine: Callable[[], Engine], make: Callable[[Engine], Rival]) ->
     return make(engine())
 
 
-def _baselines(
+def baselines(
     model: str, trains: str, images: Tensor, device: torch.device
 ) -> dict[str, Maker | str]:
+    """The makers of the rivals that are not ours: `images` (N, 784) uint8, binary."""
+
     def checked(make: Callable[[], TextbookTraining | CarefulTraining], loss: str) -> Maker:
         def rival() -> Rival:
             training, x = make(), images[:BATCH_SIZE].float()

@@ -29,9 +29,13 @@ def test_its_ops_are_the_references() -> None:
         torch.from_numpy(logits), torch.from_numpy(x).double()
     )
     np.testing.assert_allclose(np.array(log_prob), of_reference.numpy(), rtol=1e-5)
+    given = [jnp.asarray(draw((size, 3)), jnp.float32) for size in (4, 9, 9)]
+    wanted = reference.mixture_log_prob(*(torch.from_numpy(np.array(a)).double() for a in given))
+    found = jax_rivals.mixture_log_prob(*given)
+    np.testing.assert_allclose(np.array(found), wanted.numpy(), rtol=1e-5)
     layers = [(jnp.asarray(draw((4, 3)), jnp.float32), jnp.zeros(4))]
     for dtype in (jnp.float32, jnp.bfloat16):
-        out = jax_rivals.perceptron(layers, given[0], dtype)
+        out = jax_rivals.perceptron(layers, jnp.asarray(mu, jnp.float32), dtype)
         exact = mu @ np.asarray(layers[0][0]).T
         bound = (2.0**-22 if dtype == jnp.float32 else 2.0**-6) * np.abs(exact).max()
         assert out.dtype == jnp.float32

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -17,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench.jax.available import why_not
 from bench.ops.bench_importance import CHECKED, ImportanceContest
 from bench.timing.building import Maker, build
 from bench.timing.busy import Watch
@@ -66,18 +66,6 @@ def test_jax(benchmark: Any, bench: Bench, data_root: str, what: str, provider: 
     }
     group = bench.measured(("jax", what), groups[what], budget=0.0)
     bench.record(benchmark, group, provider)
-
-
-def why_not(device: torch.device) -> str | None:
-    """Why JAX has no rows here, or None."""
-    if find_spec("jax") is None:
-        return "jax is not installed"
-    import jax
-
-    found = jax.default_backend()
-    if (found == "gpu") != (device.type == "cuda"):
-        return f"jax works on another device here: its backend is {found}"
-    return None
 
 
 def _jax() -> ModuleType:

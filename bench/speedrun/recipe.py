@@ -44,6 +44,15 @@ class Recipe:
         return rise(t, self.kl_warmup * self.steps)
 
 
+@dataclass(frozen=True)
+class Trained:
+    """A model trained by a recipe, and the seconds that this took."""
+
+    vae: VAE
+    train_seconds: float
+    compile_seconds: float
+
+
 class CenteredVAE(VAE):
     """The same model in another parametrisation: its encoder gets x minus the mean image.
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from statistics import median
 from typing import Any
 
 from bench.speedrun.recipe import Recipe
@@ -28,7 +30,11 @@ class Run:
 
 
 def record(
-    recipe: Recipe, runs: list[Run], baseline: tuple[Run, bool] | None, machine: dict[str, Any]
+    recipe: Recipe,
+    runs: list[Run],
+    baseline: tuple[Run, bool] | None,
+    machine: dict[str, Any],
+    jax_runs: Sequence[Run] = (),
 ) -> dict[str, Any]:
     """The content of the JSON file: every run, and the results over all runs."""
     log_px = [run.test["log_px"] for run in runs]
@@ -48,6 +54,11 @@ def record(
         content["log_px"] = asdict(interval(log_px))
         content["train_seconds"] = asdict(interval(seconds))
         content["p_below_target"] = one_sided_p(log_px, TARGET)
+    if jax_runs:
+        theirs = [run.train_seconds for run in jax_runs]
+        content["jax"] = [asdict(run) for run in jax_runs]
+        ratios = [their / our for their, our in zip(theirs, seconds, strict=True)]
+        content["jax_over_ours"] = median(ratios)
     if baseline is not None:
         run, reached = baseline
         content["textbook"] = asdict(run) | {"reached": reached}
@@ -62,6 +73,7 @@ def table(content: dict[str, Any]) -> str:
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     named = [(f"ours, seed {run['seed']}", run) for run in content["runs"]]
+    named += [(f"JAX, seed {run['seed']}", run) for run in content.get("jax", [])]
     if "textbook" in content:
         name = "textbook" if content["textbook"]["reached"] else "textbook (target not reached)"
         named.append((name, content["textbook"]))
@@ -79,6 +91,10 @@ def table(content: dict[str, Any]) -> str:
             f"Test log p(x) {nats.text()} nats over {nats.count} seeds (95 % t-interval), "
             f"against a target of {content['target']:.2f}: one-sided p = "
             f"{content['p_below_target']:.2g}. Training {seconds.text()} s."
+        )
+    if "jax" in content:
+        lines.append(
+            f"JAX takes {content['jax_over_ours']:.2f} times as long (median of the pairs)."
         )
     if "textbook" in content:
         ratio = content["textbook_over_ours"]

@@ -2,8 +2,9 @@
 
 `python -m bench speedrun --seeds 5 --data-root DIR` trains the altosaar VAE by the recipe of
 recipe.py from five seeds, then the textbook baseline on the same machine until it reaches the
-target, and prints the times of both; --out writes them. Training time is that of the loop alone,
-with the permutations of the epochs; the times of compilation and evaluation are listed beside it.
+target, and prints the times of both; --out writes them. With --jax a JAX program trains by the same
+recipe, in turn with ours. Training time is that of the loop alone, with the permutations of the
+epochs; the times of compilation and evaluation are listed beside it.
 
 Our number of steps was fixed on the validation split, and the test split is read once a run, at its
 end. The textbook is evaluated every 2,500 steps and stops once its test log p(x) reaches the
@@ -16,7 +17,9 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +27,8 @@ import torch
 from torch import Tensor
 
 from bench.command import Parser
-from bench.speedrun.recipe import CenteredVAE, Recipe, start
+from bench.jax.available import why_not
+from bench.speedrun.recipe import CenteredVAE, Recipe, Trained, start
 from bench.speedrun.record import TARGET, Run, record, table
 from bench.training.baselines import TextbookTraining, TextbookVAE
 from vaez_fast.config import (
@@ -39,10 +43,12 @@ from vaez_fast.measures.evaluate import Evaluator, Metrics
 from vaez_fast.model import VAE
 from vaez_fast.objective import NegativeElbo
 from vaez_fast.streams import EVALUATION
+from vaez_fast.system.cores import SharedCores
 from vaez_fast.system.environment import environment, expect_no_gpu
 from vaez_fast.system.files import OutputError, prepare_file, write_json
 from vaez_fast.training.batches import Batches
 from vaez_fast.training.engine import Engine
+from vaez_fast.training.loop import SHOW_EVERY
 from vaez_fast.training.phases import Phase
 
 MODEL = "altosaar"
@@ -80,15 +86,6 @@ class Referee:
         return seconds
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A model trained by a recipe, and the seconds that this took."""
-
-    vae: VAE
-    train_seconds: float
-    compile_seconds: float
-
-
 def train(recipe: Recipe, images: Tensor, seed: int, precision: torch.dtype) -> Trained:
     """Train by `recipe` on images (N, 784) uint8, without evaluations."""
     clock = time.perf_counter()
@@ -112,10 +109,13 @@ def train(recipe: Recipe, images: Tensor, seed: int, precision: torch.dtype) -> 
     compile_seconds = time.perf_counter() - clock
 
     clock = time.perf_counter()
-    for first in range(0, recipe.steps, batches.per_epoch):
-        epoch = first // batches.per_epoch
-        batches.begin_epoch(epoch_order(seed, epoch, len(images), images.device))
-        phase.advance(min(batches.per_epoch, recipe.steps - first))
+    with closing(SharedCores()) as cores:
+        for first in range(0, recipe.steps, batches.per_epoch):
+            epoch = first // batches.per_epoch
+            batches.begin_epoch(epoch_order(seed, epoch, len(images), images.device))
+            last = min(first + batches.per_epoch, recipe.steps)
+            while phase.done < last:
+                cores.done(phase.advance(min(SHOW_EVERY, last - phase.done)))
     engine.take_totals(recipe.steps)  # waits for the device
     train_seconds = time.perf_counter() - clock
     engine.write_to(vae)
@@ -123,10 +123,15 @@ def train(recipe: Recipe, images: Tensor, seed: int, precision: torch.dtype) -> 
 
 
 def speedrun(
-    recipe: Recipe, images: Tensor, referee: Referee, seed: int, precision: torch.dtype
+    recipe: Recipe,
+    images: Tensor,
+    referee: Referee,
+    seed: int,
+    precision: torch.dtype,
+    train_by: Callable[[Recipe, Tensor, int, torch.dtype], Trained] = train,
 ) -> Run:
     """Train by `recipe` and evaluate once, at the end."""
-    trained = train(recipe, images, seed, precision)
+    trained = train_by(recipe, images, seed, precision)
     validation, test = (referee.judge(trained.vae, split) for split in ("validation", "test"))
     return Run(
         seed=seed,
@@ -187,8 +192,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="the textbook stops at the first evaluation from step N on (default 120000); "
         "0: do not run it",
     )
+    parser.add_argument(
+        "--jax", action="store_true", help="train by the recipe in JAX, too, from the same weights"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the record as JSON")
     options = parser.parse_args(argv)
+    if options.jax and (reason := why_not(choose_device(options.device))):
+        parser.error(f"--jax: {reason}")
     expect_no_gpu()
     for name in ("seeds", "steps"):
         if getattr(options, name) < 1:
@@ -219,13 +229,20 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     images = binarized(dataset, "train", "static")
     referee = Referee(dataset)
     recipe = replace(RECIPE, steps=options.steps)
-    runs = []
+    trainers = {"ours": train}
+    if options.jax:
+        from bench.jax import speedrun as jax_speedrun
+
+        trainers["JAX"] = partial(jax_speedrun.train, MODEL)
+    runs: dict[str, list[Run]] = {name: [] for name in trainers}
     for seed in range(options.seeds):
-        run = speedrun(recipe, images, referee, seed, precision)
-        runs.append(run)
-        say(f"seed {seed}: {run.train_seconds:.2f} s, test log p(x) {run.test['log_px']:.2f}")
+        for name, train_by in trainers.items():
+            run = speedrun(recipe, images, referee, seed, precision, train_by)
+            runs[name].append(run)
+            log_px = run.test["log_px"]
+            say(f"{name}, seed {seed}: {run.train_seconds:.2f} s, test log p(x) {log_px:.2f}")
     baseline = None
     if options.textbook_steps:
         baseline = textbook(images, referee, options.textbook_steps, say)
     machine = environment(device) | {"precision": str(precision).removeprefix("torch.")}
-    return record(recipe, runs, baseline, machine)
+    return record(recipe, runs["ours"], baseline, machine, runs.get("JAX", []))

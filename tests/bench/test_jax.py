@@ -40,3 +40,40 @@ def test_its_ops_are_the_references() -> None:
         bound = (2.0**-22 if dtype == jnp.float32 else 2.0**-6) * np.abs(exact).max()
         assert out.dtype == jnp.float32
         assert np.abs(np.asarray(out) - exact).max() <= bound
+
+
+def test_the_speedruns_bound_and_its_gradient_are_ours() -> None:
+    """The path derivative by jax.grad and by autograd, from the same eps, at a weight of 0.3."""
+    pytest.importorskip("jax", reason="jax is not installed")
+    import jax
+    import jax.numpy as jnp
+
+    from bench.jax.speedrun import negative_bound
+
+    generator = torch.Generator().manual_seed(0)
+    sizes = ((6, 2 * 3), (3, 6))  # x to mu and raw of three latents, z to logits
+    weights = [torch.randn(out, into, generator=generator) / 2 for into, out in sizes]
+    x = (torch.rand(5, 6, generator=generator) > 0.5).float()
+    mean, key = x.mean(0), jax.random.key(3)
+
+    def theirs(weight: object) -> object:
+        encoder = [(weight, jnp.zeros(6))]
+        decoder = [(jnp.asarray(weights[1].numpy()), jnp.zeros(6))]
+        given = (jnp.asarray(x.numpy()), jnp.asarray(mean.numpy()), 0.3, key, jnp.float32)
+        return negative_bound(encoder, decoder, *given).sum()
+
+    value, gradient = jax.value_and_grad(theirs)(jnp.asarray(weights[0].numpy()))
+    eps = torch.from_numpy(np.array(jax.random.normal(key, (5, 3)))).double()
+    weight = weights[0].double().requires_grad_()
+    mu, raw = ((x - mean).double() @ weight.t()).chunk(2, 1)
+    sigma = torch.nn.functional.softplus(raw)
+    z = mu + sigma * eps
+    log_q = torch.distributions.Normal(mu.detach(), sigma.detach()).log_prob(z)
+    log_p = torch.distributions.Normal(0.0, 1.0).log_prob(z)
+    logits = z @ weights[1].double().t()
+    distortion = -reference.bernoulli_log_prob(logits[None], x.double())[0]
+    wanted = (0.3 * (log_q - log_p).sum(1) + distortion).sum()
+    (of_weight,) = torch.autograd.grad(wanted, weight)
+    # Float32 sums of some 100 terms near 1.
+    assert float(value) == pytest.approx(float(wanted.detach()), rel=1e-5)
+    np.testing.assert_allclose(np.array(gradient), of_weight.numpy(), atol=1e-4, rtol=1e-4)

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from bench.speedrun import ablation
 from bench.speedrun import run as speedrun
-from bench.speedrun.recipe import Recipe
+from bench.speedrun.recipe import Recipe, Trained
 from bench.speedrun.record import Run, record, table
-from bench.speedrun.run import Referee, Trained
+from bench.speedrun.run import Referee
 from vaez_fast.data import Dataset, Split, binarized, epoch_order
 from vaez_fast.measures.evaluate import Evaluator, Metrics
 from vaez_fast.model import VAE, Linear
@@ -148,11 +148,14 @@ class TestTraining:
         class Phase:
             def __init__(self, _: str, engines: list[Engine]) -> None:
                 (self.engine,) = engines
+                self.done = 0
 
-            def advance(self, steps: int) -> None:
+            def advance(self, steps: int) -> int:
+                self.done += steps
                 clock.now += 3.0 * steps
                 log.append(("steps", steps))
                 log.append(("order", self.engine.batches.order.clone()))
+                return steps
 
         def order(*args: Any) -> Tensor:
             clock.now += 0.25
@@ -183,12 +186,18 @@ class TestTraining:
         assert done[0][1]["seed"] == 4
 
     def test_a_run_is_judged_at_its_end_on_both_splits(
-        self, clock: FakeTime, images: Tensor, monkeypatch: pytest.MonkeyPatch
+        self, clock: FakeTime, images: Tensor
     ) -> None:
         vae = VAE("lyeoni")
-        monkeypatch.setattr(speedrun, "train", lambda *_: Trained(vae, 30.0, 5.0))
         referee: Any = FakeReferee(clock, [-96.5], validation=-97.25)
-        run = speedrun.speedrun(RECIPE, images, referee, 6, torch.float32)
+        given: list[Any] = []
+
+        def train_by(*arguments: Any) -> Trained:
+            given.extend(arguments)
+            return Trained(vae, 30.0, 5.0)
+
+        run = speedrun.speedrun(RECIPE, images, referee, 6, torch.float32, train_by)
+        assert given == [RECIPE, images, 6, torch.float32]
         assert run == Run(6, 7, 30.0, 5.0, 14.0, -97.25, metrics(-96.5).as_dict())
         assert referee.judged == [("validation", vae), ("test", vae)]
 
@@ -263,6 +272,17 @@ TEXTBOOK = Run(0, 50_000, 360.0, 0.0, 30.0, -98.0, metrics(-97.05).as_dict())
 
 
 class TestRecord:
+    def test_jax_stands_beside_ours_with_the_median_ratio_of_the_pairs(self) -> None:
+        ours = [replace(TEXTBOOK, seed=seed, train_seconds=float(2 + seed)) for seed in range(3)]
+        theirs = [replace(run, train_seconds=3.0 * run.train_seconds) for run in ours]
+        theirs[2] = replace(theirs[2], train_seconds=5.0 * ours[2].train_seconds)
+        content = record(RECIPE, ours, None, MACHINE, theirs)
+        assert [run["train_seconds"] for run in content["jax"]] == [6.0, 9.0, 20.0]
+        assert content["jax_over_ours"] == 3.0
+        lines = table(content).splitlines()
+        assert sum(line.startswith("| JAX, seed ") for line in lines) == 3
+        assert "JAX takes 3.00 times as long (median of the pairs)." in lines
+
     def test_it_says_what_all_runs_say_together(self) -> None:
         content = record(RECIPE, RUNS, (TEXTBOOK, True), MACHINE)
         log_px, seconds = [-96.9, -97.0, -96.5], [4.0, 5.0, 9.0]
@@ -343,6 +363,14 @@ class TestCommands:
         assert [run["test"]["log_px"] for run in content["runs"]] == [-90.0, -91.0, -92.0]
         assert [run["validation_log_px"] for run in content["runs"]] == [-97.0, -98.0, -99.0]
         assert "textbook" not in content
+
+    def test_jax_is_refused_where_it_has_no_rows(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(speedrun, "why_not", lambda _: "jax is not installed")
+        with pytest.raises(SystemExit, match=r"^2$"):
+            speedrun.main(["--jax", "--device", "cpu"])
+        assert capsys.readouterr().err.endswith("error: --jax: jax is not installed\n")
 
     def test_the_textbook_has_the_limit_that_was_said(
         self, trainings: list[tuple[Recipe, int]], monkeypatch: pytest.MonkeyPatch

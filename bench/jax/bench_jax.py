@@ -37,7 +37,10 @@ from vaez_kernels.mixture import case as mixture
 from vaez_kernels.testing import Function, TimedCase
 
 SMALL = ((1, 20), (128, 20))  # B, D
-OPS = ("latent op, one row", "latent op, small", "latent op", "likelihood op", "mixture")
+OPS = (
+    *("latent op, one row", "latent op, small", "latent op, a million", "latent op"),
+    *("likelihood op", "mixture"),
+)
 OP_PROVIDERS = ("jax", "ours")
 WHOLE = ("training step", "training step beside a busy process", "importance sampling")
 WHOLE_PROVIDERS = ("jax", "jax bfloat16", "ours", "ours bfloat16")
@@ -57,6 +60,7 @@ def test_jax(benchmark: Any, bench: Bench, data_root: str, what: str, provider: 
     groups: dict[str, Callable[[], Group]] = {
         "latent op, one row": partial(_latent, bench, SMALL[0]),
         "latent op, small": partial(_latent, bench, SMALL[1]),
+        "latent op, a million": partial(_latent, bench, latent.TIMED.large[bench.device.type][0]),
         "latent op": partial(_latent, bench, latent.TIMED.large[bench.device.type][-1]),
         "likelihood op": partial(_likelihood, bench),
         "mixture": partial(_mixture, bench),

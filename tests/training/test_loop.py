@@ -7,6 +7,7 @@ permutations, binarisations from its uniform numbers, bounds from plain PyTorch 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import signal
 from pathlib import Path
@@ -21,8 +22,10 @@ from bench.training.baselines import TextbookVAE
 from vaez_fast.config import TrainConfig
 from vaez_fast.data import Dataset, Split
 from vaez_fast.model import VAE
+from vaez_fast.system.cores import SharedCores
 from vaez_fast.system.stopping import Stopped
 from vaez_fast.training import checkpoint as checkpoints
+from vaez_fast.training import loop
 from vaez_fast.training.checkpoint import Keeping
 from vaez_fast.training.train import Result, steps_of, train
 from vaez_kernels import noise_key, reference
@@ -277,3 +280,62 @@ def test_an_importance_weighted_run_looks_at_its_own_bound(dataset: Dataset) -> 
         assert look["elbo"] == pytest.approx(log_px, **CLOSE)
         assert look["distortion"] == pytest.approx(distortion, **CLOSE)
         assert look["rate"] == pytest.approx(-log_px - distortion, **CLOSE)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_loop_shares_cores_between_steps_and_lets_go_at_its_end(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    told: list[object] = []
+
+    class Cores:
+        def done(self, steps: int) -> None:
+            told.append(steps)
+            if fails:
+                raise KeyboardInterrupt
+
+        def close(self) -> None:
+            told.append("closed")
+
+    monkeypatch.setattr(loop, "SharedCores", Cores)
+    if fails:
+        with pytest.raises(KeyboardInterrupt):
+            train(CONFIG, dataset)
+        assert told == [PER_EPOCH, "closed"]
+    else:
+        train(CONFIG, dataset)
+        assert told == [3, 3, 2, "closed"]  # ends of epochs
+
+
+def test_threads_that_sleep_train_the_same_weights(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Busy:
+        """Waits of a machine whose cores others have taken, in every interval."""
+
+        known = True
+
+        def longest(self) -> float:
+            return 1e9
+
+        def close(self) -> None:
+            """As of `Waits`."""
+
+    slept: list[bool] = []
+
+    class Cores(SharedCores):
+        def __init__(self) -> None:
+            clock = itertools.count(step=1.0)
+            super().__init__(Busy, lambda: next(clock))  # type: ignore[arg-type]
+
+        def done(self, steps: int = 1) -> None:
+            super().done(steps)
+            slept.append(self.sleeping)
+
+    spinning = train(CONFIG, dataset).vae.state_dict()
+    monkeypatch.setattr(loop, "SharedCores", Cores)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    sleeping = train(CONFIG, dataset).vae.state_dict()
+    assert any(slept)
+    for name, weight in spinning.items():
+        assert torch.equal(weight, sleeping[name])

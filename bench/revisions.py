@@ -22,6 +22,7 @@ from pathlib import Path
 from bench.command import Parser
 from bench.process import ROOT
 from bench.records import compare
+from bench.records.several import FEWEST_RUNS
 from vaez_fast.system.files import OutputError, prepare_files
 
 
@@ -89,14 +90,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("old", metavar="OLD", help="a commit")
     parser.add_argument("--new", metavar="COMMIT", help="instead of this checkout as it is")
     parser.add_argument(
-        "--runs", type=int, default=5, metavar="N", help="of each side (default: 5, at least 2)"
+        "--runs", type=int, default=5, metavar="N", help="of each side (default: 5, at least 3)"
     )
     parser.add_out_folder()
     given = list(sys.argv[1:] if argv is None else argv)
     end = given.index("--") if "--" in given else len(given)
     options, suite = parser.parse_args(given[:end]), given[end + 1 :] or ["bench"]
-    if options.runs < 2:
-        parser.error(f"--runs must be at least 2, got {options.runs}")
+    if options.runs < FEWEST_RUNS:
+        parser.error(f"--runs must be at least {FEWEST_RUNS}, got {options.runs}")
     out = options.out.absolute()
     files = {
         side: [out / f"{side}-{n}.json" for n in range(1, options.runs + 1)]

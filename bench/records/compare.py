@@ -185,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "files", type=Path, nargs="+", metavar="FILE", help="OLD and NEW, or all files of OLD"
     )
     parser.add_argument(
-        "--new", type=Path, nargs="+", metavar="FILE", help="all files of NEW, two at least"
+        "--new", type=Path, nargs="+", metavar="FILE", help="all files of NEW, three at least"
     )
     parser.add_argument(
         "--band",
@@ -209,10 +209,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     files = (options.files, options.new) if options.new else ([f] for f in options.files)
     try:
         sides = [[read(file) for file in side] for side in files]
-        if len(sides) != 2 or not (max(map(len, sides)) == 1 or min(map(len, sides)) > 1):
-            parser.error(
-                "expected OLD NEW, or at least two files a side: OLD OLD … --new NEW NEW …"
-            )
+        if len(sides) != 2 or not (
+            max(map(len, sides)) == 1 or min(map(len, sides)) >= several.FEWEST_RUNS
+        ):
+            parser.error("expected OLD NEW, or at least three files a side: OLD … --new NEW …")
         old, new = sides
         differing = differences([*old, *new])
         if differing and not options.force:

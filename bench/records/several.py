@@ -1,13 +1,17 @@
 """The change of each row between two sides of several runs: see bench.records.compare.
 
-Every run is a process of its own. The logarithm of a row's median is set against its group's
-controls (code that this project does not change) in the same run: against the median of how far
-each of them is from its mean over all runs. The rest differs by the noise from one process to the
-next. Its variance, pooled over both sides, is uncertain with few runs, so it is combined with the
-variances of all other rows (Smyth 2004, *Linear models and empirical Bayes methods for assessing
-differential expression in microarray experiments*, section 6.2). The intervals hold for all rows of
-ours at once with 95 % (Bonferroni), so that unchanged code is called slower or faster in at most
-one comparison of twenty.
+Every run is a process of its own. A row's logarithmic time differs between runs by the state of the
+machine, which its group's controls show (rows of code that this project does not change), and by
+the noise of a process. So the two sides are compared by an analysis of covariance: the covariate is
+how slow the controls were in the same run, and its slope is fitted within the sides. A slope near
+one cancels a drift of the machine; a slope near zero leaves out controls that are noise themselves.
+If the controls differ between the sides by more than chance, the machine did, as between runs of
+two days that were not taken in turn. Then the slope is one.
+
+A variance is uncertain with few runs, so it is combined with the variances of all other rows (Smyth
+2004, *Linear models and empirical Bayes methods for assessing differential expression in microarray
+experiments*, section 6.2). The intervals hold for all rows of ours at once with 95 % (Bonferroni),
+so that unchanged code is called slower or faster in at most one comparison of twenty.
 """
 
 from __future__ import annotations
@@ -15,14 +19,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from statistics import fmean, median, variance
+from statistics import fmean, median
 from typing import NamedTuple
 
 from bench.records.bootstrap import LEVEL, Estimate
 from bench.records.changes import Change, accuracy, judge, unlike
 from bench.records.records import Record, Row
 
-FEWEST_RUNS = 2  # of a side, in which a row was not disturbed
+FEWEST_RUNS = 3  # of a side, in which a row was not disturbed
+# Standard errors between the means of the controls on both sides; more are no chance.
+MACHINE_DIFFERS = 3.0
 MOST_FREEDOM = 1e6  # of the prior, if the variances of rows differ by chance alone
 
 Key = tuple[str, str]  # group and provider
@@ -34,24 +40,28 @@ class Moved(NamedTuple):
     value: float
     variance: float  # from run to run
     freedom: int  # degrees of freedom of `variance`
-    factor: float  # one over the number of OLD's runs, plus one over NEW's
+    factor: float  # of `variance`, in the variance of `value`
+
+
+class Timed(NamedTuple):
+    """A row in a run."""
+
+    row: float  # logarithm of its median
+    controls: float  # how slow its controls were: logarithms, from their mean over all runs
 
 
 def changes(old: Sequence[Record], new: Sequence[Record], band: float) -> list[Change]:
     """Every row of any run, in their order.
 
     Args:
-        old, new: at least two runs each.
+        old, new: at least three runs each.
         band: the change in per cent that counts as none.
     """
-    heights = _heights([*old, *new])
+    before, after = _timed(old, [*old, *new]), _timed(new, [*old, *new])
     found, moved = [], {}
     for key in dict.fromkeys((row.group, row.provider) for run in (*old, *new) for row in run.rows):
         change = _unjudged(_rows(old, key), _rows(new, key))
-        sides = [
-            [of_run[key] for of_run in side if key in of_run]
-            for side in (heights[: len(old)], heights[len(old) :])
-        ]
+        sides = [[run[key] for run in side if key in run] for side in (before, after)]
         if not change.verdict and min(map(len, sides)) < FEWEST_RUNS:
             change = replace(change, verdict="ambiguous", note="disturbed in too many runs")
         elif not change.verdict:
@@ -88,38 +98,50 @@ def _unjudged(old: list[Row], new: list[Row]) -> Change:
     return replace(change, note=accuracy(*worst))
 
 
-def _heights(runs: Sequence[Record]) -> list[dict[Key, float]]:
-    """Of each run: the logarithms of its undisturbed rows' medians, less their controls'."""
-    logs = [
-        {(row.group, row.provider): math.log(row.median) for row in run.rows if not row.disturbed}
-        for run in runs
-    ]
-    controls = {(row.group, row.provider) for run in runs for row in run.rows if not row.ours}
-    means = {
-        c: fmean(of_run[c] for of_run in logs if c in of_run)
-        for c in controls
-        if any(c in of_run for of_run in logs)
-    }
-    return [
-        {
-            key: height - _level(key, {c: of_run[c] - means[c] for c in controls if c in of_run})
-            for key, height in of_run.items()
-        }
-        for of_run in logs
-    ]
+def _timed(side: Sequence[Record], runs: Sequence[Record]) -> list[dict[Key, Timed]]:
+    """The undisturbed rows of each run of a side, with how slow their controls were in it."""
+    means: dict[Key, list[float]] = {}
+    for run in runs:
+        for row in run.rows:
+            if not (row.ours or row.disturbed):
+                means.setdefault((row.group, row.provider), []).append(math.log(row.median))
+    found = []
+    for run in side:
+        logs = {(r.group, r.provider): math.log(r.median) for r in run.rows if not r.disturbed}
+        slow = {key: logs[key] - fmean(of_runs) for key, of_runs in means.items() if key in logs}
+        found.append({key: Timed(height, _level(key, slow)) for key, height in logs.items()})
+    return found
 
 
 def _level(key: Key, controls: Mapping[Key, float]) -> float:
-    """How slow a run was for a row, by its group's other controls, or else by all others."""
+    # by its group's other controls, or else by all others
     others = {control: height for control, height in controls.items() if control != key}
     of_group = [height for (group, _), height in others.items() if group == key[0]]
     return median(of_group or others.values()) if others else 0.0
 
 
-def _moved(old: list[float], new: list[float]) -> Moved:
-    freedom = len(old) + len(new) - 2
-    squares = (len(old) - 1) * variance(old) + (len(new) - 1) * variance(new)
-    return Moved(fmean(new) - fmean(old), squares / freedom, freedom, 1 / len(old) + 1 / len(new))
+def _moved(old: list[Timed], new: list[Timed]) -> Moved:
+    """An analysis of covariance with two groups and one covariate."""
+    means = [
+        Timed(fmean(t.row for t in side), fmean(t.controls for t in side)) for side in (old, new)
+    ]
+    within = [
+        (t.row - mean.row, t.controls - mean.controls)
+        for side, mean in zip((old, new), means, strict=True)
+        for t in side
+    ]
+    rows, products, controls = (
+        sum(product) for product in zip(*((r * r, r * c, c * c) for r, c in within), strict=True)
+    )
+    by_row, by_controls = (b - a for a, b in zip(*means, strict=True))
+    freedom, runs = len(within) - 2, 1 / len(old) + 1 / len(new)
+    if by_controls**2 >= MACHINE_DIFFERS**2 * controls / freedom * runs:
+        left = rows - 2 * products + controls
+        return Moved(by_row - by_controls, max(0.0, left) / freedom, freedom, runs)
+    slope, freedom = products / controls, freedom - 1
+    left = rows - slope * products
+    factor = runs + by_controls**2 / controls
+    return Moved(by_row - slope * by_controls, max(0.0, left) / freedom, freedom, factor)
 
 
 def _ratios(moved: Mapping[Key, Moved], judged: int) -> dict[Key, Estimate]:
@@ -162,5 +184,5 @@ def prior_variance(moved: Sequence[Moved]) -> tuple[float, float]:
 
 def _judged(change: Change, ratio: Estimate, band: float) -> Change:
     return replace(
-        change, verdict=judge(ratio, band), judged="time over the controls'", ratio=ratio
+        change, verdict=judge(ratio, band), judged="time, given the controls'", ratio=ratio
     )

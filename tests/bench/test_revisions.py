@@ -81,10 +81,10 @@ def test_a_commit_and_this_checkout_take_turns_and_the_slower_row_exits_with_1(
 
 def test_two_commits_can_be_compared(repository: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    arguments = ["HEAD", "--new", "HEAD~1", "--out", str(out), "--runs", "2", "--", "test_suite.py"]
+    arguments = ["HEAD", "--new", "HEAD~1", "--out", str(out), "--runs", "3", "--", "test_suite.py"]
     assert revisions.main(arguments) == 0
     order = [float(line.split()[0]) for line in (tmp_path / "order").read_text().splitlines()]
-    assert order == [2.0, 1.0, 1.0, 2.0]
+    assert order == [2.0, 1.0, 1.0, 2.0, 2.0, 1.0]
 
 
 def test_a_run_that_fails_is_named_with_its_log_and_leaves_no_checkout(
@@ -111,7 +111,7 @@ def test_an_unknown_commit_is_named(
     assert len(worktrees(repository)) == 1
 
 
-def test_a_side_needs_two_runs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_side_needs_three_runs(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match=r"^2$"):
-        revisions.main(["HEAD", "--out", "out", "--runs", "1"])
-    assert "--runs must be at least 2, got 1" in capsys.readouterr().err
+        revisions.main(["HEAD", "--out", "out", "--runs", "2"])
+    assert "--runs must be at least 3, got 2" in capsys.readouterr().err

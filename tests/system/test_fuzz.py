@@ -460,7 +460,7 @@ class TestBench:
         list(summary.summary([row.as_summary() for row in record.rows], record.machine))
         list(bench_compare.notes([record], [record]))
         list(bench_compare.table(changes_between(record, record)))
-        list(bench_compare.table(several.changes([record] * 2, [record] * 2, band=5.0)))
+        list(bench_compare.table(several.changes([record] * 3, [record] * 3, band=5.0)))
 
     @repeatable(100)
     @given(damages=DAMAGES)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.special import digamma
 from scipy.stats import norm
 
 from bench.records.changes import Change
@@ -82,16 +83,46 @@ def test_a_tenth_more_time_is_found_where_processes_differ_by_two_per_cent() -> 
     assert found >= 18
 
 
-def test_a_slower_machine_is_no_change() -> None:
-    machine = Machine(0, noise=0.001, drift=0.0)
-    slow = {group: {p: 1.5 * t for p, t in of.items()} for group, of in GROUPS.items()}
-    found = changes(machine.runs(3), machine.runs(3, slow), BAND)
+def test_a_machine_that_drifts_is_no_change() -> None:
+    """Times differ by 35 % between runs in turn, and by 0.1 % given the controls."""
+    machine = Machine(0, noise=0.001)
+    found = changes(machine.runs(4), machine.runs(4), BAND)
     assert set(ours(found).values()) == {"same"}
-    change = row(found)
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.1])
+def test_a_machine_that_differed_between_the_sides_alone_is_no_change(factor: float) -> None:
+    """All rows of NEW take 1.5 times as long, and within a side the machine did not drift."""
+    slow = {group: {p: 1.5 * t for p, t in of.items()} for group, of in GROUPS.items()}
+    machine = Machine(0, noise=0.001, drift=0.0)
+    found = ours(changes(machine.runs(4), machine.runs(4, slow, fallback=factor), BAND))
+    assert found.pop(FIRST) == ("slower" if factor > 1 else "same")
+    assert set(found.values()) == {"same"}
+
+
+def test_controls_that_are_noise_themselves_are_left_out() -> None:
+    """Controls that differ by 20 % from process to process cannot hide a change of 10 %."""
+    found = 0
+    for seed in range(20):
+        machine = Machine(seed, noise=0.01, drift=0.0)
+        sides = []
+        for factor in (1.0, 1.1):
+            of_side = [machine.run(GROUPS, fallback=factor) for _ in range(6)]
+            for benchmark in (b for run in of_side for b in run["benchmarks"]):
+                if benchmark["extra_info"]["provider"] != "fallback":
+                    benchmark["stats"]["median"] *= math.exp(0.2 * machine.random.normal())
+            sides.append([parse(Path("run"), run) for run in of_side])
+        found += ours(changes(sides[0], sides[1], BAND))[FIRST] == "slower"
+    assert found >= 16
+
+
+def test_a_change_has_the_medians_of_both_sides() -> None:
+    machine = Machine(0, noise=0.001, drift=0.0)
+    change = row(changes(machine.runs(3), machine.runs(3, fallback=1.5), BAND))
     assert change.old == pytest.approx(1e-3, rel=0.01)
     assert change.new == pytest.approx(1.5e-3, rel=0.01)
     assert change.ratio is not None
-    assert change.ratio.value == pytest.approx(1.0, abs=0.01)
+    assert change.ratio.value == pytest.approx(1.5, rel=0.01)
 
 
 def test_a_row_is_judged_by_the_controls_of_its_group() -> None:
@@ -116,15 +147,17 @@ def test_an_interval_is_wider_the_more_rows_are_judged() -> None:
         some = {f"op {i}": {"eager": 1.0, "fallback": 1.0} for i in range(groups)}
         some = {FIRST: {"eager": 1.0, "fallback": 1.0}, **some}
         step = math.exp(0.01)
-        runs = [{g: {"eager": 1.0, "fallback": step**s} for g in some} for s in (-1, 1, -1, 1)]
+        runs = [
+            {g: {"eager": 1.0, "fallback": step**s} for g in some} for s in (-1, 0, 1, -1, 0, 1)
+        ]
         records = [parse(Path("run"), content(run, 1, rounds=1, noise=0.0)) for run in runs]
-        ratio = row(changes(records[:2], records[2:], BAND)).ratio
+        ratio = row(changes(records[:3], records[3:], BAND)).ratio
         assert ratio is not None
         return math.log(ratio.high)
 
-    # Each side has a variance of 2e-4, and its mean half of it. Equal variances with two degrees of
-    # freedom speak for a law whose mean is larger by a factor of exp(0.577), Euler's constant.
-    spread = math.sqrt(2e-4 * math.exp(np.euler_gamma))
+    # Each side has a variance of 1e-4, and its mean a third of it. Equal variances with f = 4
+    # degrees of freedom speak for a law whose mean is larger, by exp(log(f/2) − digamma(f/2)).
+    spread = math.sqrt(2e-4 / 3 * 2 / math.exp(digamma(2)))
     assert width(1) == pytest.approx(norm.isf(0.025 / 2) * spread, rel=1e-3)
     assert width(39) == pytest.approx(norm.isf(0.025 / 40) * spread, rel=1e-3)
 
@@ -153,11 +186,11 @@ def disturb(run: dict[str, Any], provider: str) -> dict[str, Any]:
 @pytest.mark.parametrize(("disturbed", "verdict"), [(1, "same"), (2, "ambiguous")])
 def test_disturbed_runs_of_a_row_do_not_count(disturbed: int, verdict: str) -> None:
     machine = Machine(0, noise=0.001)
-    runs = [machine.run(GROUPS) for _ in range(3)]
+    runs = [machine.run(GROUPS) for _ in range(4)]
     for run in runs[:disturbed]:
         disturb(run, "fallback")
     old = [parse(Path("run"), run) for run in runs]
-    change = row(changes(old, machine.runs(3), BAND))
+    change = row(changes(old, machine.runs(4), BAND))
     assert change.verdict == verdict
     assert change.note == ("disturbed in too many runs" if verdict == "ambiguous" else "")
 
@@ -175,11 +208,11 @@ def test_rows_that_vanished_appeared_or_changed_their_kind_are_named() -> None:
     machine = Machine(0)
     less = {group: dict(of) for group, of in GROUPS.items()}
     del less[FIRST]["compiled"]
-    old = [machine.run(GROUPS), machine.run(GROUPS)]
+    old = [machine.run(GROUPS) for _ in range(3)]
     old[1]["benchmarks"][2]["extra_info"]["timing"] = "another clock"
     found = changes(
         [parse(Path("run"), run) for run in old],
-        machine.runs(2, less | {"a new op": {"eager": 1.0}}),
+        machine.runs(3, less | {"a new op": {"eager": 1.0}}),
         BAND,
     )
     assert row(found, "compiled").verdict == "vanished"
@@ -189,9 +222,9 @@ def test_rows_that_vanished_appeared_or_changed_their_kind_are_named() -> None:
 
 def test_a_loss_of_accuracy_is_noted() -> None:
     machine = Machine(0, noise=0.001)
-    new = machine.runs(2)
+    new = machine.runs(3)
     new[1].groups[FIRST]["fallback"].info["check_error_over_tolerance"] = 0.8
-    assert row(changes(machine.runs(2), new, BAND)).note == "error 0.05 → 0.80 of its tolerance"
+    assert row(changes(machine.runs(3), new, BAND)).note == "error 0.05 → 0.80 of its tolerance"
 
 
 class TestCommand:
@@ -205,19 +238,19 @@ class TestCommand:
     def test_all_runs_are_named_and_the_slower_row_exits_with_1(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        old = self.files(tmp_path, "old", 2)
-        new = self.files(tmp_path, "newer", 3, fallback=1.2)
+        old = self.files(tmp_path, "old", 3)
+        new = self.files(tmp_path, "newer", 4, fallback=1.2)
         assert main([*old, "--new", *new]) == 1
         lines = capsys.readouterr().out.splitlines()
         assert lines[-1] == f"slower: {FIRST}, fallback"
-        assert [line.split()[0] for line in lines[:5]] == ["OLD"] * 2 + ["NEW"] * 3
-        assert "2 and 3 runs; intervals of 95 % for all rows of ours at once" in lines
+        assert [line.split()[0] for line in lines[:7]] == ["OLD"] * 3 + ["NEW"] * 4
+        assert "3 and 4 runs; intervals of 95 % for all rows of ours at once" in lines
         assert main([*old, "--new", *new, "--json"]) == 1
         told = json.loads(capsys.readouterr().out)
-        assert [len(told[side]) for side in ("old", "new")] == [2, 3]
+        assert [len(told[side]) for side in ("old", "new")] == [3, 4]
         assert told["verdicts"]["slower"] == 1
 
-    @pytest.mark.parametrize(("old", "new"), [(1, 0), (3, 0), (2, 1), (1, 2)])
+    @pytest.mark.parametrize(("old", "new"), [(1, 0), (3, 0), (3, 1), (1, 3), (2, 2)])
     def test_a_side_has_one_file_or_several_as_the_other(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str], old: int, new: int
     ) -> None:
@@ -226,12 +259,12 @@ class TestCommand:
             arguments += ["--new", *self.files(tmp_path, "newer", new)]
         with pytest.raises(SystemExit, match=r"^2$"):
             main(arguments)
-        assert "expected OLD NEW, or at least two files a side" in capsys.readouterr().err
+        assert "expected OLD NEW, or at least three files a side" in capsys.readouterr().err
 
     def test_a_run_of_another_machine_is_refused_on_either_side(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        old, new = self.files(tmp_path, "old", 2), self.files(tmp_path, "newer", 2)
+        old, new = self.files(tmp_path, "old", 3), self.files(tmp_path, "newer", 3)
         write(Path(new[1]), content(GROUPS, 1, threads=4))
         assert main([*old, "--new", *new]) == 2
         assert "threads: 2 and 4" in capsys.readouterr().err

@@ -88,11 +88,12 @@ def _timed(title: str, makers: dict[str, Maker | str], bench: Bench, budget: flo
         if rival.work is not None and rival.check.passed
     }
     watch = Watch()
-    times = interleave(works, torch.device("cpu"), budget / 3 if bench.quick else budget)
+    seconds = budget / 3 if bench.quick else budget
+    times = interleave(works, torch.device("cpu"), seconds, foreign_threads=True)
     load = watch.record(next(iter(times.values())).disturbed) if times else None
     # Without their works: they were timed here.
     rivals = {name: replace(rival, work=None) for name, rival in built.rivals.items()}
-    seconds = {
+    per_call = {
         name: [second / rivals[name].calls for second in of_one.wall]
         for name, of_one in times.items()
     }
@@ -103,7 +104,7 @@ def _timed(title: str, makers: dict[str, Maker | str], bench: Bench, budget: flo
         floor_bytes=None,
         broken=built.broken,
         timing=TIMING,
-        seconds=seconds,
+        seconds=per_call,
         load=load,
     )
 

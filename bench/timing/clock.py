@@ -26,6 +26,9 @@ FEWEST_ROUNDS, MOST_ROUNDS = 11, 501
 # that sleeping threads share the cores with, 189 alone; all calls: 16 ms).
 MOST_WAITING, SLACK_SECONDS = 0.05, 5e-6
 MOST_TRIES = 3  # of a call that is disturbed
+# PyTorch's threads spin for some milliseconds after a call, on the cores that other threads need: a
+# training step of JAX takes 3.9 ms, and 7.1 right after a step of ours.
+SETTLE_SECONDS = 0.01
 
 
 def available_device() -> torch.device:
@@ -81,7 +84,11 @@ class Times:
 
 
 def interleave(
-    rivals: Mapping[str, Work], device: torch.device, budget: float, fewest: int = FEWEST_ROUNDS
+    rivals: Mapping[str, Work],
+    device: torch.device,
+    budget: float,
+    fewest: int = FEWEST_ROUNDS,
+    foreign_threads: bool = False,
 ) -> dict[str, Times]:
     """Times of each rival, in rounds that time every rival once and start with another rival.
 
@@ -95,13 +102,18 @@ def interleave(
         device: where they work.
         budget: about how many seconds the rounds may take; twice as many on a busy machine.
         fewest: rounds, even if they take longer; there are at most 501.
+        foreign_threads: whether rivals use threads of other libraries than PyTorch's. Then each
+            timed call comes after 10 ms of calls that are not timed, until the threads of the last
+            rival no longer spin, and no call counts as disturbed, because JAX's own threads wait
+            for each other.
     """
     for work in rivals.values():
         for _ in range(WARMUP_CALLS):
             work()
     clocks = _clocks(rivals, device)
     # The clocks are timed, not the work: on CUDA a round takes many calls.
-    once = sum(_wall_seconds(clock) for clock in clocks.values())
+    settle = SETTLE_SECONDS if foreign_threads else 0.0
+    once = sum(settle + _wall_seconds(clock) for clock in clocks.values())
     wanted = min(MOST_ROUNDS, max(fewest, int(budget / once)))
     end = time.perf_counter() + 2 * budget
     names = list(rivals)
@@ -110,16 +122,27 @@ def interleave(
     with closing(Waits()) as waits:
         while len(rounds) < wanted and (len(rounds) < fewest or time.perf_counter() < end):
             first = len(rounds) % len(names)
-            taken = {n: _calm_sample(clocks[n], waits) for n in names[first:] + names[:first]}
+            taken = {}
+            for name in names[first:] + names[:first]:
+                _settle(clocks[name], settle)
+                taken[name] = _calm_sample(clocks[name], None if foreign_threads else waits)
             rounds.append({name: sample for name, (sample, _) in taken.items()})
             if all(was_calm for _, was_calm in taken.values()):
                 calm.append(rounds[-1])
-        disturbed = len(calm) < fewest if waits.known else None
+        disturbed = len(calm) < fewest if waits.known and not foreign_threads else None
     kept = rounds if disturbed else calm
     return {name: _times([r[name] for r in kept], disturbed) for name in names}
 
 
-def _calm_sample(clock: Callable[[], Sample], waits: Waits) -> tuple[Sample, bool]:
+def _settle(clock: Callable[[], Sample], seconds: float) -> None:
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        clock()
+
+
+def _calm_sample(clock: Callable[[], Sample], waits: Waits | None) -> tuple[Sample, bool]:
+    if waits is None:
+        return clock(), True
     for _ in range(MOST_TRIES):
         waits.longest()
         start = time.perf_counter()

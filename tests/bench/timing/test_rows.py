@@ -94,6 +94,27 @@ class TestInterleave:
     def test_the_fewest_rounds_can_be_said(self, fake: FakeTime) -> None:
         assert interleave({"a": fake.work("a", [9.0])}, CPU, 1.0, fewest=5)["a"].wall == [9.0] * 5
 
+    def test_threads_of_another_library_settle_before_a_call_and_disturb_nothing(
+        self, fake: FakeTime
+    ) -> None:
+        """Calls take 4 ms until threads of the other rival sleep, 10 ms after its last call."""
+        switched: dict[str, Any] = {"at": 0.0, "to": ""}
+
+        def work(name: str) -> Work:
+            def run() -> None:
+                if switched["to"] != name:
+                    switched.update(at=fake.now, to=name)
+                fake.now += 0.004 if fake.now < switched["at"] + 0.01 else 0.001
+                fake.waited += 0.001
+
+            return run
+
+        works = {"a": work("a"), "b": work("b")}
+        times = interleave(works, CPU, 0.0, foreign_threads=True)
+        assert times["a"].wall + times["b"].wall == pytest.approx([0.001] * 22)
+        assert times["a"].disturbed is None
+        assert max(interleave(works, CPU, 0.0)["a"].wall) == pytest.approx(0.004)
+
     def test_seconds_go_to_the_work_that_took_them_in_the_order_they_were_taken(
         self, fake: FakeTime
     ) -> None:

@@ -191,6 +191,14 @@ class TestVerdicts:
         old, new = content(GROUPS, 1, rounds=1), content(scaled({"fallback": 3.0}), 2, rounds=1)
         assert compared(old, new)["fallback"].verdict == "ambiguous"
 
+    @pytest.mark.parametrize("side", ["OLD", "NEW"])
+    def test_a_disturbed_row_is_ambiguous_and_says_where(self, side: str) -> None:
+        runs = {"OLD": content(GROUPS, 1), "NEW": content(scaled({"fallback": 2.0}), 2)}
+        load = {"seconds": 1.0, "own": 0.5, "others": 0.5, "load_average": 2.0, "processors": 2}
+        runs[side]["benchmarks"][2]["extra_info"]["load"] = load | {"disturbed": True}
+        row = compared(runs["OLD"], runs["NEW"])["fallback"]
+        assert (row.verdict, row.note) == ("ambiguous", f"disturbed in {side}")
+
     def test_without_a_first_row_of_others_times_are_judged(self) -> None:
         ours = {FIRST: {"elbo/analytic/joint": 1.0, "elbo/total-derivative/joint": 1.0}}
         slow = {FIRST: {"elbo/analytic/joint": 3.0, "elbo/total-derivative/joint": 3.0}}

@@ -60,6 +60,11 @@ def first_steps(rounds: int) -> dict[str, Group]:
     }
 
 
+def variables(caches: Path) -> dict[str, str]:
+    """The environment of a process whose compilers keep their results in this folder."""
+    return environment() | JAX_KEEPS_ALL | {name: str(caches / name) for name in CACHES}
+
+
 def seconds_to_first_step(provider: str, caches: Path) -> float:
     """Start a process, and wait until it has taken its first step.
 
@@ -70,11 +75,15 @@ def seconds_to_first_step(provider: str, caches: Path) -> float:
     Raises:
         RuntimeError: it took no step; the message ends with its last line.
     """
-    variables = environment() | JAX_KEEPS_ALL | {name: str(caches / name) for name in CACHES}
     command = [sys.executable, "-m", "bench.training.start", provider]
     start = time.perf_counter()
     with subprocess.Popen(
-        command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=ROOT,
+        env=variables(caches),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         assert process.stdout is not None
         line = process.stdout.readline()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from bench import revisions
 from bench.process import ROOT
+from tests.bench.suite_record import content, write
 
 # A suite whose times are in a file of the revision. Every run is noted in the order of the runs.
 CONFTEST = """
@@ -79,12 +81,21 @@ def test_a_commit_and_this_checkout_take_turns_and_the_slower_row_exits_with_1(
     assert len(worktrees(repository)) == 1
 
 
-def test_two_commits_can_be_compared(repository: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    arguments = ["HEAD", "--new", "HEAD~1", "--out", str(out), "--runs", "3", "--", "test_suite.py"]
+def test_two_commits_can_be_compared(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[float] = []
+
+    def run(checked_out: Path, arguments: Sequence[str], out: Path) -> None:
+        assert arguments == ["bench"]  # all, if nothing is said
+        seen.append(float((checked_out / "factor").read_text()))
+        groups = {"op, float32": {"eager": 1e-3, "fallback": 1e-3 * seen[-1]}}
+        write(out, content(groups, len(seen), noise=0.001))
+
+    monkeypatch.setattr(revisions, "run", run)
+    arguments = ["HEAD", "--new", "HEAD~1", "--out", str(tmp_path / "out"), "--runs", "3"]
     assert revisions.main(arguments) == 0
-    order = [float(line.split()[0]) for line in (tmp_path / "order").read_text().splitlines()]
-    assert order == [2.0, 1.0, 1.0, 2.0, 2.0, 1.0]
+    assert seen == [2.0, 1.0, 1.0, 2.0, 2.0, 1.0]
 
 
 def test_a_run_that_fails_is_named_with_its_log_and_leaves_no_checkout(

@@ -151,6 +151,14 @@ class TestSharedCores:
         assert not any(interval(0.5) for _ in range(19))  # 4.75 s
         assert interval(0.5)
 
+    def test_spinning_is_tried_again_after_ten_seconds(self, interval: Callable[..., bool]) -> None:
+        # A process that takes little lets threads wait for a twentieth of the time.
+        assert interval(0.5)
+        assert all(interval(0.05) for _ in range(39))  # 9.75 s
+        assert not interval(0.05)
+        assert not interval(0.05)
+        assert interval(0.5)
+
     def test_speeds_are_compared_once(self, interval: Callable[..., bool]) -> None:
         # Later, steps may be slower for another reason.
         assert [interval(0.5, steps=n) for n in (100, 120, 10)] == [True, True, True]

@@ -28,6 +28,7 @@ INTERVAL = 0.25  # seconds between two decisions
 # below 0.02, beside a busy loop 0.28 to 0.50, whether threads spin or sleep.
 SHARED, OURS = 0.10, 0.03
 PATIENCE = 5.0  # seconds for which threads spin after sleeping did not help
+TRIAL = 10.0  # seconds of sleeping after which spinning is tried again
 
 
 class Waits:
@@ -76,7 +77,8 @@ class SharedCores:
 
     Results do not change, because the same threads do the same work. Call `done` between steps.
     Threads sleep once one of them had to wait for a core for a tenth of an interval. They spin
-    again when the cores are free, and for five seconds if sleeping made the steps slower.
+    again when the cores are free, for five seconds if sleeping made the steps slower, and every ten
+    seconds for an interval, to compare.
     """
 
     def __init__(
@@ -88,7 +90,7 @@ class SharedCores:
         self._waits: Waits | None = None
         self._sleep: _Sleep | None = None
         self._spinning = 0.0  # steps a second before threads slept; 0 once compared
-        self._spin_until = -1.0
+        self._spin_until, self._sleep_until = -1.0, 0.0
         self._began, self._steps = 0.0, 0
 
     @property
@@ -113,15 +115,17 @@ class SharedCores:
         self._began, self._steps = self._clock(), 0
 
     def _decide(self, share: float, speed: float) -> None:
+        now = self._clock()
         if self._sleep is None:
-            if share > SHARED and self._clock() >= self._spin_until and torch.get_num_threads() > 1:
+            if share > SHARED and now >= self._spin_until and torch.get_num_threads() > 1:
                 self._sleep, self._spinning = _Sleep(), speed
+                self._sleep_until = now + TRIAL
             return
         helps = speed >= self._spinning
         self._spinning = 0.0
         if not helps:
-            self._spin_until = self._clock() + PATIENCE
-        if not helps or share < OURS:
+            self._spin_until = now + PATIENCE
+        if not helps or share < OURS or now >= self._sleep_until:
             self._wake()
 
     def _wake(self) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from bench.process import ROOT, environment
 from bench.timing.clock import DeviceClock, interleave, peak_memory
 from bench.training.baselines import TextbookVAE
+from tests.bench.timing.fake_gpu import Calm
 from vaez_fast.model import MODELS, VAE
 from vaez_kernels import bernoulli_log_prob as our_log_prob
 from vaez_kernels import noise_key
@@ -135,7 +136,10 @@ def test_a_wrong_last_row_fails_its_check(images: LikelihoodCase) -> None:
         assert not images.check(tuple(outputs), ours=True).passed
 
 
-def test_rivals_are_called_in_turn_and_each_starts_a_round() -> None:
+def test_rivals_are_called_in_turn_and_each_starts_a_round(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("bench.timing.clock.Waits", Calm)  # a disturbed call would be timed again
     calls: list[str] = []
     rivals = {name: (lambda name=name: calls.append(name)) for name in "abc"}
     seconds = interleave(rivals, CPU, budget=0.0)

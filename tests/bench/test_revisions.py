@@ -53,6 +53,8 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         git("commit", "-m", factor)
     (folder / "factor").write_text("3.0")
     monkeypatch.setattr(revisions, "ROOT", folder)
+    for name in [name for name in os.environ if name.startswith("PYTEST_")]:
+        monkeypatch.delenv(name)  # in a worker of xdist a child would run no benchmarks
     monkeypatch.setenv("ORDER", str(tmp_path / "order"))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(ROOT), str(ROOT / "kernels"))))
     return folder

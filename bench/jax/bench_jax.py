@@ -38,8 +38,8 @@ from vaez_kernels.testing import Function, TimedCase
 
 SMALL = ((1, 20), (128, 20))  # B, D
 OPS = (
-    *("latent op, one row", "latent op, small", "latent op, a million", "latent op"),
-    *("likelihood op", "mixture"),
+    *("latent, one row", "latent, small", "latent, a million", "latent"),
+    *("likelihood", "mixture"),
 )
 OP_PROVIDERS = ("jax", "ours")
 WHOLE = ("training step", "training step beside a busy process", "importance sampling")
@@ -58,11 +58,11 @@ def test_jax(benchmark: Any, bench: Bench, data_root: str, what: str, provider: 
     if (reason := why_not(bench.device)) is not None:
         pytest.skip(reason)
     groups: dict[str, Callable[[], Group]] = {
-        "latent op, one row": partial(_latent, bench, SMALL[0]),
-        "latent op, small": partial(_latent, bench, SMALL[1]),
-        "latent op, a million": partial(_latent, bench, latent.TIMED.large[bench.device.type][0]),
-        "latent op": partial(_latent, bench, latent.TIMED.large[bench.device.type][-1]),
-        "likelihood op": partial(_likelihood, bench),
+        "latent, one row": partial(_latent, bench, SMALL[0]),
+        "latent, small": partial(_latent, bench, SMALL[1]),
+        "latent, a million": partial(_latent, bench, latent.TIMED.large[bench.device.type][0]),
+        "latent": partial(_latent, bench, latent.TIMED.large[bench.device.type][-1]),
+        "likelihood": partial(_likelihood, bench),
         "mixture": partial(_mixture, bench),
         "importance sampling": partial(_importance, bench),
         "training step": partial(_training_step, bench, data_root),

@@ -162,6 +162,31 @@ def test_an_interval_is_wider_the_more_rows_are_judged() -> None:
     assert width(39) == pytest.approx(norm.isf(0.025 / 40) * spread, rel=1e-3)
 
 
+def test_an_interval_knows_that_the_slope_is_uncertain() -> None:
+    """By least squares: the variance grows by d²/Σc², d between the sides and c within them."""
+
+    def width(between: float) -> float:
+        runs = [
+            {
+                group: {
+                    "eager": math.exp(0.02 * c + between * new),
+                    "fallback": math.exp(0.02 * c + between * new + 0.001 * residual),
+                }
+                for group in GROUPS
+            }
+            for new in (0, 1)
+            for c, residual in ((-1, 1), (0, -2), (1, 1))
+        ]
+        records = [parse(Path("run"), content(run, 1, rounds=1, noise=0.0)) for run in runs]
+        ratio = row(changes(records[:3], records[3:], BAND)).ratio
+        assert ratio is not None
+        assert ratio.value == pytest.approx(1.0)
+        return math.log(ratio.high)
+
+    wider = (2 / 3 + 0.03**2 / (4 * 0.02**2)) / (2 / 3)
+    assert width(0.03) / width(0.0) == pytest.approx(math.sqrt(wider), rel=1e-3)
+
+
 @pytest.mark.parametrize("freedom", [5.0, 40.0])
 def test_the_prior_is_found_from_rows_that_follow_it(freedom: float) -> None:
     """20,000 rows with 4 degrees of freedom each; the fit's own error is a few per cent."""

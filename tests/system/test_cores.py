@@ -36,6 +36,8 @@ class TestWaits:
         write(tmp_path, a=5_100_000_000, b=1_300_000_000)
         assert waits.longest() == pytest.approx(0.3)
         assert waits.longest() == 0.0
+        write(tmp_path, a=5_600_000_000, b=1_400_000_000)
+        assert waits.longest() == pytest.approx(0.5)
         waits.close()
 
     def test_a_thread_that_has_ended_no_longer_counts(self, tmp_path: Path) -> None:

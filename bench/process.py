@@ -8,10 +8,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 
-def environment() -> dict[str, str]:
-    """This process's variables, with the packages of this checkout first on PYTHONPATH.
+def environment(root: Path = ROOT) -> dict[str, str]:
+    """This process's variables, with the packages of a checkout first on PYTHONPATH.
 
-    So children run this checkout, installed or not.
+    So children run this checkout, or the one at `root`, installed or not.
     """
-    paths = [str(ROOT), str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")]
+    paths = [str(root), str(root / "kernels"), os.environ.get("PYTHONPATH", "")]
     return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}

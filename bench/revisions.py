@@ -12,7 +12,6 @@ status: that of the comparison, or 1 if a run failed.
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bench.command import Parser
-from bench.process import ROOT
+from bench.process import ROOT, environment
 from bench.records import compare
 from bench.records.several import FEWEST_RUNS
 from vaez_fast.system.files import OutputError, prepare_files
@@ -67,15 +66,13 @@ def run(checked_out: Path, arguments: Sequence[str], out: Path) -> None:
     Raises:
         RunError: it failed.
     """
-    paths = [str(checked_out), str(checked_out / "kernels"), os.environ.get("PYTHONPATH", "")]
-    variables = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     command = [sys.executable, "-m", "pytest", *arguments, "--benchmark-only"]
     log = out.with_suffix(".log")
     with log.open("w") as output:
         status = subprocess.run(
             [*command, f"--benchmark-json={out}"],
             cwd=checked_out,
-            env=variables,
+            env=environment(checked_out),
             stdout=output,
             stderr=subprocess.STDOUT,
             check=False,

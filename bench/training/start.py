@@ -47,7 +47,7 @@ def jax() -> None:
     from bench.jax import rivals
 
     keys = iter(jax.random.split(jax.random.key(0), 9))
-    widths = ((784, 512, 512, 40), (20, 512, 512, 784))
+    widths = ((784, 256, 256, 2 * 128), (128, 256, 256, 784))
     layers = [
         [
             (0.05 * jax.random.normal(next(keys), (out, into)), jnp.zeros(out))

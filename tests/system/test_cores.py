@@ -48,6 +48,18 @@ class TestWaits:
         assert waits.longest() == pytest.approx(2.0)
         waits.close()
 
+    def test_a_thread_that_ends_while_threads_are_listed_hides_no_other(
+        self, tmp_path: Path
+    ) -> None:
+        for thread in ("a", "c"):
+            (tmp_path / thread).mkdir()  # its counts have gone
+        write(tmp_path, b=1)
+        waits = Waits(tmp_path)
+        write(tmp_path, b=2_000_000_001)
+        assert waits.known
+        assert waits.longest() == pytest.approx(2.0)
+        waits.close()
+
     def test_nothing_is_known_where_the_system_does_not_count(self, tmp_path: Path) -> None:
         waits = Waits(tmp_path / "absent")
         assert not waits.known

@@ -18,6 +18,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -39,11 +40,9 @@ class Waits:
 
     def __init__(self, threads: Path = THREADS) -> None:
         self._files: dict[int, int] = {}  # open file → nanoseconds at the last reading
-        try:
-            for thread in threads.iterdir():
+        for thread in threads.iterdir() if threads.is_dir() else ():
+            with suppress(OSError):  # a kernel without the counts, or the thread has just ended
                 self._files[os.open(thread / "schedstat", os.O_RDONLY)] = 0
-        except OSError:
-            pass  # another system, a kernel without the counts, or a thread that has just ended
         self.known = bool(self._files)
         self.longest()
 

@@ -25,7 +25,8 @@ from vaez_kernels.error_bounds import Check
 TIMING = "wall clock of a new process"
 STEPPED = Check(0.0, "the end of the step")
 # Where compilers keep their results. JAX keeps none unless it is told where, and how small ones.
-CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "JAX_COMPILATION_CACHE_DIR")
+# Inductor keeps its compiled header in the folder for temporary files.
+CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "JAX_COMPILATION_CACHE_DIR", "TMPDIR")
 JAX_KEEPS_ALL = {
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
@@ -62,6 +63,7 @@ def first_steps(rounds: int) -> dict[str, Group]:
 
 def variables(caches: Path) -> dict[str, str]:
     """The environment of a process whose compilers keep their results in this folder."""
+    caches.joinpath("TMPDIR").mkdir(exist_ok=True)
     return environment() | JAX_KEEPS_ALL | {name: str(caches / name) for name in CACHES}
 
 

@@ -29,6 +29,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from .backend import is_traced
+from .first_build import instruction_set_options, start_on_header
 
 _Result = TypeVar("_Result")
 Code = Callable[..., Any]
@@ -374,7 +375,10 @@ def built(
     if device in failures:
         return None
     try:
-        with inductor.patch(options | thread_options()):
+        if device == "cpu":
+            start_on_header()
+            options |= instruction_set_options() | thread_options()
+        with inductor.patch(options):
             return with_whole_libraries(
                 lambda: torch._inductor.standalone_compile(
                     graph, list(examples), dynamic_shapes=dynamic_shapes

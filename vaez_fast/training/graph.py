@@ -13,6 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from vaez_kernels.backend import triton
 from vaez_kernels.compiler import built, has_cpu_compiler, isolated
+from vaez_kernels.first_build import start_on_header
 
 _Result = TypeVar("_Result")
 
@@ -28,7 +29,14 @@ def trace(function: Callable[..., Any], *tensors: Tensor) -> GraphModule:
     traced = make_fx(
         lambda *inputs: function(*inputs), tracing_mode="fake", _allow_non_fake_inputs=True
     )
-    return _isolated_on(tensors[0].device, lambda: traced(*tensors))
+    device = tensors[0].device
+
+    def work() -> GraphModule:
+        if device.type == "cpu" and has_cpu_compiler():
+            start_on_header()
+        return traced(*tensors)
+
+    return _isolated_on(device, work)
 
 
 def lift_constants(graph: GraphModule) -> list[Tensor]:

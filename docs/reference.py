@@ -14,6 +14,7 @@ MODULES = (
     "vaez_kernels.noise",
     "vaez_kernels.reference",
     "vaez_fast.data",
+    "vaez_fast.sources",
     "vaez_fast.streams",
     "vaez_fast.model",
     "vaez_fast.objective",

@@ -78,3 +78,5 @@ GENERATED_Z = Use("generate", 0)
 GENERATED_PIXELS = Use("generate", 1)  # drawn from the means of generated images
 MEAN_IMAGE_PIXELS = Use("generate", 2)  # drawn from the mean training image
 REAL_SPLITS = Use("generate", 3)  # halves of real images, whose distance is the floor
+SPRITES = Use("generate", 4)  # the factors of made pictures
+HELD_OUT_ROWS = Use("generate", 5)  # of a user's data

@@ -27,6 +27,7 @@ STAGES = (
     ("config",),
     ("streams",),
     ("data",),
+    ("sources",),
     ("model",),
     ("flows",),
     ("richer",),

@@ -22,19 +22,19 @@ from ..streams import SPRITES
 
 SHAPES = ("square", "ellipse", "triangle")
 # The bounds of each factor; a shape is an index of `SHAPES`. The largest shape stays in the picture
-# wherever its centre is: its farthest point is 9.3 pixels away.
+# wherever its centre is: it ends within 9.6 pixels.
 FACTORS = {
     "shape": (0, len(SHAPES)),
     "hue": (0.0, 1.0),  # as in HSV: 0 is red, 1/3 green, 2/3 blue
-    "scale": (5.0, 9.0),  # the square root of the area, in pixels
+    "scale": (4.0, 8.0),  # the square root of the area, in pixels
     "orientation": (0.0, 2 * math.pi),  # clockwise, as y points down
-    "x": (10.0, 22.0),  # of the centre of mass, in pixels from the left edge
-    "y": (10.0, 22.0),  # in pixels from the upper edge
+    "x": (10.5, 21.5),  # of the centre of mass, in pixels from the left edge
+    "y": (10.5, 21.5),  # in pixels from the upper edge
 }
 SIDE = 32  # pixels
-BACKGROUND = 0.1  # grey
-# 4,096 pictures need about 0.3 GB of float64 numbers while they are drawn.
-CHUNK_ROWS = 4096
+BACKGROUND = 26 / 255  # grey
+# 1,024 pictures need about 0.1 GB of float64 numbers while they are drawn.
+CHUNK_ROWS = 1024
 
 
 def sprites(n: int, seed: int = 0) -> dict[str, Tensor]:

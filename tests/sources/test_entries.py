@@ -52,14 +52,16 @@ BAD: list[tuple[Any, type[Exception], str]] = [
     ({"x": ones, "y": diagonal(torch.tensor([1, 2, 3]))}, ValueError, "x has 2 and y has 3"),
     ({"x": ones * NAN}, ValueError, "x has NaN or infinity in 2 of 2 rows"),
     ({"x": torch.tensor([1, INFINITY, NAN])}, ValueError, "x has NaN or infinity in 2 of 3 rows"),
-    ({"x": ones, "y": diagonal(torch.tensor([1, INFINITY]))}, ValueError, "y has NaN or infinity in 1 of 2 rows"),
+    (
+        {"x": ones, "y": diagonal(torch.tensor([1, INFINITY]))},
+        ValueError,
+        "y has NaN or infinity in 1 of 2 rows",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("given", "kind", "says"), BAD)
-def test_entries_that_do_not_fit_are_refused(
-    given: Any, kind: type[Exception], says: str
-) -> None:
+def test_entries_that_do_not_fit_are_refused(given: Any, kind: type[Exception], says: str) -> None:
     with pytest.raises(kind, match=f"^check_entries: .*{says}"):
         check_entries(given)
 

@@ -201,9 +201,7 @@ def test_a_bad_matrix_is_refused(given: Any, kind: type[Exception], says: str) -
         (torch.tensor([-1]), ValueError, r"index must be in \[0, 7\), got -1"),
     ],
 )
-def test_a_bad_index_is_refused(
-    method: str, index: Any, kind: type[Exception], says: str
-) -> None:
+def test_a_bad_index_is_refused(method: str, index: Any, kind: type[Exception], says: str) -> None:
     rows = SparseRows.of(matrix())
     with pytest.raises(kind, match=f"^SparseRows.{method}: {says}"):
         getattr(rows, method)(index)

@@ -77,8 +77,8 @@ def test_the_centre_of_mass_is_x_and_y(made: dict[str, Tensor]) -> None:
 
 def test_the_area_is_the_square_of_the_scale(made: dict[str, Tensor]) -> None:
     area, _, _ = moments(made["x"])
-    # Soft edges gain a little at corners, a pixel at most; the area itself is 16 to 64.
-    assert ((area - factor(made, "scale") ** 2).abs() < 1).all()
+    # Soft edges gain a little at a triangle's corners; the area itself varies fourfold.
+    assert ((area / factor(made, "scale") ** 2 - 1).abs() < 0.06).all()
 
 
 def test_the_hue_is_that_of_the_colour(made: dict[str, Tensor]) -> None:

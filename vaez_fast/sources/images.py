@@ -43,9 +43,7 @@ def image_folder(path: str | Path, size: tuple[int, int] | None = None) -> dict[
         TypeError, ValueError: size is not two numbers of at least 1.
     """
     if size is not None:
-        H, W = size
-        check_count("image_folder", "size[0]", H, least=1)
-        check_count("image_folder", "size[1]", W, least=1)
+        _check_size(size)
     folder = Path(path).expanduser()
     files = _files(folder)
     first = _pixels(files[0], size)
@@ -62,6 +60,14 @@ def image_folder(path: str | Path, size: tuple[int, int] | None = None) -> dict[
             x = x.repeat(1, len(pixels), 1, 1)
         x[i] = pixels
     return {"x": x}
+
+
+def _check_size(size: object) -> None:
+    if not isinstance(size, (tuple, list)) or len(size) != 2:
+        kind = ValueError if isinstance(size, (tuple, list)) else TypeError
+        raise kind(f"image_folder: size must be (H, W), got {size!r}")
+    for i, number in enumerate(size):
+        check_count("image_folder", f"size[{i}]", number, least=1)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -9,6 +9,8 @@ The last tenth of the training images is for validation: 5,000 of CIFAR-10, 7,32
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,8 @@ def cifar10(root: str | Path, split: str) -> dict[str, Tensor]:
     folder = _folder(root) / kind.base_folder
     # torchvision checks all of them, whichever it reads.
     expected = [name for name, _ in kind.train_list + kind.test_list] + [kind.meta["filename"]]
-    read = _read("cifar10", folder, expected, kind.filename, kind, _folder(root), split != "test")
+    make = partial(kind, _folder(root), train=split != "test", download=False)
+    read = _read("cifar10", folder, expected, kind.filename, make)
     return _split(np.transpose(read.data, (0, 3, 1, 2)), read.targets, split)
 
 
@@ -63,7 +66,8 @@ def svhn(root: str | Path, split: str) -> dict[str, Tensor]:
     kind = _torchvision("svhn").SVHN
     of_file = "test" if split == "test" else "train"
     address, name, _ = kind.split_list[of_file]
-    read = _read("svhn", _folder(root), [name], address, kind, _folder(root), of_file)
+    make = partial(kind, _folder(root), split=of_file, download=False)
+    read = _read("svhn", _folder(root), [name], address, make)
     return _split(read.data, read.labels, split)
 
 
@@ -80,9 +84,9 @@ def _folder(root: str | Path) -> Path:
 
 
 def _read(
-    name: str, folder: Path, expected: list[str], source: str, kind: Any, *arguments: Any
+    name: str, folder: Path, expected: list[str], source: str, make: Callable[[], Any]
 ) -> Any:
-    """torchvision's data set, after a check that its files are in the folder."""
+    """torchvision's data set, which `make` returns, if the expected files are in the folder."""
     if missing := [file for file in expected if not os.path.lexists(folder / file)]:
         raise DataError(
             f"{name}: {', '.join(missing)} not found in {folder}. Put the files there (from "
@@ -90,7 +94,7 @@ def _read(
             "file."
         )
     try:
-        return kind(*arguments, download=False)
+        return make()
     except ImportError as error:
         raise DataError(f"{name}: needs scipy ({error}): pip install scipy") from error
     except RuntimeError as error:  # what torchvision raises for another MD5 sum

@@ -112,15 +112,15 @@ def test_every_row_is_held_out_by_some_seeds_and_not_by_others() -> None:
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, NAN])
 def test_a_fraction_that_is_none_is_refused(fraction: float) -> None:
-    with pytest.raises(ValueError, match="^split: fraction must be above 0 and below 1, got"):
+    with pytest.raises(ValueError, match=r"^split: fraction must be above 0 and below 1, got"):
         split(data(), fraction)
 
 
 def test_one_row_cannot_be_split() -> None:
-    with pytest.raises(ValueError, match="^split: data must have at least two rows, got 1"):
+    with pytest.raises(ValueError, match=r"^split: data must have at least two rows, got 1"):
         split(data(1), 0.5)
 
 
 def test_split_checks_the_entries() -> None:
-    with pytest.raises(ValueError, match="^split: .* x has 2 and y has 3"):
+    with pytest.raises(ValueError, match=r"^split: .* x has 2 and y has 3"):
         split({"x": ones, "y": torch.ones(3)}, 0.5)

@@ -238,5 +238,5 @@ def test_entries_that_cannot_be_written_leave_no_file(
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="cannot write .*/file/d.npz"):
+    with pytest.raises(OutputError, match=r"cannot write .*/file/d.npz"):
         save_npz(tmp_path / "file" / "d.npz", {"x": torch.ones(2)})

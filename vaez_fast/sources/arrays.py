@@ -11,7 +11,10 @@ NUMBERS = (
     *(torch.bfloat16, torch.float16, torch.float32, torch.float64),
 )
 # PyTorch has these, but cannot add them.
-WIDER = {np.dtype(np.uint16): np.dtype(np.int32), np.dtype(np.uint32): np.dtype(np.int64)}
+WIDER: dict[np.dtype, np.dtype] = {
+    np.dtype(np.uint16): np.dtype(np.int32),
+    np.dtype(np.uint32): np.dtype(np.int64),
+}
 
 
 def tensor_of(array: np.ndarray) -> Tensor:
@@ -20,7 +23,7 @@ def tensor_of(array: np.ndarray) -> Tensor:
     Raises:
         TypeError: its dtype has no counterpart in `NUMBERS`: text, objects, complex, uint64.
     """
-    native = array.dtype.newbyteorder("=")
+    native: np.dtype = array.dtype.newbyteorder("=")
     copy = np.array(array, dtype=WIDER.get(native, native), order="C")
     try:
         tensor = torch.from_numpy(copy)

@@ -102,7 +102,7 @@ class SparseRows:
             (B, G) float32; integers above 2²⁴ are rounded.
         """
         columns, values = tensors
-        dense = torch.zeros(len(index), self.width, device=values.device)
+        dense = torch.zeros(index.shape[0], self.width, device=values.device)
         return dense.scatter_add(1, columns[index].long(), values[index].float())
 
     def rows(self, index: Tensor) -> Tensor:

@@ -55,7 +55,10 @@ def test_the_four_parts_of_a_csr_matrix_are_held(kind: str) -> None:
     parts = [m.indptr, m.indices, m.data]
     if kind == "tensors":
         parts = [torch.from_numpy(part) for part in parts]
-    assert torch.equal(SparseRows.of((*parts, m.shape)).dense(), dense(m))
+        parts[2] = parts[2].float().requires_grad_()
+    rows = SparseRows.of((*parts, m.shape))
+    assert torch.equal(rows.dense(), dense(m))
+    assert not rows.values.requires_grad
 
 
 def test_there_are_as_many_places_as_the_fullest_row_needs() -> None:
@@ -120,9 +123,9 @@ def test_a_matrix_of_zeros_has_one_place_a_row() -> None:
 
 def test_a_traced_gather_reads_the_tensors_and_the_index_it_is_given() -> None:
     rows = SparseRows.of(matrix())
-    graph = make_fx(lambda *given: rows.gather(given[:2], given[2]))(
-        *rows.tensors(), torch.tensor([0, 1, 2])
-    )
+    # Clones: the trace would take the rows' own tensors for its arguments.
+    given = [t.clone() for t in rows.tensors()]
+    graph = make_fx(lambda *args: rows.gather(args[:2], args[2]))(*given, torch.tensor([0, 1, 2]))
     # Another matrix with the same numbers of places and columns, and another index.
     other = SparseRows.of(matrix()[::-1])
     index = torch.tensor([6, 4, 4])

@@ -156,6 +156,10 @@ def test_the_first_of_many_are_the_few(made: dict[str, Tensor]) -> None:
         assert torch.equal(few["factors"], made["factors"][:k])
 
 
+def test_no_picture_is_drawn_twice(made: dict[str, Tensor]) -> None:
+    assert len(made["factors"].unique(dim=0)) == COUNT
+
+
 def test_another_seed_draws_others(made: dict[str, Tensor]) -> None:
     assert not (sprites(20, seed=4)["factors"] == made["factors"][:20]).any(0)[1:].any()
 

@@ -17,6 +17,8 @@ MODULES = (
     "vaez_fast.sources",
     "vaez_fast.streams",
     "vaez_fast.model",
+    "vaez_fast.likelihoods",
+    "vaez_fast.likelihoods.negative_binomial",
     "vaez_fast.objective",
     "vaez_fast.config",
     "vaez_fast.training.train",

@@ -30,6 +30,7 @@ STAGES = (
     ("sources",),
     ("model",),
     ("flows",),
+    ("likelihoods",),
     ("richer",),
     ("objective",),
     ("ops",),

@@ -21,8 +21,6 @@ from .model import VAE, Linear
 from .richer.posteriors import FullCovariance
 from .richer.vae import RicherVAE
 
-WHOLE = ("encoder", "decoder", "posterior", "prior")
-
 # `row_offset` is the index of x's first row in the batch that all ranks share: each row has its own
 # noise.
 
@@ -57,7 +55,7 @@ class NegativeElbo(nn.Module):
             analytic KL of latent j, mean over the batch (Kingma et al. 2016, appendix C.8).
     """
 
-    trains = WHOLE
+    trains: tuple[str, ...] | None = None
 
     def __init__(
         self, vae: VAE, kl: str, beta: float = 1.0, num_samples: int = 1, free_bits: float = 0.0
@@ -113,7 +111,7 @@ class ImportanceWeightedBound(nn.Module):
         num_samples: K.
     """
 
-    trains = WHOLE
+    trains: tuple[str, ...] | None = None
     beta = 1.0
 
     def __init__(self, vae: VAE, kl: str, num_samples: int) -> None:
@@ -155,7 +153,7 @@ class Rate(nn.Module):
             article's code, which has σ where σ² belongs; its minimum is the same.
     """
 
-    trains = ("encoder",)
+    trains: tuple[str, ...] | None = ("encoder",)
     beta = 1.0
 
     def __init__(self, vae: VAE, kl: str) -> None:
@@ -185,7 +183,7 @@ class Distortion(nn.Module):
         source: where z comes from: "encoder" is the current q(z|x); "randn" is N(0, I) for every x.
     """
 
-    trains = ("decoder",)
+    trains: tuple[str, ...] | None = ("decoder",)
     beta = 1.0
 
     def __init__(self, vae: VAE, source: str) -> None:

@@ -361,12 +361,18 @@ def sizes_unlike(count: int, *fixed: int) -> list[int]:
 
 
 def built(
-    graph: GraphModule, examples: Sequence[Tensor], dynamic_shapes: Any, **options: Any
+    graph: GraphModule,
+    examples: Sequence[Tensor],
+    dynamic_shapes: Any,
+    *,
+    alone: bool = False,
+    **options: Any,
 ) -> Code | None:
     """`graph` compiled by inductor alone, with its `options`; None if that fails.
 
     The first failure on a device type causes a warning and ends all further attempts: its cause (a
-    directory that is not writable, a broken compiler) would make the next graph fail, too.
+    directory that is not writable, a broken compiler) would make the next graph fail, too. A graph
+    that stands `alone`, that of a user's model, may itself be the cause: it causes a warning only.
     """
     import torch._inductor
     import torch._inductor.config as inductor
@@ -385,7 +391,15 @@ def built(
                 )
             )
     except Exception as error:
-        _give_up(device, _first_words(error))
+        if alone:
+            warnings.warn(
+                f"{_first_words(error)}: this graph runs in eager PyTorch (correct, several times "
+                "slower)",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        else:
+            _give_up(device, _first_words(error))
         return None
 
 

@@ -264,14 +264,12 @@ class Keeps(nn.Module):
 
 
 KEPT = {
-    "a buffer in place": r"vae\.encoder\.1\.buffer",
-    "a buffer that is found equal": r"vae\.encoder\.1\.buffer",
-    "a new buffer": r"vae\.encoder\.1\.buffer",
     "a tensor in place": r"vae\.encoder\.1\.tensor",
     "a tensor in a list": r"a tensor of shape \(200,\)",
     "a number": r"vae\.encoder\.1\.count",
     "a new attribute": r"vae\.encoder\.1\.last",
 }
+BUFFERS = ("a buffer in place", "a buffer that is found equal", "a new buffer")
 
 
 def held_by(layer: nn.Module) -> dict[str, Any]:
@@ -288,7 +286,7 @@ def test_a_model_that_remembers_is_refused_and_left_as_it_was(
 ) -> None:
     layer = Keeps(how)
     before = held_by(layer)
-    with pytest.raises(ValueError, match=f"Engine trains .*{KEPT[how]}"):
+    with pytest.raises(ValueError, match=f"Engine (trains|keeps) .*{KEPT[how]}"):
         make(with_layer(layer))
     assert held_by(layer) == before
     assert not compilations
@@ -299,6 +297,44 @@ def test_a_model_that_remembers_nothing_is_trained() -> None:
     layer.buffer.fill_(0.5)
     ours = first_loss(make(with_layer(layer)))
     assert abs(ours - own_loss(with_layer(layer))) < 1e-3
+
+
+@pytest.mark.parametrize("how", BUFFERS)
+def test_a_step_advances_a_buffer_as_the_models_own_code_does(how: str) -> None:
+    layer, twin = Keeps(how), Keeps(how)
+    engine = make(with_layer(layer))
+    losses = [first_loss(engine), first_loss(engine)]
+    vae = VAE("burda", SEED)
+    with_layer(twin)(vae)
+    expected = []
+    for step in range(2):
+        key = noise_key(SEED, "train", step)
+        with torch.no_grad():
+            x = images()[step * BATCH : (step + 1) * BATCH].float()
+            rate, distortion = NegativeElbo(vae, "analytic")(x, key)
+            expected.append(float((rate + distortion).mean()))
+        if step == 0:  # the second loss is of weights that moved once
+            first = twin.buffer.clone()
+    assert abs(losses[0] - expected[0]) < 1e-3
+    written: Any = VAE("burda", SEED)
+    with_layer(Keeps("nothing"))(written)
+    engine.write_to(written)
+    if how == "a new buffer":
+        assert not torch.equal(written.encoder[1].buffer, torch.zeros(HIDDEN))
+    else:
+        torch.testing.assert_close(written.encoder[1].buffer, twin.buffer)
+    assert torch.equal(layer.buffer, torch.zeros(HIDDEN))  # the given model stays as it was
+    assert how != "a buffer in place" or torch.equal(first, torch.ones(HIDDEN))
+
+
+def test_buffers_of_a_checkpoint_go_on(compilations: list[None]) -> None:
+    first = make(with_layer(Keeps("a buffer in place")))
+    first_loss(first)
+    saved = first.state_dict()
+    second = make(with_layer(Keeps("a buffer in place")))
+    second.load_state_dict(saved, 1)
+    assert float(second.named_tensors()["vae.encoder.1.buffer"][0]) == 1.0
+    assert first_loss(first) == first_loss(second)
 
 
 NORMS = {
@@ -314,23 +350,31 @@ def _uncounted(norm: nn.BatchNorm1d) -> nn.BatchNorm1d:
 
 
 @pytest.mark.parametrize("name", NORMS)
-def test_running_statistics_are_refused_and_left_as_they_were(
-    name: str, compilations: list[None]
+def test_statistics_of_a_normalisation_move_with_the_steps_and_not_with_compiling(
+    name: str,
 ) -> None:
-    model: list[VAE] = []
-    before: list[dict[str, Tensor]] = []
+    def vae() -> VAE:
+        made = VAE("burda", SEED)
+        torch.manual_seed(0)  # spectral normalisation starts with random vectors
+        NORMS[name](made)
+        return made
 
-    def edit(vae: VAE) -> None:
-        NORMS[name](vae)
-        model.append(vae)
-        before.append({n: b.clone() for n, b in vae.named_buffers()})
+    given, own = vae(), vae()
+    before = {n: b.clone() for n, b in given.named_buffers()}
+    assert before
+    engine = make(lambda made: made.__dict__.update(given.__dict__))
+    for buffer_name, buffer in given.named_buffers():
+        assert torch.equal(buffer, before[buffer_name]), buffer_name
+    assert abs(first_loss(engine) - _loss_of(own)) < 1e-3
+    for buffer_name, buffer in own.named_buffers():
+        ours = engine.named_tensors()[f"vae.{buffer_name}"]
+        torch.testing.assert_close(ours, buffer, rtol=1e-5, atol=1e-6)
 
-    with pytest.raises(ValueError, match=r"Engine trains parameters alone.*vae\.encoder\.[01]"):
-        make(edit)
-    assert before[0]
-    for buffer_name, buffer in model[0].named_buffers():
-        assert torch.equal(buffer, before[0][buffer_name]), buffer_name
-    assert not compilations
+
+def _loss_of(vae: VAE) -> float:
+    x = images()[:BATCH].float()
+    rate, distortion = NegativeElbo(vae, "analytic")(x, noise_key(SEED, "train"))
+    return float((rate + distortion).mean().detach())
 
 
 def test_batch_normalisation_that_stands_still_is_trained() -> None:
@@ -342,17 +386,36 @@ def test_batch_normalisation_that_stands_still_is_trained() -> None:
     assert abs(first_loss(make(edit)) - own_loss(edit)) < 1e-3
 
 
-def test_a_parameter_outside_the_models_parts_is_refused() -> None:
-    def edit(vae: VAE) -> None:
-        vae.extra = nn.Parameter(torch.zeros(3))
+def test_a_parameter_outside_the_usual_parts_is_trained() -> None:
+    class Shifts(VAE):
+        def decode(self, z: Tensor) -> Tensor:
+            return self.decoder(z) + self.extra
 
-    with pytest.raises(ValueError, match=r"vae\.extra is outside"):
-        make(edit)
+    vae = Shifts("burda", SEED)
+    vae.extra = nn.Parameter(torch.zeros(784))
+    engine = Engine(
+        NegativeElbo(vae, "analytic"),
+        Batches(images(), BATCH),
+        Adam(),
+        constant(1e-3, STEPS),
+        seed=SEED,
+        precision=torch.float32,
+        pixel_scale=1.0,
+    )
+    engine.step()
+    engine.write_to(vae)
+    assert float(vae.extra.detach().abs().min()) > 0
 
 
-def test_a_frozen_parameter_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"vae\.encoder\.0\.bias is frozen"):
-        make(lambda vae: vae.encoder[0].bias.requires_grad_(False))
+def test_a_frozen_parameter_is_not_trained() -> None:
+    engine = make(lambda vae: vae.encoder[0].bias.requires_grad_(False))
+    assert "vae.encoder.0.bias" not in engine.names
+    first_loss(engine)
+
+
+def test_a_model_without_trainable_parameters_is_refused() -> None:
+    with pytest.raises(ValueError, match="none that is not frozen"):
+        make(lambda vae: vae.requires_grad_(False))
 
 
 def test_weights_in_another_dtype_are_refused() -> None:
@@ -360,11 +423,12 @@ def test_weights_in_another_dtype_are_refused() -> None:
         make(lambda vae: vae.bfloat16())
 
 
-def test_bfloat16_is_refused_for_layers_that_do_not_convert_and_taken_by_others() -> None:
+def test_bfloat16_works_with_layers_that_do_not_convert_what_they_get() -> None:
     plain = with_layer(nn.Linear(784, HIDDEN), at=0)
-    with pytest.raises(ValueError, match=r"bfloat16 .*vae\.encoder\.0\.weight is in another"):
-        make(plain, precision=torch.bfloat16)
-    first_loss(make(plain))
+    exact = first_loss(make(plain))
+    ours = first_loss(make(plain, precision=torch.bfloat16))
+    # bfloat16 has 8 bits: 540 nats of 784 pixels whose logits differ by some 1e-3 of themselves.
+    assert 0 < abs(ours - exact) < 5.0
     first_loss(make(with_layer(nn.PReLU()), precision=torch.bfloat16))
 
 

@@ -93,9 +93,8 @@ def kept_and_decoded(config: TrainConfig, dataset: Dataset, steps: int) -> Recor
 
 def worst(objective: Rate | NegativeElbo, batches: Batches, pixels: Pixels, seed: int) -> Kept:
     """The state with the highest loss on the test split within the first `WATCHED` steps."""
-    halves = [
-        getattr(objective.vae, half) for half in ("encoder", "decoder") if half in objective.trains
-    ]
+    trains = objective.trains or ("encoder", "decoder")
+    halves = [getattr(objective.vae, half) for half in trains]
     trained = [p for half in halves for p in half.parameters()]
     optimizer = torch.optim.RMSprop(trained, lr=RATE, centered=True)
     test_x = pixels.x("test")

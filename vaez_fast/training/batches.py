@@ -1,4 +1,4 @@
-"""The training images on the device, and the order of their use in an epoch."""
+"""The training data on the device, and the order of their use in an epoch."""
 
 from __future__ import annotations
 
@@ -25,6 +25,15 @@ class Batches:
         self.world = world
         self.share = world.share(batch_size)
         self.order = torch.arange(len(images), device=images.device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the images are, and where everything will be."""
+        return self.images.device
+
+    def inputs(self) -> list[Tensor]:
+        """The tensors that a step's batch is taken from."""
+        return [self.images, self.order]
 
     @property
     def per_epoch(self) -> int:

@@ -2,72 +2,62 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from contextlib import ExitStack
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from vaez_kernels.backend import uses_triton
 
-from ..model import VAE
-from ..objective import Objective
 from ..streams import TRAINING
-from .batches import Batches
-from .graph import compile_graph, identity, lift_constants, trace
+from ..system.world import World
+from .dropout import StreamDropout, check_draws
+from .graph import compile_graph, identity, lift_constants, trace, untraceable
 from .optimizer import Optimizer
-from .trainable import check_fixed, check_parameters, check_same, same_attributes
+from .step_state import State, restore, stored_for_products
+from .torch_optimizer import TorchOptimizer
+from .trainable import check_dtypes, check_fixed, converts_inputs, same_attributes
 
 
-@dataclass
-class State:
-    """All that a step advances, in place and on the device."""
+class StepBatches(Protocol):
+    """What a step's data come from: `batches.Batches`, or `trainer.rows.Rows`."""
 
-    noise: Tensor  # (2,) int64: key and next step
-    # (3,) float32: rate and distortion, each summed over the images since `clear_totals`, and how
-    # many steps of the whole run left both sums finite
-    totals: Tensor
-    weights: list[Tensor]  # the trained parameters, float32
-    copies: list[Tensor]  # the matrices in the products' dtype; empty for float32
-    moments: list[list[Tensor]]  # the optimiser's, for each weight
+    batch_size: int
+    world: World
+    share: range
 
-    def tensors(self) -> list[Tensor]:
-        moments = [m for of_weight in self.moments for m in of_weight]
-        return [self.noise, self.totals, *self.weights, *self.copies, *moments]
+    @property
+    def device(self) -> torch.device:
+        """Where the data are."""
+        ...
 
-    def over(self, tensors: list[Tensor]) -> State:
-        """A state of other tensors, given in the order of `tensors()`."""
-        rest = iter(tensors)
-        return State(
-            next(rest),
-            next(rest),
-            [next(rest) for _ in self.weights],
-            [next(rest) for _ in self.copies],
-            [[next(rest) for _ in of_weight] for of_weight in self.moments],
-        )
+    def inputs(self) -> list[Tensor]:
+        """The tensors that a step's batch is taken from."""
+        ...
+
+    @property
+    def rows(self) -> Callable[..., Any]:
+        """A function of `inputs()` and step (1,) int64: this rank's rows of the step's batch."""
+        ...
 
 
-def _with_copies(weights: list[Tensor], copies: list[Tensor]) -> list[tuple[Tensor, Tensor | None]]:
-    # Pairs each weight with its copy in the products' dtype, or None; only matrices have copies.
-    remaining = iter(copies)
-    return [(w, next(remaining) if copies and w.dim() == 2 else None) for w in weights]
+class Objective(Protocol):
+    """A loss: a module that holds the model and computes rate and distortion, each (B,) nats.
 
+    `trains` names the parts of the model whose parameters train, None for all that are not frozen;
+    `beta` is the rate's weight.
+    """
 
-def _stored_for_products(p: Tensor) -> Tensor:
-    # A matrix (out, in) is stored as (in, out), the layout that forward and backward products read:
-    # the products of a step take 1.88 ms, and 2.06 in nn.Linear's layout (bfloat16, batch 128, two
-    # cores).
-    p = p.detach()
-    return p.t().clone(memory_format=torch.contiguous_format).t() if p.dim() == 2 else p.clone()
+    trains: tuple[str, ...] | None
+    beta: float
 
-
-def _restore(name: str, state: Tensor, saved: Any) -> None:
-    # copy_ alone would convert and broadcast.
-    if not isinstance(saved, Tensor) or (saved.shape, saved.dtype) != (state.shape, state.dtype):
-        raise ValueError(f"its {name} is not {state.dtype} of shape {tuple(state.shape)}")
-    state.copy_(saved)
+    def __call__(self, x: Any, noise: Tensor, row_offset: int = 0) -> tuple[Tensor, Tensor]:
+        """A batch, noise (2,) int64 → rate (B,), distortion (B,)."""
+        ...
 
 
 # An arm is trained from many seeds, but compiled once. Tracing finds equal steps and takes 0.2 s,
@@ -78,9 +68,12 @@ compiled_graphs: dict[object, Callable[..., None]] = {}
 class Engine:
     """Trains one objective, a whole step at a time; nothing is read back from the device.
 
+    All parameters that are not frozen train. Buffers that a `state_dict` of the model holds, such
+    as running means, are advanced by each step. Dropout draws from the noise stream.
+
     Args:
-        objective: the model with its initial weights, the loss, and which half is trained.
-        batches: the images, on the device where everything will be, and the ranks that share them.
+        objective: the model with its initial weights and the loss (see `Objective`).
+        batches: the data, on the device where everything will be, and the ranks that share them.
             Each rank computes its rows. One sum over ranks of gradients and losses makes all ranks
             take the same step.
         optimizer: the update rule.
@@ -88,10 +81,14 @@ class Engine:
         kl_weights: (T,) float64, the rate's weight at each step; the objective's β by default.
         seed: fixes the training noise.
         precision: dtype of the matrix products (float32 or bfloat16); weights, moments and all
-            reductions are float32.
-        pixel_scale: the factor that turns the uint8 pixels into x in [0, 1].
+            reductions are float32. In bfloat16, a model whose matrices are not all in
+            `vaez_fast.model.Linear` layers runs under autocast.
+        pixel_scale: the factor that turns the uint8 pixels into x in [0, 1]; None if the model
+            takes a batch as it is.
         encoder: the engine that trains the encoder, if this one trains the decoder on its z; each
             step reads the encoder's current weights.
+        clip: the largest global norm of the gradients; longer ones are scaled down to it.
+        average: the decay of an exponential moving average of the weights, None for no average.
 
     Raises:
         ValueError: a compiled step would train the model differently from the model's own code
@@ -100,77 +97,79 @@ class Engine:
 
     def __init__(
         self,
-        objective: Objective,
-        batches: Batches,
-        optimizer: Optimizer,
+        objective: Any,
+        batches: StepBatches,
+        optimizer: Optimizer | TorchOptimizer,
         learning_rates: Tensor,
         *,
         seed: int,
         precision: torch.dtype,
-        pixel_scale: float,
+        pixel_scale: float | None = None,
         kl_weights: Tensor | None = None,
         encoder: Engine | None = None,
+        clip: float | None = None,
+        average: float | None = None,
     ) -> None:
-        check_parameters(objective, precision)
-        self.objective, self.batches, self.optimizer = objective, batches, optimizer
-        self.pixel_scale = pixel_scale
-        device = batches.images.device
-        trained = [
-            (name, p)
-            for name, p in objective.named_parameters()
-            if name.split(".")[1] in objective.trains  # "vae.encoder.0.weight"
-        ]
+        check_dtypes(objective)
+        self.objective, self.optimizer = objective, optimizer
+        self.batches: Any = batches  # the study's have images
+        self.pixel_scale, self.clip, self.average = pixel_scale, clip, average
+        self.device = device = batches.device
+        trained = [(n, p) for n, p in objective.named_parameters() if _trains(objective, n, p)]
+        if not trained:
+            raise ValueError("Engine trains parameters, and this model has none that is not frozen")
         self.names = [name for name, _ in trained]
-        # Tensors that the loss reads and the step does not change: buffers and another engine's
-        # encoder.
-        fixed = {name: b.detach().to(device) for name, b in objective.named_buffers()}
+        kept = set(objective.state_dict())
+        buffers = {name: b.detach().to(device) for name, b in objective.named_buffers()}
+        self.buffer_names = [name for name in buffers if name in kept]
+        # Tensors that the loss reads and the step does not change: other buffers and another
+        # engine's encoder.
+        fixed = {name: b for name, b in buffers.items() if name not in kept}
         if encoder is not None:
-            fixed |= dict(zip(encoder.names, encoder.for_products(), strict=True))
+            fixed |= dict(zip(encoder.names, encoder.state.for_products(), strict=True))
         self.fixed_names, self.fixed = list(fixed), list(fixed.values())
         if kl_weights is None:
             kl_weights = torch.full_like(learning_rates, objective.beta)
         # (T, 1 + the optimiser's columns) float32
         table = optimizer.table(learning_rates)
         self.schedule = torch.cat((kl_weights[:, None].float(), table), 1).to(device)
-        weights = [_stored_for_products(p.to(device)) for _, p in trained]
+        weights = [stored_for_products(p.to(device)) for _, p in trained]
+        self.autocast = None
+        if precision != torch.float32 and not converts_inputs(objective):
+            self.autocast = precision
         # The optimiser also writes a copy of the matrices in the products' dtype, so that no step
         # has to convert the float32 weights.
-        matrices = [w for w in weights if w.dim() == 2] if precision != torch.float32 else []
-        self.state = State(
+        copied = precision != torch.float32 and self.autocast is None
+        self.state: State = State(
             noise=TRAINING.key(seed, device=device),
             totals=torch.zeros(3, device=device),
             weights=weights,
-            copies=[w.to(precision) for w in matrices],
-            moments=[[torch.zeros_like(w) for _ in range(optimizer.moments)] for w in weights],
+            copies=[w.to(precision) for w in weights if copied and w.dim() == 2],
+            moments=[optimizer.moments_of(w) for w in weights],
+            buffers=[buffers[name].clone() for name in self.buffer_names],
+            averages=[w.clone() for w in weights if average is not None],
         )
-        self._inputs = [batches.images, batches.order, self.schedule, *self.fixed]
+        self._inputs = [*batches.inputs(), self.schedule, *self.fixed]
         self._arguments = [*self._inputs, *self.state.tensors()]
         self._run = self._compile()
 
-    def for_products(self) -> list[Tensor]:
-        """The trained parameters that matrix products read: the copies, if there are any."""
-        pairs = _with_copies(self.state.weights, self.state.copies)
-        return [w if copy is None else copy for w, copy in pairs]
-
     def update(self, *tensors: Tensor) -> None:
         """The function that is compiled: one step on `arguments()` or on tensors like them."""
-        images, order, schedule = tensors[:3]
-        fixed = tensors[3 : len(self._inputs)]
+        count = len(self.batches.inputs())
+        schedule, *fixed = tensors[count : len(self._inputs)]
         state = self.state.over(list(tensors[len(self._inputs) :]))
         step = state.noise[1:]
-        x = self.batches.rows(images, order, step).float() * self.pixel_scale
-        pairs = _with_copies(state.weights, state.copies)
-        leaves = [(w if copy is None else copy).detach().requires_grad_() for w, copy in pairs]
-        names = [*self.names, *self.fixed_names]
-        given = dict(zip(names, [*leaves, *fixed], strict=True))
-        left = dict(given)
-        rate, distortion = functional_call(
-            self.objective, left, (x, state.noise, self.batches.share.start)
-        )
-        check_same(given, left)
+        x = self.batches.rows(*tensors[:count], step)
+        if self.pixel_scale is not None:
+            x = x.float() * self.pixel_scale
+        leaves = [w.detach().requires_grad_() for w in state.for_products()]
+        given = dict(zip(self.names, leaves, strict=True))
+        given |= dict(zip(self.fixed_names, fixed, strict=True))
+        given |= dict(zip(self.buffer_names, state.buffers, strict=True))
+        rate, distortion = self._loss(given, x, state)
         kl_weight, *row = schedule.index_select(0, step)[0].unbind()
         loss = (kl_weight * rate + distortion).sum() / self.batches.batch_size
-        gradients = torch.autograd.grad(loss, leaves)
+        gradients = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
         with torch.no_grad():
             sums = torch.stack((rate.sum(), distortion.sum()))
             summed, sums = self._over_ranks(gradients, sums)
@@ -178,6 +177,24 @@ class Engine:
             state.totals[:2].add_(sums)
             state.totals[2:].add_(state.totals[:2].sum().isfinite())
             state.noise.add_(torch.arange(2, device=step.device))
+
+    def _loss(self, given: dict[str, Tensor], x: Any, state: State) -> tuple[Tensor, Tensor]:
+        # rate (B,), distortion (B,) with these tensors; buffers that the model replaces are copied
+        left, start = dict(given), self.batches.share.start
+        with ExitStack() as around:
+            if self.autocast is not None:
+                around.enter_context(torch.autocast(self.device.type, self.autocast))
+            around.enter_context(StreamDropout(state.noise, self.batches.share))
+            rate, distortion = functional_call(self.objective, left, (x, state.noise, start))
+        replaced = [name for name, tensor in given.items() if left[name] is not tensor]
+        if not set(replaced) <= set(self.buffer_names):
+            raise ValueError(
+                f"Engine trains parameters alone, and this model's forward replaces {replaced[0]}"
+            )
+        with torch.no_grad():
+            for name in replaced:
+                given[name].copy_(left[name])
+        return rate.float(), distortion.float()
 
     def _over_ranks(
         self, gradients: Sequence[Tensor], sums: Tensor
@@ -192,37 +209,60 @@ class Engine:
 
     def descend(self, state: State, gradients: Sequence[Tensor], row: list[Tensor]) -> None:
         """The optimiser's part of a step, in place."""
-        pairs = _with_copies(state.weights, state.copies)
+        if self.clip is not None:
+            norm = torch.stack([g.float().square().sum() for g in gradients]).sum().sqrt()
+            # As in torch.nn.utils.clip_grad_norm_.
+            scale = (self.clip / (norm + 1e-6)).clamp(max=1.0)
+            gradients = [g * scale for g in gradients]
+        pairs = state.with_copies()
         for (w, copy), moments, gradient in zip(pairs, state.moments, gradients, strict=True):
             self.optimizer.update(w, gradient.float(), moments, row)
             if copy is not None:
                 copy.copy_(w)
+        for w, mean in zip(state.weights, state.averages, strict=False):
+            assert self.average is not None
+            mean.lerp_(w, 1 - self.average)
 
     def arguments(self) -> list[Tensor]:
         """The tensors that a step reads and advances."""
         return self._arguments
 
     def _compile(self) -> Callable[..., None]:
-        with same_attributes(self.objective):
-            graph = trace(self.update, *self._arguments)
+        self._constants: list[Tensor] = []
+        try:
+            with same_attributes(self.objective):
+                graph = trace(self.update, *self._arguments)
+        except untraceable() as error:
+            reason = str(error).strip().splitlines()[0]
+            warnings.warn(
+                f"this model's step cannot become one graph, so it runs in eager PyTorch: {reason}",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+            return self._eager
+        check_draws(graph)
         # Tensors that a model reads but has not registered: plain attributes or literals.
         constants = lift_constants(graph)
         arguments = [*self._arguments, *constants]
-        buffers = {f"vae.{name}" for name, _ in self.objective.vae.named_buffers()}
         named = zip(self.fixed_names, self.fixed, strict=True)
-        fixed = [(name, tensor) for name, tensor in named if name in buffers]
+        own = {name for name, _ in self.objective.named_buffers()}
+        fixed = [(name, tensor) for name, tensor in named if name in own]
         fixed += [(f"a tensor of shape {tuple(c.shape)}", c) for c in constants]
         if fixed:
             check_fixed(graph, arguments, fixed)
         # The ops choose their backend when the graph is compiled.
         key = (identity(graph, arguments), uses_triton(self.state.totals))
         if key not in compiled_graphs:
-            run = compile_graph(graph, *arguments, device=self.batches.images.device)
+            run = compile_graph(graph, *arguments, device=self.device)
             # A step on copies of the state: on CUDA some kernels are compiled at the first run.
             run(*self._inputs, *(t.clone() for t in self.state.tensors()), *constants)
             compiled_graphs[key] = run
         self._constants = constants
         return compiled_graphs[key]
+
+    def _eager(self, *tensors: Tensor) -> None:
+        with torch.enable_grad():
+            self.update(*tensors)
 
     def step(self) -> None:
         """Advance by one batch."""
@@ -251,12 +291,18 @@ class Engine:
     def state_dict(self) -> dict[str, Any]:
         """All that a step advances, on the CPU; the copies follow from the weights."""
         state = self.state
+
+        def named(names: list[str], tensors: list[Tensor]) -> dict[str, Tensor]:
+            return dict(zip(names, [t.cpu() for t in tensors], strict=True))
+
         moments = [[m.cpu() for m in of_weight] for of_weight in state.moments]
         return {
             "noise": state.noise.cpu(),
             "totals": state.totals.cpu(),
-            "weights": dict(zip(self.names, [w.cpu() for w in state.weights], strict=True)),
+            "weights": named(self.names, state.weights),
             "moments": dict(zip(self.names, moments, strict=True)),
+            "buffers": named(self.buffer_names, state.buffers),
+            "averages": named(self.names if state.averages else [], state.averages),
         }
 
     def load_state_dict(self, saved: dict[str, Any], step: int) -> None:
@@ -266,24 +312,46 @@ class Engine:
             KeyError, RuntimeError, TypeError, ValueError: it is from another engine.
         """
         state = self.state
-        for part in (saved, saved.get("weights"), saved.get("moments")):
-            if not isinstance(part, dict):
+        # Checkpoints of earlier versions have no buffers and no averages.
+        saved = {"buffers": {}, "averages": {}} | saved
+        names = {"weights": self.names, "moments": self.names, "buffers": self.buffer_names}
+        names["averages"] = self.names if state.averages else []
+        for part, expected in names.items():
+            if not isinstance(saved.get(part), dict):
                 raise TypeError("its weights and moments are not named")
-        if list(saved["weights"]) != self.names:
-            raise ValueError(f"its weights are {', '.join(saved['weights'])}")
-        _restore("noise", state.noise, saved["noise"])
+            if list(saved[part]) != expected:
+                raise ValueError(f"its {part} are {', '.join(saved[part])}")
+        restore("noise", state.noise, saved["noise"])
         state.noise[1] = step
-        _restore("totals", state.totals, saved["totals"])
+        restore("totals", state.totals, saved["totals"])
         for name, w, moments in zip(self.names, state.weights, state.moments, strict=True):
-            _restore(name, w, saved["weights"][name])
+            restore(name, w, saved["weights"][name])
             for m, m_saved in zip(moments, saved["moments"][name], strict=True):
-                _restore(name, m, m_saved)
-        for w, copy in _with_copies(state.weights, state.copies):
+                restore(name, m, m_saved)
+        for part, tensors in (("buffers", state.buffers), ("averages", state.averages)):
+            for name, tensor in zip(names[part], tensors, strict=True):
+                restore(name, tensor, saved[part][name])
+        for w, copy in state.with_copies():
             if copy is not None:
                 copy.copy_(w)
 
-    def write_to(self, vae: VAE) -> None:
-        """Copy the trained float32 weights into a model; its other weights do not change."""
-        weights = zip(self.names, self.state.weights, strict=True)
-        named = {name.removeprefix("vae."): w for name, w in weights}
-        vae.load_state_dict(named, strict=False)
+    def named_tensors(self, *, averaged: bool = False) -> dict[str, Tensor]:
+        """The trained weights and the buffers by their names in the objective.
+
+        `averaged` takes the average of the weights, if there is one.
+        """
+        state = self.state
+        weights = state.averages if averaged and state.averages else state.weights
+        named = dict(zip(self.names, weights, strict=True))
+        return named | dict(zip(self.buffer_names, state.buffers, strict=True))
+
+    def write_to(self, vae: nn.Module) -> None:
+        """Copy the trained weights and the buffers into a model; its other weights stay."""
+        named = self.named_tensors().items()
+        vae.load_state_dict({name.removeprefix("vae."): t for name, t in named}, strict=False)
+
+
+def _trains(objective: Any, name: str, p: nn.Parameter) -> bool:
+    # `name` is like "vae.encoder.0.weight".
+    part = name.split(".")[1]
+    return p.requires_grad and (objective.trains is None or part in objective.trains)

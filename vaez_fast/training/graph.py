@@ -39,6 +39,17 @@ def trace(function: Callable[..., Any], *tensors: Tensor) -> GraphModule:
     return _isolated_on(device, work)
 
 
+def untraceable() -> tuple[type[Exception], ...]:
+    """The errors by which tracing says that the code depends on values of tensors."""
+    from torch._subclasses.fake_tensor import (
+        DataDependentOutputException,
+        DynamicOutputShapeException,
+    )
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+    return DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode
+
+
 def lift_constants(graph: GraphModule) -> list[Tensor]:
     """Make the tensors that are attributes of `graph` its last arguments, and return them.
 
@@ -95,7 +106,7 @@ def compile_graph(graph: GraphModule, *tensors: Tensor, device: torch.device) ->
 
     def work() -> Callable[..., Any]:
         can_compile = has_cpu_compiler() if device.type == "cpu" else triton is not None
-        return (can_compile and built(graph, tensors, "from_example_inputs")) or graph
+        return (can_compile and built(graph, tensors, "from_example_inputs", alone=True)) or graph
 
     return _isolated_on(device, work)
 

@@ -37,26 +37,42 @@ def constant(lr: float, steps: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Adam:
-    """Kingma & Ba 2015, algorithm 1; the defaults are theirs and torch.optim.Adam's."""
+    """Kingma & Ba 2015, algorithm 1; the defaults are theirs and torch.optim.Adam's.
+
+    A positive `weight_decay` is decoupled from the gradient, as in AdamW (Loshchilov & Hutter 2019,
+    algorithm 2).
+    """
 
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
-    moments = 2  # tensors of a weight's size: the mean gradient and the mean square
+    weight_decay: float = 0.0
+
+    def moments_of(self, weight: Tensor) -> list[Tensor]:
+        """What is kept for a weight at the start: the mean gradient and the mean square, zeros."""
+        return [torch.zeros_like(weight), torch.zeros_like(weight)]
 
     def table(self, rates: Tensor) -> Tensor:
-        """(T,) rates → (T, 2) float32: lr_t / (1 − β₁^(t+1)) and 1 / √(1 − β₂^(t+1))."""
+        """(T,) rates → (T, 2) float32: lr_t / (1 − β₁^(t+1)) and 1 / √(1 − β₂^(t+1)).
+
+        With weight decay (T, 3): the last is 1 − lr_t · weight_decay.
+        """
         t = torch.arange(1, len(rates) + 1, dtype=torch.float64)
-        return torch.stack((rates / (1 - self.beta1**t), (1 - self.beta2**t).rsqrt()), 1).float()
+        columns = [rates / (1 - self.beta1**t), (1 - self.beta2**t).rsqrt()]
+        if self.weight_decay > 0:
+            columns.append(1 - rates * self.weight_decay)
+        return torch.stack(columns, 1).float()
 
     def update(
         self, weight: Tensor, gradient: Tensor, moments: list[Tensor], row: list[Tensor]
     ) -> None:
         """One step in place; gradient float32, `row` the numbers of the step's row of the table."""
         m, v = moments
-        step_size, correction = row
+        step_size, correction, *kept = row
         m.lerp_(gradient, 1 - self.beta1)
         v.mul_(self.beta2).addcmul_(gradient, gradient, value=1 - self.beta2)
+        for factor in kept:
+            weight.mul_(factor)
         weight.sub_(step_size * m / (v.sqrt() * correction + self.epsilon))
 
 
@@ -66,7 +82,10 @@ class CenteredRMSprop:
 
     alpha: float = 0.99
     epsilon: float = 1e-8
-    moments = 2  # the mean square and the mean gradient
+
+    def moments_of(self, weight: Tensor) -> list[Tensor]:
+        """What is kept for a weight at the start: the mean square and the mean gradient, zeros."""
+        return [torch.zeros_like(weight), torch.zeros_like(weight)]
 
     def table(self, rates: Tensor) -> Tensor:
         """(T,) rates → (T, 1) float32, the same."""

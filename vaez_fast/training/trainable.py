@@ -8,37 +8,32 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from torch.nn.modules.conv import _ConvNd
 
 from ..model import Linear
 
-PARTS = ("encoder", "decoder", "posterior", "prior")
 
-
-def check_parameters(objective: nn.Module, precision: torch.dtype) -> None:
-    """Check the parameters of an objective, which have names like "vae.encoder.0.weight".
+def check_dtypes(objective: nn.Module) -> None:
+    """Check that the parameters of an objective are float32.
 
     Raises:
-        ValueError: a parameter is outside the parts of the model, frozen, or not float32; or a
-            bfloat16 matrix belongs to a layer that does not convert its input.
+        ValueError: one is not.
     """
-    for at, module in objective.named_modules():
-        for own, p in module.named_parameters(at, recurse=False):
-            if own.split(".")[1:2] not in ([part] for part in PARTS):
-                raise ValueError(
-                    "Engine trains what vae.encoder and vae.decoder, vae.posterior and vae.prior "
-                    f"hold: {own} is outside them"
-                )
-            if not p.requires_grad:
-                raise ValueError(
-                    f"Engine trains every parameter: {own} is frozen (requires_grad=False)"
-                )
-            if p.dtype != torch.float32:
-                raise ValueError(f"Engine keeps weights in float32: {own} is {p.dtype}")
-            if p.dim() == 2 and precision != torch.float32 and not isinstance(module, Linear):
-                raise ValueError(
-                    f"Engine in {precision} wants matrices in vaez_fast.model.Linear layers, which "
-                    f"convert what they are given: {own} is in another ({type(module)!r})"
-                )
+    for name, p in objective.named_parameters():
+        if p.dtype != torch.float32:
+            raise ValueError(f"Engine keeps weights in float32: {name} is {p.dtype}")
+
+
+def converts_inputs(objective: nn.Module) -> bool:
+    """Whether all matrices are in layers that convert their input to the matrix's dtype.
+
+    False if there are convolutions.
+    """
+    return all(
+        isinstance(module, Linear) or not (p.dim() == 2 or isinstance(module, _ConvNd))
+        for module in objective.modules()
+        for p in module.parameters(recurse=False)
+    )
 
 
 @contextmanager
@@ -98,17 +93,8 @@ def check_fixed(
             changed.append(name)
     if changed:
         raise ValueError(
-            "Engine trains parameters alone, and a step of this model changes "
-            f"{_list(changed)} too (as batch normalisation does)"
-        )
-
-
-def check_same(given: dict[str, Tensor], left: dict[str, Tensor]) -> None:
-    """Check that the forward replaced no tensor of `given`; `functional_call` returns `left`."""
-    changed = [name for name, tensor in given.items() if left[name] is not tensor]
-    if changed:
-        raise ValueError(
-            f"Engine trains parameters alone, and this model's forward replaces {_list(changed)}"
+            "Engine keeps parameters and buffers, and a step of this model changes "
+            f"{_list(changed)} too: register it as a buffer"
         )
 
 

@@ -15,6 +15,7 @@ MODULES = (
     "vaez_kernels.reference",
     "vaez_fast.data",
     "vaez_fast.sources",
+    "vaez_fast.trainer",
     "vaez_fast.streams",
     "vaez_fast.model",
     "vaez_fast.likelihoods",

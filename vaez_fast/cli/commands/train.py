@@ -27,7 +27,7 @@ from ...system.files import OutputError, claimed, read_json
 from ...system.messages import say
 from ...system.progress import waiting
 from ...system.stopping import Signals, Stopped
-from .. import settings
+from .. import own_model, settings
 from ..kinds import INTEGER, NUMBER, PATH, TEXT
 from ..metrics_table import table_of_metrics
 from ..settings import DEFAULTS, choices
@@ -43,6 +43,9 @@ validation split.
 
 --resume DIR continues a run that was stopped (Ctrl-C and SIGTERM end it after the step, with a
 checkpoint) or killed. On the same machine it ends bit for bit like an uninterrupted run.
+
+--model PACKAGE.MODULE:CLASS trains a model of yours on the entries of an .npz that --data names
+(docs/own-model.md).
 
 Several processes share the rows of every batch and draw the same noise as one process would:
   torchrun --nproc-per-node 2 -m vaez_fast train --out runs/first"""
@@ -178,6 +181,8 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError(f"resume: the run has its own settings; leave out {', '.join(extra)}")
     else:
         out = options.resume
+    if own_model.is_own(options.model):
+        return own_model.run(options, out)
     config = None if options.resume else settings.train_config(options)
 
     from ...system.world import joined

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import ConfigError
-from ..system.files import claimed, prepare_folder, write_atomically, write_json
+from ..system.files import claimed, write_atomically, write_json
 from ..system.messages import say
 from ..system.stopping import Stopped
 
@@ -59,15 +59,12 @@ def run(options: argparse.Namespace, out: Path) -> int:
         device=options.device,
         log=to_csv(out / "curve.csv"),
     )
-    prepare_folder(out)
+    try:
+        trainer.train(training, epochs=options.epochs or 30, batch_size=options.batch_size, out=out)
+    except Stopped as stopped:
+        say("train", f"{stopped}; the same command goes on with the run in {out}")
+        return stopped.exit_status
     with claimed(out):
-        try:
-            trainer.train(
-                training, epochs=options.epochs or 30, batch_size=options.batch_size, out=out
-            )
-        except Stopped as stopped:
-            say("train", f"{stopped}; the same command goes on with the run in {out}")
-            return stopped.exit_status
         found = trainer.evaluate(held_out, options.test_samples)
         numbers = asdict(found) | {"bits_per_dimension": found.bits_per_dimension}
         write_json(out / "metrics.json", {"model": options.model, "held_out": numbers})
@@ -85,11 +82,12 @@ def _made(name: str) -> Any:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # as `python -m` does
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        imported = importlib.import_module(module)
     except ImportError as error:
         raise ConfigError(f"model: cannot import {module!r} ({error})") from None
-    except AttributeError:
-        raise ConfigError(f"model: {module!r} has no {attribute!r}") from None
+    found = getattr(imported, attribute, None)
+    if found is None:
+        raise ConfigError(f"model: {module!r} has no {attribute!r}")
     try:
         return found()
     except Exception as error:

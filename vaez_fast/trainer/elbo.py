@@ -16,7 +16,7 @@ from ..latents.gaussian import GaussianPosterior
 from ..likelihoods import Gaussian, Likelihood, samples_apart
 from ..objective import free_rate
 from ..system.errors import ConfigError
-from .posteriors import FamilyPosterior
+from .posteriors import FamilyPosterior, wide
 from .priors import StandardNormal
 
 KLS = ("analytic", "total-derivative", "sticking-the-landing")
@@ -88,13 +88,15 @@ class Elbo(nn.Module):
             raise ConfigError(f"prior must have a method log_prob, got {type(prior).__name__}")
         self.model, self.prior = model, prior
         self.kl, self.num_samples, self.free_bits, self.target = kl, num_samples, free_bits, target
-        takes: Any = inspect.signature(model.decode).parameters  # type: ignore[arg-type]
-        self.decodes_batch = len(takes) > 1
+        takes = inspect.signature(model.decode).parameters  # type: ignore[arg-type]
+        needed = [n for n, p in takes.items() if p.default is p.empty or n == "batch"]
+        self.decodes_batch = len(needed) > 1
 
     def forward(self, batch: Any, noise: Tensor, row_offset: int = 0) -> tuple[Tensor, Tensor]:
         """A batch of B rows, noise (2,) int64 → rate (B,), distortion (B,), in nats."""
         posterior = self.encode(batch)
-        z, rate = self._draw(posterior, noise, row_offset)
+        with _no_autocast(noise):
+            z, rate = self._draw(posterior, noise, row_offset)
         return rate, -self.log_likelihood(z, batch).mean(0)
 
     def encode(self, batch: Any) -> Any:
@@ -144,18 +146,20 @@ class Elbo(nn.Module):
                 "model.decode must return a likelihood, such as vaez_fast.Bernoulli(logits), got "
                 f"{type(likelihood).__name__}"
             )
-        apart: Likelihood = samples_apart(likelihood, samples)
-        return apart.log_prob(self.scored(batch))
+        with _no_autocast(z):
+            apart: Likelihood = samples_apart(likelihood, samples)
+            return apart.log_prob(self.scored(batch))
 
     def draw(
         self, posterior: Any, noise: Tensor, samples: int, **offsets: int
     ) -> tuple[Tensor, Tensor]:
         """z (S, B, …) and log q(z|x) (S, B) in nats, both with gradients (total derivative)."""
-        mu, logvar = _moments(posterior)
-        shape = mu.shape
+        gaussian = isinstance(posterior, Gaussian)
+        shape = (posterior.mean if gaussian else posterior.mu).shape
         eps = normal(noise, samples, shape[0], shape[1:].numel(), **offsets)
-        if not isinstance(posterior, Gaussian):
+        if not gaussian:
             return posterior.transform(eps)
+        mu, logvar = _moments(posterior)
         eps = eps.view(samples, *shape)
         z = mu + torch.exp(0.5 * logvar) * eps
         behind = tuple(range(2, z.dim()))
@@ -183,7 +187,8 @@ class Elbo(nn.Module):
             q = GaussianPosterior(_moments(posterior))
             z, rate = q.sample_kl(noise, self.num_samples, kl, row_offset=row_offset)
             if self.free_bits > 0:
-                rate = free_rate(q.mu.flatten(1), q.logvar.flatten(1), self.free_bits)
+                logvar = q.logvar.expand(q.mu.shape)
+                rate = free_rate(q.mu.flatten(1), logvar.flatten(1), self.free_bits)
             return z, rate
         z, log_q = self.draw(posterior, noise, self.num_samples, row_offset=row_offset)
         if kl == "analytic":
@@ -199,7 +204,12 @@ class Elbo(nn.Module):
         return z, (log_q - self.log_prior(z)).mean(0)
 
 
-def _moments(posterior: Any) -> tuple[Tensor, Tensor]:
-    mu = posterior.mean if isinstance(posterior, Gaussian) else posterior.mu
-    logvar = posterior.logvar
-    return mu, logvar if isinstance(logvar, Tensor) else torch.full_like(mu, logvar)
+def _moments(posterior: Gaussian) -> tuple[Tensor, Tensor]:
+    # At least float32: under autocast an encoder returns bfloat16.
+    mu, logvar = wide(posterior.mean), posterior.logvar
+    return mu, wide(logvar) if isinstance(logvar, Tensor) else torch.full_like(mu, logvar)
+
+
+def _no_autocast(like: Tensor) -> torch.autocast:
+    """A block in which sums and densities are of the dtypes that they are given."""
+    return torch.autocast(like.device.type, enabled=False)

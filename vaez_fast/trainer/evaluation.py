@@ -64,7 +64,7 @@ def evaluate(
         samples: S ≥ 1.
         bare: whether the model gets the only entry itself.
     """
-    was_training = elbo.training
+    modes = [(module, module.training) for module in elbo.modules()]
     elbo.eval()
     try:
         rows = Rows(data, 1, bare=bare)
@@ -72,7 +72,8 @@ def evaluate(
         found = torch.cat([_of_rows(elbo, rows, first, noise, samples) for first in starts], 1)
         dimensions = elbo.scored(rows.at(torch.zeros(1, dtype=torch.int64, device=rows.device)))
     finally:
-        elbo.train(was_training)
+        for module, training in modes:
+            module.training = training
     means = found.mean(1).tolist()
     spread = found.std(1, correction=1 if rows.size > 1 else 0) / math.sqrt(rows.size)
     rate, distortion, log_px, bound = means

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from ..system.files import OutputError
+from ..system.files import OutputError, write_atomically
 
 Log = Callable[[int, Mapping[str, float]], None]
 
 
 def to_csv(path: str | Path) -> Log:
-    """Append a line for each call to a CSV file; the first call writes the header.
+    """Add a line for each call to a CSV file; the first call writes the header.
 
-    A run that is resumed goes on in the same file.
+    A run that is resumed goes on in the same file: lines of its step or later ones are replaced.
 
     Raises:
         OutputError: when called, if the file cannot be written, or has other columns.
@@ -26,16 +27,17 @@ def to_csv(path: str | Path) -> Log:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             new = not file.exists() or file.stat().st_size == 0
+            lines = [columns]
             if not new:
                 with file.open(newline="") as opened:
-                    found = next(csv.reader(opened))
-                if found != columns:
-                    raise OutputError(f"log: {file} has the columns {found}, not {columns}")
-            with file.open("a", newline="") as opened:
-                writer = csv.writer(opened)
-                if new:
-                    writer.writerow(columns)
-                writer.writerow([step, *numbers.values()])
+                    lines = list(csv.reader(opened))
+                if lines[0] != columns:
+                    raise OutputError(f"log: {file} has the columns {lines[0]}, not {columns}")
+            kept = [line for line in lines[1:] if line and int(line[0]) < step]
+            text = io.StringIO()
+            writer = csv.writer(text, lineterminator="\n")
+            writer.writerows([columns, *kept, [str(step), *map(str, numbers.values())]])
+            write_atomically(file, text.getvalue().encode())
         except OSError as error:
             raise OutputError(f"log: cannot write {file}: {error.strerror}") from None
 

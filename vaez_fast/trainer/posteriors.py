@@ -5,9 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from ..richer.posteriors import FullCovariance, InverseAutoregressive
+
+
+def wide(x: Tensor) -> Tensor:
+    """x in at least float32."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 class Posterior(Protocol):
@@ -68,7 +74,7 @@ class FullGaussian(nn.Module):
 
     def forward(self, mu: Tensor, logvar: Tensor, hidden: Tensor) -> FamilyPosterior:
         """The posterior of a batch."""
-        return FamilyPosterior(self.family, mu, logvar, hidden)
+        return FamilyPosterior(self.family, wide(mu), wide(logvar), hidden)
 
 
 class AutoregressiveFlow(nn.Module):
@@ -80,4 +86,4 @@ class AutoregressiveFlow(nn.Module):
 
     def forward(self, mu: Tensor, logvar: Tensor, hidden: Tensor) -> FamilyPosterior:
         """The posterior of a batch."""
-        return FamilyPosterior(self.family, mu, logvar, hidden)
+        return FamilyPosterior(self.family, wide(mu), wide(logvar), hidden)

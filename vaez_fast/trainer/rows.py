@@ -36,6 +36,10 @@ class Rows:
         first = next(iter(self.data.values()))
         return (first.tensors()[0] if isinstance(first, SparseRows) else first).device
 
+    def entries(self) -> Mapping[str, Entry]:
+        """All data by name."""
+        return self.data
+
     @property
     def per_epoch(self) -> int:
         """Whole batches in an epoch; the remaining rows are left out until another epoch."""
@@ -81,21 +85,26 @@ class Loaded:
     """Batches that a `torch.utils.data.DataLoader`, or another iterable of batches, gives.
 
     Each batch is copied into the same tensors on the device. The loader decides how fast that goes,
-    and in which order the data come: a resumed run sees them from the start of an epoch.
+    and in which order the data come: a resumed run starts it anew.
 
     Args:
-        loader: gives dicts of tensors, or tensors; all batches have the shapes of the first. A
-            smaller last batch is left out.
+        loader: gives dicts of tensors, or tensors; all batches have the shapes and dtypes of the
+            first.
         device: where the model is.
     """
 
     def __init__(self, loader: Iterable[Any], device: torch.device) -> None:
+        if not isinstance(loader, Iterable):
+            raise TypeError(
+                "data must be a tensor (N, …), a dict of tensors with N rows, or a DataLoader, got "
+                f"{type(loader).__name__}"
+            )
         self.loader, self.world = loader, ALONE
         first = next(iter(loader), None)
         if first is None:
             raise ValueError("data: the loader gave no batch")
         self.bare = isinstance(first, Tensor)
-        self.held = {name: t.to(device) for name, t in self._named(first).items()}
+        self.held = {name: t.to(device, copy=True) for name, t in self._named(first).items()}
         self.batch_size = len(next(iter(self.held.values())))
         self.share = range(self.batch_size)
         self.per_epoch = self._count()
@@ -124,7 +133,11 @@ class Loaded:
         """Where the model is."""
         return next(iter(self.held.values())).device
 
-    def begin_epoch(self, order: Tensor | None = None) -> None:
+    def entries(self) -> Mapping[str, Tensor]:
+        """The batch that is held, by name."""
+        return self.held
+
+    def begin_epoch(self) -> None:
         """Start the loader anew."""
         self._batches = iter(self.loader)
 
@@ -132,14 +145,13 @@ class Loaded:
         """Copy the loader's next batch to the device.
 
         Raises:
-            ValueError: it has other entries or shapes than the first.
+            ValueError: it has other entries, shapes or dtypes than the first.
         """
         named = self._named(next(self._batches))
-        shapes = {name: tuple(t.shape) for name, t in named.items()}
-        expected = {name: tuple(t.shape) for name, t in self.held.items()}
-        if shapes != expected:
+        found, expected = _kinds(named), _kinds(self.held)
+        if found != expected:
             raise ValueError(
-                f"data: every batch must have the shapes of the first, {expected}, got {shapes}; "
+                f"data: every batch must have the shapes of the first, {expected}, got {found}; "
                 "drop_last=True leaves out a smaller last batch"
             )
         for name, t in named.items():
@@ -153,3 +165,7 @@ class Loaded:
         """The batch, a dict or its only tensor."""
         batch = dict(zip(self.held, inputs_and_step[:-1], strict=True))
         return next(iter(batch.values())) if self.bare else batch
+
+
+def _kinds(batch: Mapping[str, Tensor]) -> dict[str, str]:
+    return {name: f"{tuple(t.shape)} {t.dtype}" for name, t in batch.items()}

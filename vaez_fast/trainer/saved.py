@@ -54,10 +54,10 @@ def read(folder: Path, settings: dict[str, Any]) -> Saved | None:
         raise OutputError(f"cannot read {path}: expected a file that Trainer.train wrote")
     if content.get("schema") != SCHEMA:
         raise OutputError(f"cannot read {path}: this version reads schema {SCHEMA}")
-    for name, value in settings.items():
-        if content["settings"].get(name) != value:
-            raise OutputError(
-                f"out: {path} is of a run with {name} {content['settings'].get(name)!r}, not "
-                f"{value!r}; name another folder, or go on with the same settings"
-            )
+    other = [n for n, value in settings.items() if content["settings"].get(n) != value]
+    if other:
+        raise OutputError(
+            f"out: {path} is of a run with another {', another '.join(other)}; name another "
+            "folder, or go on with the same settings"
+        )
     return Saved(**{name: content[name] for name in Saved.__dataclass_fields__})

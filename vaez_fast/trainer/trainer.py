@@ -6,6 +6,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from ..data import epoch_order
 from ..sources import Entry, SparseRows, check_entries
 from ..streams import EVALUATION
 from ..system.cores import SharedCores
-from ..system.errors import ConfigError
-from ..system.files import prepare_folder
+from ..system.errors import ConfigError, first_line
+from ..system.files import OutputError, claimed
 from ..system.progress import Progress
 from ..system.stopping import Signals, Stopped
 from ..training.engine import Engine
@@ -57,8 +58,9 @@ class Trainer:
         optimizer: a class of torch.optim or a `functools.partial` of one.
         lr: the learning rate, a number or a schedule such as `cosine(2e-3)`.
         clip: the largest global norm of the gradients, None for any.
-        average: the decay of an exponential moving average of the weights, which then is what the
-            trained model gets; None for no average.
+        average: the decay of an exponential moving average of the weights and running statistics,
+            which then is what the trained model gets; None for no average. At step t the decay is
+            at most (1 + t)/(10 + t).
         precision: of matrix products: "float32", "bfloat16", or "auto", bfloat16 where the
             processor multiplies it. Layers of PyTorch run under autocast in bfloat16.
         seed: fixes the order of the data and all noise. Initial weights are the model's.
@@ -88,7 +90,10 @@ class Trainer:
         device: str = "auto",
         log: Log | None = None,
     ) -> None:
-        check_count("Trainer", "num_samples", num_samples)
+        check_count("Trainer", "num_samples", num_samples, least=1)
+        _check_between("free_bits", free_bits, 0.0, math.inf)
+        _check_between("clip", clip, math.ulp(0.0), math.inf)
+        _check_between("average", average, 0.0, 1.0)
         self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device)
         prior = StandardNormal() if prior is None else prior
@@ -131,42 +136,79 @@ class Trainer:
             OutputError: `out` cannot be written, or holds another run.
             Stopped: a signal; the state is written.
         """
-        check_count("Trainer.train", "epochs", epochs)
-        if patience is not None and held_out is None:
-            raise ConfigError("patience needs held_out, whose ELBO it watches")
-        self.elbo.train()
+        check_count("Trainer.train", "epochs", epochs, least=1)
+        if patience is not None:
+            check_count("Trainer.train", "patience", patience, least=1)
+            if held_out is None:
+                raise ConfigError("patience needs held_out, whose ELBO it watches")
+        if held_out is not None:
+            check_entries(_entries(held_out, self.device)[0], op="held_out")
+        if not self.elbo.training:
+            self.elbo.train()  # else, parts that the user put into evaluation mode stay in it
         batches = self._batches(data, batch_size)
+        if self.elbo.target is None and not batches.bare:
+            self.elbo.target = next(iter(batches.entries()))
         steps = epochs * batches.per_epoch
-        settings = {
+        lr, beta = values("lr", self.lr, steps), values("beta", self.beta, steps)
+        with ExitStack() as around:
+            folder = None if out is None else Path(out)
+            saved, settings = None, {}
+            if folder is not None:
+                settings = self._settings(batches, epochs, lr, beta, held_out, patience)
+                around.enter_context(claimed(folder))
+                saved = read(folder, settings)
+            engine = Engine(
+                self.elbo,
+                batches,
+                self.optimizer,
+                lr,
+                seed=self.seed,
+                precision=self.precision,
+                kl_weights=beta,
+                clip=self.clip,
+                average=self.average,
+            )
+            run = _Run(self, engine, batches, epochs, held_out, patience, folder, settings)
+            if saved is not None:
+                run.go_on_from(saved)
+            progress = around.enter_context(Progress(steps, "training", show=show_progress))
+            signals = around.enter_context(Signals())
+            progress.advance(run.done)
+            run.train(signals, progress)
+        return run.curve
+
+    def _settings(
+        self,
+        batches: Rows | Loaded,
+        epochs: int,
+        lr: Tensor,
+        beta: Tensor,
+        held_out: Data | None,
+        patience: int | None,
+    ) -> dict[str, Any]:
+        """All that the numbers of a run depend on, but its initial weights and a loader's data."""
+        elbo = self.elbo
+        watched = None if held_out is None else _entries(held_out, self.device)[0]
+        return {
             "epochs": epochs,
             "batch_size": batches.batch_size,
             "seed": self.seed,
             "precision": str(self.precision),
-            "data": _fingerprint(batches),
+            "model": type(self.model).__qualname__,
+            "prior": type(self.prior).__qualname__,
+            "kl": elbo.kl,
+            "num_samples": elbo.num_samples,
+            "free_bits": elbo.free_bits,
+            "target": elbo.target,
+            "optimizer": repr(self.optimizer),
+            "lr": _fingerprint({"lr": lr}),
+            "beta": _fingerprint({"beta": beta}),
+            "clip": self.clip,
+            "average": self.average,
+            "patience": patience,
+            "held_out": None if watched is None else _fingerprint(watched),
+            "data": None if isinstance(batches, Loaded) else _fingerprint(batches.entries()),
         }
-        folder = None if out is None else Path(out)
-        saved = None
-        if folder is not None:
-            prepare_folder(folder)
-            saved = read(folder, settings)
-        engine = Engine(
-            self.elbo,
-            batches,
-            self.optimizer,
-            values("lr", self.lr, steps),
-            seed=self.seed,
-            precision=self.precision,
-            kl_weights=values("beta", self.beta, steps),
-            clip=self.clip,
-            average=self.average,
-        )
-        run = _Run(self, engine, batches, epochs, held_out, patience, folder, settings)
-        if saved is not None:
-            run.go_on_from(saved)
-        with Progress(steps, "training", show=show_progress) as progress, Signals() as signals:
-            progress.advance(run.done)
-            run.train(signals, progress)
-        return run.curve
 
     def evaluate(self, data: Data, samples: int = 128) -> Evaluation:
         """ELBO, rate, distortion and log p(x) of the model, from `samples` z of each row.
@@ -174,11 +216,16 @@ class Trainer:
         Raises:
             ConfigError, TypeError, ValueError: a wrong argument.
         """
-        check_count("Trainer.evaluate", "samples", samples)
+        check_count("Trainer.evaluate", "samples", samples, least=1)
         return self._evaluate(data, samples, "test")
 
     def _evaluate(self, data: Data, samples: int, use: str) -> Evaluation:
         entries, bare = _entries(data, self.device)
+        check_entries(entries, op="evaluate")
+        if self.elbo.target is None and len(entries) > 1:
+            raise ConfigError(
+                f"target must be given: which of {', '.join(entries)} the likelihood scores"
+            )
         key = EVALUATION[use].key(self.seed, device=self.device)
         return evaluate(self.elbo, entries, key, samples, bare=bare)
 
@@ -191,7 +238,7 @@ class Trainer:
         size = check_entries(entries)
         if batch_size is None:
             raise ConfigError("batch_size must be given for data in memory")
-        check_count("Trainer.train", "batch_size", batch_size)
+        check_count("Trainer.train", "batch_size", batch_size, least=1)
         if batch_size > size:
             raise ConfigError(
                 f"batch_size must be at most {size}, the rows of data, got {batch_size}"
@@ -222,7 +269,13 @@ class _Run:
         self._kept_at = time.monotonic()
 
     def go_on_from(self, saved: Saved) -> None:
-        self.engine.load_state_dict(saved.engine, saved.done)
+        try:
+            self.engine.load_state_dict(saved.engine, saved.done)
+        except (LookupError, TypeError, ValueError, RuntimeError) as error:
+            raise OutputError(
+                f"out: {self.folder} holds a damaged state, or one of another model "
+                f"({first_line(error)})"
+            ) from None
         self.done, self.curve, self.best = saved.done, saved.curve, saved.best
 
     def train(self, signals: Signals, progress: Progress) -> None:
@@ -266,11 +319,7 @@ class _Run:
     def _end_epoch(self, steps: int) -> None:
         rate, distortion = self.engine.take_totals(steps)
         if not math.isfinite(rate + distortion):
-            step = self.engine.finite_steps() + 1
-            raise TrainingError(
-                f"the loss is not finite at step {step} (rate {rate}, distortion {distortion}): a "
-                "smaller lr, or clip, may help"
-            )
+            raise self._not_finite(f"rate {rate}, distortion {distortion}")
         point = {
             "step": float(self.done),
             "elbo": -(rate + distortion),
@@ -288,6 +337,12 @@ class _Run:
         if self.trainer.log is not None:
             numbers = {name: value for name, value in point.items() if name != "step"}
             self.trainer.log(self.done, numbers)
+
+    def _not_finite(self, what: str) -> TrainingError:
+        step = self.engine.finite_steps() + 1
+        return TrainingError(
+            f"the loss is not finite at step {step} ({what}): a smaller lr, or clip, may help"
+        )
 
     def _had_enough(self) -> bool:
         if self.patience is None or self.best is None:
@@ -312,6 +367,8 @@ class _Run:
     def _keep(self) -> None:
         if self.folder is None:
             return
+        if self.engine.finite_steps() < self.done:
+            raise self._not_finite("at a checkpoint")
         state = self.engine.state_dict()
         write(self.folder, Saved(self.settings, self.done, state, self.curve, self.best))
         self._kept_at = time.monotonic()
@@ -329,12 +386,19 @@ def _entries(data: Data, device: torch.device) -> tuple[dict[str, Entry], bool]:
     return {name: entry.to(device) for name, entry in data.items()}, False
 
 
-def _fingerprint(batches: Rows | Loaded) -> str:
-    """Of the data in memory; a loader's data are not read for it."""
-    if isinstance(batches, Loaded):
-        return "loader"
+def _check_between(name: str, value: float | None, low: float, high: float) -> None:
+    if value is None:
+        return
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not low <= value <= high or math.isinf(value):
+        least = "above 0" if 0 < low < 1e-300 else f"at least {low:g}"
+        most = "" if math.isinf(high) else f" and at most {high:g}"
+        raise ConfigError(f"{name} must be a number, {least}{most}, got {value!r}")
+
+
+def _fingerprint(data: Mapping[str, Entry]) -> str:
     digest = hashlib.sha256()
-    for name, entry in batches.data.items():
+    for name, entry in data.items():
         tensors = entry.tensors() if isinstance(entry, SparseRows) else [entry]
         for t in tensors:
             digest.update(f"{name} {tuple(t.shape)} {t.dtype}".encode())

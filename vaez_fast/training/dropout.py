@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vaez_kernels import uniform
 
@@ -18,13 +19,13 @@ from vaez_kernels import uniform
 # from FIRST on.
 FIRST, MOST_SAMPLES = 2**31, 2**16
 
-# The function, and how many dimensions of its input each drawn number decides: those behind the
-# channels, which are dropped as a whole.
-DROPOUTS: dict[Callable[..., Tensor], int] = {
-    F.dropout: 0,
-    F.dropout1d: 1,
-    F.dropout2d: 2,
-    F.dropout3d: 3,
+# The functions. Those with dimensions drop whole channels: one number decides what lies behind the
+# first two of their input's dimensions, of which there must be so many.
+DROPOUTS: dict[Callable[..., Tensor], tuple[int, ...]] = {
+    F.dropout: (),
+    F.dropout1d: (3,),
+    F.dropout2d: (3, 4),  # (N, C, L) as in PyTorch
+    F.dropout3d: (5,),
 }
 
 
@@ -53,7 +54,12 @@ class StreamDropout(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def _dropout(
-        self, shared: int, x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+        self,
+        dims: tuple[int, ...],
+        x: Tensor,
+        p: float = 0.5,
+        training: bool = True,
+        inplace: bool = False,
     ) -> Tensor:
         if not training or p == 0.0:
             return x
@@ -63,7 +69,12 @@ class StreamDropout(TorchFunctionMode):
                 f"dropout in a training step needs an input whose first dimension is the batch "
                 f"({batch} rows, or that times the samples of z), got shape {tuple(x.shape)}"
             )
-        kept = x.shape[: x.dim() - shared]
+        if dims and x.dim() not in dims:
+            raise ValueError(
+                f"dropout of channels in a training step needs an input of "
+                f"{' or '.join(map(str, dims))} dimensions, got shape {tuple(x.shape)}"
+            )
+        kept = x.shape[:2] if dims else x.shape
         samples, columns = x.shape[0] // batch, math.prod(kept[1:])
         u = uniform(
             *(self.noise, samples, batch, columns),
@@ -71,9 +82,23 @@ class StreamDropout(TorchFunctionMode):
             sample_offset=FIRST + MOST_SAMPLES * self.calls,
         )
         self.calls += 1
-        mask = (u >= p).view(*kept, *[1] * shared).to(x.dtype)
+        mask = (u >= p).view(*kept, *[1] * (x.dim() - len(kept))).to(x.dtype)
         scaled = x * mask if p == 1.0 else x * mask * (1.0 / (1.0 - p))
         return x.copy_(scaled) if inplace else scaled
+
+
+class RefusedDraws(TorchDispatchMode):
+    """A block in which drawing from PyTorch's generator raises ValueError."""
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        _check_draw(func, args, kwargs or {})
+        return func(*args, **(kwargs or {}))
 
 
 def check_draws(graph: GraphModule) -> None:
@@ -83,20 +108,20 @@ def check_draws(graph: GraphModule) -> None:
         ValueError: it does; a resumed run would draw others.
     """
     for node in graph.graph.nodes:
-        tags = getattr(node.target, "tags", ())
-        if torch.Tag.nondeterministic_seeded in tags and not _drops_nothing(node):
-            raise ValueError(
-                f"this model draws from PyTorch's generator ({node.target}), so that a resumed run "
-                "would not repeat it: draw with vaez_fast.ops.normal or uniform, or drop out with "
-                "torch.nn.Dropout, which take the noise stream"
-            )
+        if isinstance(node.target, torch._ops.OpOverload):
+            _check_draw(node.target, node.args, node.kwargs)
 
 
-def _drops_nothing(node: Node) -> bool:
+def _check_draw(op: torch._ops.OpOverload, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+    if torch.Tag.nondeterministic_seeded not in op.tags:
+        return
     # Attention is among the operators that draw, although it only does so for its own dropout.
-    assert isinstance(node.target, torch._ops.OpOverload)
-    for at, argument in enumerate(node.target._schema.arguments):
+    for at, argument in enumerate(op._schema.arguments):
         if argument.name == "dropout_p":
-            given = node.args[at] if at < len(node.args) else node.kwargs.get("dropout_p")
-            return bool((argument.default_value if given is None else given) == 0.0)
-    return False
+            given = args[at] if at < len(args) else kwargs.get("dropout_p", argument.default_value)
+            if given == 0.0:
+                return
+    raise ValueError(
+        f"this model draws from PyTorch's generator ({op}), so that a resumed run would not repeat "
+        "it; a posterior draws z from the noise stream, and so does torch.nn.Dropout in forward"
+    )

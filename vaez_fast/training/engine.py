@@ -15,7 +15,7 @@ from vaez_kernels.backend import uses_triton
 
 from ..streams import TRAINING
 from ..system.world import World
-from .dropout import StreamDropout, check_draws
+from .dropout import RefusedDraws, StreamDropout, check_draws
 from .graph import compile_graph, identity, lift_constants, trace, untraceable
 from .optimizer import Optimizer
 from .step_state import State, restore, stored_for_products
@@ -88,7 +88,8 @@ class Engine:
         encoder: the engine that trains the encoder, if this one trains the decoder on its z; each
             step reads the encoder's current weights.
         clip: the largest global norm of the gradients; longer ones are scaled down to it.
-        average: the decay of an exponential moving average of the weights, None for no average.
+        average: the decay of an exponential moving average of the weights and of floating-point
+            buffers, None for no average. At step t it is at most (1 + t)/(10 + t).
 
     Raises:
         ValueError: a compiled step would train the model differently from the model's own code
@@ -147,8 +148,9 @@ class Engine:
             copies=[w.to(precision) for w in weights if copied and w.dim() == 2],
             moments=[optimizer.moments_of(w) for w in weights],
             buffers=[buffers[name].clone() for name in self.buffer_names],
-            averages=[w.clone() for w in weights if average is not None],
         )
+        if average is not None:
+            self.state.averages = [t.clone() for t in _averaged(self.state)]
         self._inputs = [*batches.inputs(), self.schedule, *self.fixed]
         self._arguments = [*self._inputs, *self.state.tensors()]
         self._run = self._compile()
@@ -169,7 +171,8 @@ class Engine:
         rate, distortion = self._loss(given, x, state)
         kl_weight, *row = schedule.index_select(0, step)[0].unbind()
         loss = (kl_weight * rate + distortion).sum() / self.batches.batch_size
-        gradients = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
+        # None for a weight that the loss does not read, which then stays as it is.
+        gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
         with torch.no_grad():
             sums = torch.stack((rate.sum(), distortion.sum()))
             summed, sums = self._over_ranks(gradients, sums)
@@ -197,31 +200,39 @@ class Engine:
         return rate.float(), distortion.float()
 
     def _over_ranks(
-        self, gradients: Sequence[Tensor], sums: Tensor
-    ) -> tuple[Sequence[Tensor], Tensor]:
+        self, gradients: Sequence[Tensor | None], sums: Tensor
+    ) -> tuple[Sequence[Tensor | None], Tensor]:
         # One flat sum keeps weights and losses equal on all ranks, bit for bit.
         if self.batches.world.size == 1:
             return gradients, sums
-        flat = torch.cat([sums, *(g.float().flatten() for g in gradients)])
+        used = [g for g in gradients if g is not None]
+        flat = torch.cat([sums, *(g.float().flatten() for g in used)])
         flat = self.batches.world.sum(flat)
-        sums, *parts = flat.split([2, *(g.numel() for g in gradients)])
-        return [p.view(g.shape) for p, g in zip(parts, gradients, strict=True)], sums
+        sums, *parts = flat.split([2, *(g.numel() for g in used)])
+        rest = iter(parts)
+        return [None if g is None else next(rest).view(g.shape) for g in gradients], sums
 
-    def descend(self, state: State, gradients: Sequence[Tensor], row: list[Tensor]) -> None:
-        """The optimiser's part of a step, in place."""
+    def descend(self, state: State, gradients: Sequence[Tensor | None], row: list[Tensor]) -> None:
+        """The optimiser's part of a step, in place; a weight without a gradient stays."""
         if self.clip is not None:
-            norm = torch.stack([g.float().square().sum() for g in gradients]).sum().sqrt()
+            used = [g.float().square().sum() for g in gradients if g is not None]
+            norm = torch.stack(used).sum().sqrt()
             # As in torch.nn.utils.clip_grad_norm_.
             scale = (self.clip / (norm + 1e-6)).clamp(max=1.0)
-            gradients = [g * scale for g in gradients]
+            gradients = [None if g is None else g * scale for g in gradients]
         pairs = state.with_copies()
         for (w, copy), moments, gradient in zip(pairs, state.moments, gradients, strict=True):
+            if gradient is None:
+                continue
             self.optimizer.update(w, gradient.float(), moments, row)
             if copy is not None:
                 copy.copy_(w)
-        for w, mean in zip(state.weights, state.averages, strict=False):
-            assert self.average is not None
-            mean.lerp_(w, 1 - self.average)
+        if self.average is not None:
+            # The first steps count more, so that the initial weights are soon forgotten.
+            t = state.noise[1].float()
+            decay = ((1 + t) / (10 + t)).clamp(max=self.average)
+            for tensor, mean in zip(_averaged(state), state.averages, strict=True):
+                mean.add_((1 - decay) * (tensor - mean))
 
     def arguments(self) -> list[Tensor]:
         """The tensors that a step reads and advances."""
@@ -235,7 +246,8 @@ class Engine:
         except untraceable() as error:
             reason = str(error).strip().splitlines()[0]
             warnings.warn(
-                f"this model's step cannot become one graph, so it runs in eager PyTorch: {reason}",
+                "the step of this model and optimizer cannot become one graph, so it runs in eager "
+                f"PyTorch: {reason}",
                 RuntimeWarning,
                 stacklevel=3,
             )
@@ -261,7 +273,7 @@ class Engine:
         return compiled_graphs[key]
 
     def _eager(self, *tensors: Tensor) -> None:
-        with torch.enable_grad():
+        with torch.enable_grad(), RefusedDraws():
             self.update(*tensors)
 
     def step(self) -> None:
@@ -302,7 +314,7 @@ class Engine:
             "weights": named(self.names, state.weights),
             "moments": dict(zip(self.names, moments, strict=True)),
             "buffers": named(self.buffer_names, state.buffers),
-            "averages": named(self.names if state.averages else [], state.averages),
+            "averages": named(self._averaged_names(), state.averages),
         }
 
     def load_state_dict(self, saved: dict[str, Any], step: int) -> None:
@@ -315,7 +327,7 @@ class Engine:
         # Checkpoints of earlier versions have no buffers and no averages.
         saved = {"buffers": {}, "averages": {}} | saved
         names = {"weights": self.names, "moments": self.names, "buffers": self.buffer_names}
-        names["averages"] = self.names if state.averages else []
+        names["averages"] = self._averaged_names()
         for part, expected in names.items():
             if not isinstance(saved.get(part), dict):
                 raise TypeError("its weights and moments are not named")
@@ -338,17 +350,29 @@ class Engine:
     def named_tensors(self, *, averaged: bool = False) -> dict[str, Tensor]:
         """The trained weights and the buffers by their names in the objective.
 
-        `averaged` takes the average of the weights, if there is one.
+        `averaged` takes their averages, if there are any.
         """
         state = self.state
-        weights = state.averages if averaged and state.averages else state.weights
-        named = dict(zip(self.names, weights, strict=True))
-        return named | dict(zip(self.buffer_names, state.buffers, strict=True))
+        named = dict(zip(self.names, state.weights, strict=True))
+        named |= dict(zip(self.buffer_names, state.buffers, strict=True))
+        if averaged:
+            named |= dict(zip(self._averaged_names(), state.averages, strict=True))
+        return named
+
+    def _averaged_names(self) -> list[str]:
+        if not self.state.averages:
+            return []
+        buffers = zip(self.buffer_names, self.state.buffers, strict=True)
+        return [*self.names, *(name for name, b in buffers if b.is_floating_point())]
 
     def write_to(self, vae: nn.Module) -> None:
         """Copy the trained weights and the buffers into a model; its other weights stay."""
         named = self.named_tensors().items()
         vae.load_state_dict({name.removeprefix("vae."): t for name, t in named}, strict=False)
+
+
+def _averaged(state: State) -> list[Tensor]:
+    return [*state.weights, *(b for b in state.buffers if b.is_floating_point())]
 
 
 def _trains(objective: Any, name: str, p: nn.Parameter) -> bool:

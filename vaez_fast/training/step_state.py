@@ -22,7 +22,7 @@ class State:
     copies: list[Tensor]  # the matrices in the products' dtype; empty for float32
     moments: list[list[Tensor]]  # the optimiser's, for each weight
     buffers: list[Tensor] = field(default_factory=list)  # of the model, such as running means
-    averages: list[Tensor] = field(default_factory=list)  # of the weights, if they are averaged
+    averages: list[Tensor] = field(default_factory=list)  # of weights and floating-point buffers
 
     def tensors(self) -> list[Tensor]:
         moments = [m for of_weight in self.moments for m in of_weight]

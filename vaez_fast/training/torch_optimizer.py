@@ -26,6 +26,8 @@ def optimizer_of(make: Make) -> Optimizer | TorchOptimizer:
         TypeError, ValueError: it makes no optimiser of torch.optim, or one that a compiled step
             cannot contain.
     """
+    if "lr" in getattr(make, "keywords", {}):
+        raise ValueError("optimizer: leave out lr; the learning rate is an argument of its own")
     made = _made(make, torch.zeros(2, 2, requires_grad=True))
     group = made.param_groups[0]
     ours = type(made) in (torch.optim.Adam, torch.optim.AdamW) and not (
@@ -57,6 +59,18 @@ class TorchOptimizer:
         group = made.param_groups[0]
         if group.get("momentum") and group.get("dampening"):
             raise ValueError("optimizer: SGD with dampening treats its first step differently")
+        weight = torch.zeros(2, 2)
+        starts = [self._state(weight, lr) for lr in (1e-3, 1e-2)]
+        if any(not torch.equal(starts[0][name], starts[1][name]) for name in starts[0]):
+            raise ValueError(
+                f"optimizer {type(made).__name__} cannot be part of a compiled step: its initial "
+                "state depends on the learning rate, which follows a schedule here"
+            )
+
+    def __repr__(self) -> str:
+        group = _made(self.make, torch.zeros(2, 2)).param_groups[0]
+        of = {name: value for name, value in group.items() if name not in ("params", "lr")}
+        return f"{type(_made(self.make, torch.zeros(2, 2))).__name__}({of})"
 
     def table(self, rates: Tensor) -> Tensor:
         """(T,) rates → (T, 1) float32, the same."""
@@ -84,9 +98,9 @@ class TorchOptimizer:
             if state[name] is not moment:
                 moment.copy_(state[name])
 
-    def _state(self, weight: Tensor) -> dict[str, Tensor]:
+    def _state(self, weight: Tensor, lr: float = 1e-3) -> dict[str, Tensor]:
         parameter = weight.detach().clone()
-        made = _made(self.make, parameter)
+        made = _made(self.make, parameter, lr)
         parameter.grad = torch.zeros_like(parameter)
         init: Any = made._init_group  # type: ignore[attr-defined]
         lists = len(inspect.signature(init).parameters) - 1
@@ -127,8 +141,8 @@ class TensorFactors(TorchFunctionMode):
         return func(*args, **given)
 
 
-def _made(make: Make, parameter: Tensor) -> torch.optim.Optimizer:
-    made = make([parameter], lr=1e-3)
+def _made(make: Make, parameter: Tensor, lr: float = 1e-3) -> torch.optim.Optimizer:
+    made = make([parameter], lr=lr)
     if not isinstance(made, torch.optim.Optimizer):
         raise TypeError(
             "optimizer must be a class of torch.optim or a functools.partial of one, got "

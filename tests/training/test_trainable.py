@@ -256,6 +256,8 @@ class Keeps(nn.Module):
                 self.tensor.add_(1)
             case "a tensor in a list":
                 self.listed[0].add_(1)
+            case "a listed tensor that is found equal":
+                self.listed[0].mul_(1)
             case "a number":
                 self.count += 1
             case "a new attribute":
@@ -266,6 +268,7 @@ class Keeps(nn.Module):
 KEPT = {
     "a tensor in place": r"vae\.encoder\.1\.tensor",
     "a tensor in a list": r"a tensor of shape \(200,\)",
+    "a listed tensor that is found equal": r"a tensor of shape \(200,\)",
     "a number": r"vae\.encoder\.1\.count",
     "a new attribute": r"vae\.encoder\.1\.last",
 }
@@ -369,6 +372,21 @@ def test_statistics_of_a_normalisation_move_with_the_steps_and_not_with_compilin
     for buffer_name, buffer in own.named_buffers():
         ours = engine.named_tensors()[f"vae.{buffer_name}"]
         torch.testing.assert_close(ours, buffer, rtol=1e-5, atol=1e-6)
+
+
+def test_running_statistics_that_no_checkpoint_holds_are_refused(
+    compilations: list[None],
+) -> None:
+    def edit(vae: VAE) -> None:
+        norm = nn.BatchNorm1d(HIDDEN)
+        norm.num_batches_tracked = None
+        for name, buffer in list(norm.named_buffers()):
+            norm.register_buffer(name, buffer, persistent=False)
+        with_layer(norm)(vae)
+
+    with pytest.raises(ValueError, match=r"Engine keeps .*vae\.encoder\.1\.running_mean"):
+        make(edit)
+    assert not compilations
 
 
 def _loss_of(vae: VAE) -> float:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -142,7 +142,10 @@ class Trainer:
             if held_out is None:
                 raise ConfigError("patience needs held_out, whose ELBO it watches")
         if held_out is not None:
-            check_entries(_entries(held_out, self.device)[0], op="held_out")
+            # Moved once, not after each epoch.
+            entries, bare = _entries(held_out, self.device)
+            check_entries(entries, op="held_out")
+            held_out = cast(Tensor, entries["x"]) if bare else entries
         if not self.elbo.training:
             self.elbo.train()  # else, parts that the user put into evaluation mode stay in it
         batches = self._batches(data, batch_size)

@@ -45,21 +45,6 @@ class StepBatches(Protocol):
         ...
 
 
-class Objective(Protocol):
-    """A loss: a module that holds the model and computes rate and distortion, each (B,) nats.
-
-    `trains` names the parts of the model whose parameters train, None for all that are not frozen;
-    `beta` is the rate's weight.
-    """
-
-    trains: tuple[str, ...] | None
-    beta: float
-
-    def __call__(self, x: Any, noise: Tensor, row_offset: int = 0) -> tuple[Tensor, Tensor]:
-        """A batch, noise (2,) int64 → rate (B,), distortion (B,)."""
-        ...
-
-
 # An arm is trained from many seeds, but compiled once. Tracing finds equal steps and takes 0.2 s,
 # compiling 10 s.
 compiled_graphs: dict[object, Callable[..., None]] = {}
@@ -72,7 +57,9 @@ class Engine:
     as running means, are advanced by each step. Dropout draws from the noise stream.
 
     Args:
-        objective: the model with its initial weights and the loss (see `Objective`).
+        objective: a module that holds the model with its initial weights, and computes rate and
+            distortion, each (B,) nats, from a batch, noise and a row offset. `trains` names the
+            parts of the model that train, None for all; `beta` is the rate's weight.
         batches: the data, on the device where everything will be, and the ranks that share them.
             Each rank computes its rows. One sum over ranks of gradients and losses makes all ranks
             take the same step.
